@@ -1,0 +1,414 @@
+//! Who is calling: OAuth 2.0 bearer JWTs (RFC 9068) of configured issuers, verified and turned into a [`Caller`].
+//!
+//! A key's algorithm is its own, never the token's choice; keys come from the issuer's key set only. Verified tokens are
+//! remembered by digest for at most five minutes, and forgotten when the keys change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
+
+use crate::id::{TenantId, TouchpointId};
+use crate::secret::sha256;
+use crate::status::{Reason, Refusal};
+use crate::time::Time;
+
+/// How far apart the issuer's clock and ours may be.
+const LEEWAY: TimeDelta = TimeDelta::seconds(5);
+/// Longest bearer that is looked at.
+const TOKEN_MAX_BYTES: usize = 8 * 1024;
+const CACHE_TTL: Duration = Duration::from_mins(5);
+const REFRESH_INTERVAL: TimeDelta = TimeDelta::minutes(1);
+
+/// A verified caller.
+#[derive(Debug)]
+pub struct Caller {
+    /// The tenant all its requests are about.
+    pub tenant: TenantId,
+    /// `issuer|sub`.
+    pub principal: String,
+    /// Whether a human being is at the other end; only people vote.
+    pub is_person: bool,
+    scopes: BTreeSet<String>,
+    groups: BTreeSet<String>,
+    touchpoints: Option<BTreeSet<String>>,
+    not_after: Time,
+}
+
+impl Caller {
+    /// The caller of a request that passed the edge.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Arc<Self>, Refusal> {
+        let missing = || Refusal::new(Reason::CallerCredentialMissing, "no verified caller");
+        request.extensions().get::<Arc<Self>>().cloned().ok_or_else(missing)
+    }
+
+    /// Whether the token carries the scope.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes.contains(scope)
+    }
+
+    /// Refuses a caller without the scope.
+    pub fn require_scope(&self, scope: &str) -> Result<(), Refusal> {
+        if self.has_scope(scope) {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::CallerScopeMissing, format!("the caller's token lacks scope {scope}"))
+            .with("scope", scope))
+    }
+
+    /// Refuses a caller in none of the groups; no groups ask for nothing.
+    pub fn require_owner(&self, owner_groups: &[String]) -> Result<(), Refusal> {
+        if owner_groups.is_empty() || owner_groups.iter().any(|group| self.groups.contains(group)) {
+            return Ok(());
+        }
+        let groups = owner_groups.join(", ");
+        Err(Refusal::new(Reason::CallerNotOwner, format!("only members of {groups} may do this"))
+            .with("owner_groups", groups))
+    }
+
+    /// Refuses a caller whose token is limited to other touchpoints.
+    pub fn require_touchpoint(&self, touchpoint: &TouchpointId) -> Result<(), Refusal> {
+        if self
+            .touchpoints
+            .as_ref()
+            .is_none_or(|allowed| allowed.contains(touchpoint.as_str()))
+        {
+            return Ok(());
+        }
+        let text = format!("the caller's token is limited to other touchpoints than {touchpoint}");
+        Err(Refusal::new(Reason::CallerTouchpointRefused, text).with("touchpoint", touchpoint))
+    }
+
+    /// Refuses a workload.
+    pub fn require_person(&self) -> Result<(), Refusal> {
+        if self.is_person {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::CallerNotAPerson, "only a person may do this"))
+    }
+}
+
+/// What the configuration says of one issuer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// `iss` of its tokens.
+    issuer: String,
+    /// One of `aud` of its tokens.
+    audience: String,
+    /// File with its key set (RFC 7517), relative to the configuration's folder.
+    jwks_file: PathBuf,
+    /// Tenants it may speak for; `*` for all.
+    tenants: Vec<String>,
+    /// Claim that tells people from workloads, and its value for people.
+    #[serde(default = "default_person_claim")]
+    person_claim: (String, String),
+    /// Values of `typ` that access tokens have.
+    #[serde(default = "default_token_types")]
+    token_types: Vec<String>,
+}
+
+fn default_person_claim() -> (String, String) {
+    ("kind".to_owned(), "person".to_owned())
+}
+
+fn default_token_types() -> Vec<String> {
+    vec!["at+jwt".to_owned(), "application/at+jwt".to_owned()]
+}
+
+/// The issuers' configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IssuersError {
+    /// The file cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Read(PathBuf, std::io::Error),
+    /// The file is not what it should be.
+    #[error("{0}: {1}")]
+    Json(PathBuf, serde_json::Error),
+    /// Nobody could call.
+    #[error("{0} names no issuer")]
+    Empty(PathBuf),
+}
+
+struct Issuer {
+    config: IssuerConfig,
+    jwks_path: PathBuf,
+    keys: BTreeMap<String, (Algorithm, DecodingKey)>,
+    /// The text that `keys` were read from.
+    jwks: String,
+    refreshed_at: Option<Time>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    exp: i64,
+    #[serde(default)]
+    nbf: Option<i64>,
+    aud: Audience,
+    #[serde(default)]
+    scope: String,
+    tenant: String,
+    #[serde(default)]
+    groups: BTreeSet<String>,
+    #[serde(default)]
+    touchpoints: Option<BTreeSet<String>>,
+    #[serde(flatten)]
+    other: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct IssuerClaim {
+    iss: String,
+}
+
+/// Verifies bearers.
+pub struct Authenticator {
+    issuers: RwLock<BTreeMap<String, Issuer>>,
+    verified: moka::sync::Cache<[u8; 32], Arc<Caller>>,
+}
+
+impl Authenticator {
+    /// Reads the issuers and their keys.
+    pub fn open(path: &Path) -> Result<Self, IssuersError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| IssuersError::Read(path.to_owned(), error))?;
+        let configs: Vec<IssuerConfig> =
+            serde_json::from_str(&text).map_err(|error| IssuersError::Json(path.to_owned(), error))?;
+        if configs.is_empty() {
+            return Err(IssuersError::Empty(path.to_owned()));
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut issuers = BTreeMap::new();
+        for config in configs {
+            let jwks_path = folder.join(&config.jwks_file);
+            let jwks = std::fs::read_to_string(&jwks_path)
+                .map_err(|error| IssuersError::Read(jwks_path.clone(), error))?;
+            let keys = read_keys(&jwks).map_err(|error| IssuersError::Json(jwks_path.clone(), error))?;
+            let name = config.issuer.clone();
+            issuers.insert(name, Issuer { config, jwks_path, keys, jwks, refreshed_at: None });
+        }
+        let verified = moka::sync::Cache::builder()
+            .max_capacity(100_000)
+            .time_to_live(CACHE_TTL)
+            .build();
+        Ok(Self { issuers: RwLock::new(issuers), verified })
+    }
+
+    /// The caller whom an `authorization` header names.
+    pub fn authenticate(&self, header: Option<&str>, now: Time) -> Result<Arc<Caller>, Refusal> {
+        let token = header
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or_else(|| {
+                Refusal::new(Reason::CallerCredentialMissing, "send `authorization: Bearer <access token>`")
+            })?;
+        if token.len() > TOKEN_MAX_BYTES {
+            return Err(malformed(format!("the access token is longer than {TOKEN_MAX_BYTES} bytes")));
+        }
+        let digest = sha256(&[token.as_bytes()]);
+        if let Some(caller) = self.verified.get(&digest) {
+            check_expiry(caller.not_after, now)?;
+            return Ok(caller);
+        }
+        let caller = Arc::new(self.verify(token, now)?);
+        self.verified.insert(digest, Arc::clone(&caller));
+        Ok(caller)
+    }
+
+    /// Reads every issuer's keys again, so that a key taken out stops working within the minute.
+    pub fn refresh(&self, now: Time) {
+        let mut issuers = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
+        for issuer in issuers.values_mut() {
+            self.reload(issuer, now);
+        }
+    }
+
+    fn verify(&self, token: &str, now: Time) -> Result<Caller, Refusal> {
+        let IssuerClaim { iss } = jsonwebtoken::dangerous::insecure_decode_claims(token)
+            .map_err(|_| malformed("the bearer is no JWT with `iss`"))?;
+        let kid = jsonwebtoken::decode_header(token)
+            .map_err(|error| match error.kind() {
+                // `none` and algorithms nobody knows fail here, before a key is looked up.
+                jsonwebtoken::errors::ErrorKind::Json(_) => Refusal::new(
+                    Reason::CallerAlgorithmRefused,
+                    "the token's header names no algorithm that is taken",
+                ),
+                _ => malformed("the bearer is no JWT"),
+            })?
+            .kid
+            .unwrap_or_default();
+        let known = |issuers: &BTreeMap<String, Issuer>| {
+            let issuer = issuers.get(&iss)?;
+            Some(
+                issuer.keys.contains_key(&kid)
+                    || issuer.refreshed_at.is_some_and(|at| now - at < REFRESH_INTERVAL),
+            )
+        };
+        let current = known(&self.issuers.read().unwrap_or_else(PoisonError::into_inner));
+        if current == Some(false) {
+            let mut issuers = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(issuer) = issuers.get_mut(&iss) {
+                self.reload(issuer, now);
+            }
+        }
+        let issuers = self.issuers.read().unwrap_or_else(PoisonError::into_inner);
+        let issuer = issuers.get(&iss).ok_or_else(|| {
+            Refusal::new(Reason::CallerIssuerUnknown, "the token's issuer is not configured")
+        })?;
+        let key = issuer.keys.get(&kid);
+        let (algorithm, key) = key.ok_or_else(|| {
+            Refusal::new(Reason::CallerKeyUnknown, "the issuer has no key with the token's `kid`")
+        })?;
+        issuer.check(token, *algorithm, key, now)
+    }
+
+    fn reload(&self, issuer: &mut Issuer, now: Time) {
+        issuer.refreshed_at = Some(now);
+        let jwks = match std::fs::read_to_string(&issuer.jwks_path) {
+            Ok(jwks) if jwks == issuer.jwks => return,
+            Ok(jwks) => jwks,
+            Err(error) => {
+                tracing::warn!(path = %issuer.jwks_path.display(), %error, "key set unreadable; the keys known go on working");
+                return;
+            }
+        };
+        match read_keys(&jwks) {
+            Ok(keys) => {
+                issuer.keys = keys;
+                issuer.jwks = jwks;
+                self.verified.invalidate_all();
+                tracing::info!(issuer = issuer.config.issuer, "key set changed");
+            }
+            Err(error) => {
+                tracing::warn!(path = %issuer.jwks_path.display(), %error, "key set unusable; the keys known go on working");
+            }
+        }
+    }
+}
+
+impl Issuer {
+    fn check(
+        &self,
+        token: &str,
+        algorithm: Algorithm,
+        key: &DecodingKey,
+        now: Time,
+    ) -> Result<Caller, Refusal> {
+        use jsonwebtoken::errors::ErrorKind;
+        let mut validation = Validation::new(algorithm);
+        // Expiry and audience are checked below, by the injected clock and with reasons of their own.
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let data =
+            jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
+                ErrorKind::InvalidAlgorithm => Refusal::new(
+                    Reason::CallerAlgorithmRefused,
+                    "the token is not signed with the key's own algorithm",
+                ),
+                ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => malformed(
+                    "the token lacks one of the claims sub, exp, aud, tenant, or has one of the wrong type",
+                ),
+                _ => Refusal::new(Reason::CallerSignatureInvalid, "the token's signature does not verify"),
+            })?;
+        let typ = data.header.typ.unwrap_or_default();
+        if !self.config.token_types.iter().any(|taken| taken.eq_ignore_ascii_case(&typ)) {
+            return Err(malformed(format!(
+                "the token's `typ` is not one of {}",
+                self.config.token_types.join(", ")
+            )));
+        }
+        self.caller(data.claims, now)
+    }
+
+    fn caller(&self, claims: Claims, now: Time) -> Result<Caller, Refusal> {
+        let audience = &self.config.audience;
+        let is_for_us = match &claims.aud {
+            Audience::One(one) => one == audience,
+            Audience::Many(many) => many.contains(audience),
+        };
+        if !is_for_us {
+            let text = format!("the token's audience is not {audience}");
+            return Err(Refusal::new(Reason::CallerAudienceWrong, text).with("audience", audience));
+        }
+        let not_after =
+            chrono::DateTime::from_timestamp(claims.exp, 0).ok_or_else(|| malformed("`exp` is no time"))?;
+        check_expiry(not_after, now)?;
+        if claims.nbf.is_some_and(|nbf| nbf > (now + LEEWAY).timestamp()) {
+            return Err(Refusal::new(Reason::CallerCredentialNotYetValid, "the token is not valid yet"));
+        }
+        let tenant: TenantId = claims.tenant.parse().map_err(|error| malformed(format!("tenant {error}")))?;
+        if !self
+            .config
+            .tenants
+            .iter()
+            .any(|allowed| allowed == "*" || allowed == tenant.as_str())
+        {
+            return Err(Refusal::new(
+                Reason::CallerTenantRefused,
+                "the token's issuer may not speak for its tenant",
+            ));
+        }
+        if claims.sub.is_empty() || claims.sub.len() > 255 {
+            return Err(malformed("`sub` must have 1 to 255 bytes"));
+        }
+        let (claim, value) = &self.config.person_claim;
+        Ok(Caller {
+            tenant,
+            principal: format!("{}|{}", self.config.issuer, claims.sub),
+            is_person: claims.other.get(claim).and_then(|found| found.as_str()) == Some(value),
+            scopes: claims.scope.split_ascii_whitespace().map(str::to_owned).collect(),
+            groups: claims.groups,
+            touchpoints: claims.touchpoints,
+            not_after,
+        })
+    }
+}
+
+fn check_expiry(not_after: Time, now: Time) -> Result<(), Refusal> {
+    if now < not_after + LEEWAY {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::CallerCredentialExpired, "the access token has expired; get a new one"))
+}
+
+fn malformed(text: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::CallerCredentialMalformed, text)
+}
+
+/// Signing keys by `kid`. The algorithm follows from the key; symmetric keys and curves we do not take are left out.
+fn read_keys(jwks: &str) -> Result<BTreeMap<String, (Algorithm, DecodingKey)>, serde_json::Error> {
+    let set: JwkSet = serde_json::from_str(jwks)?;
+    let mut keys = BTreeMap::new();
+    for jwk in &set.keys {
+        let algorithm = match &jwk.algorithm {
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => Algorithm::ES256,
+            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+            _ => continue,
+        };
+        let signs = jwk
+            .common
+            .public_key_use
+            .as_ref()
+            .is_none_or(|usage| *usage == PublicKeyUse::Signature);
+        if let (Some(kid), true, Ok(key)) = (&jwk.common.key_id, signs, DecodingKey::from_jwk(jwk)) {
+            keys.insert(kid.clone(), (algorithm, key));
+        }
+    }
+    Ok(keys)
+}

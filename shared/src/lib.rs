@@ -1,0 +1,29 @@
+//! What both services stand on: generated code and plumbing. No business noun but typed ids.
+
+#![warn(missing_docs)]
+
+pub mod auth;
+pub mod config;
+pub mod db;
+pub mod edge;
+pub mod feed;
+pub mod id;
+#[cfg(feature = "local")]
+pub mod issuer;
+mod json;
+pub mod keyring;
+pub mod outbox;
+pub mod page;
+pub mod parse;
+pub mod pb;
+#[cfg(feature = "local")]
+pub mod postgres;
+pub mod replay;
+pub mod secret;
+pub mod serve;
+pub mod snapshot;
+pub mod status;
+pub mod telemetry;
+pub mod time;
+pub mod watch;
+pub mod worker;

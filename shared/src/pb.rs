@@ -1,0 +1,17 @@
+//! Generated from `proto/`: messages and services by package, descriptors, and the scope of every method.
+//!
+//! Only the `rpc` floors, clients and tests speak these types; nothing below `rpc` does, but for `storage`.
+
+#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+
+include!(concat!(env!("OUT_DIR"), "/packages.rs"));
+include!(concat!(env!("OUT_DIR"), "/redacted.rs"));
+include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+pub use tandem::common::v1 as common;
+pub use tandem::release::v1 as release;
+pub use tandem::session::storage::v1 as storage;
+pub use tandem::session::v1 as session;
+
+/// The encoded `FileDescriptorSet` of everything above, options included, for reflection.
+pub static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,286 @@
+//! A server from its first to its last call: listens, tells its health, stops taking calls when told to, lets those in
+//! flight finish, and gives up on them after a while.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::auth::Authenticator;
+use crate::config::{LogFormat, Problems, ServiceArgs};
+use crate::db::{Db, DbError};
+use crate::edge::{Edge, EdgeLayer, NoScope};
+use crate::pb;
+use crate::telemetry;
+use crate::time::Clock;
+
+/// Largest message that is taken in.
+pub const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
+/// Health says NOT_SERVING when the database was away for so long.
+const HEALTH_GRACE: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+const KEYS_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Why a service ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The port.
+    #[error("cannot listen on {0}: {1}. Stop what uses the port, or choose another with --listen")]
+    Listen(SocketAddr, std::io::Error),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The protos.
+    #[error(transparent)]
+    Scope(#[from] NoScope),
+    /// The network.
+    #[error("the server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// A file.
+    #[error("cannot write {0}: {1}")]
+    File(std::path::PathBuf, std::io::Error),
+    /// Reflection.
+    #[error("reflection failed: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// How a service is told to stop, and what it waits for then.
+#[derive(Clone, Default)]
+pub struct Lifecycle {
+    /// Cancelled when the service shall stop.
+    pub stop: CancellationToken,
+    /// Cancelled when no call is left, for what must outlive the calls.
+    pub drained: CancellationToken,
+    /// Calls and streams.
+    pub calls: TaskTracker,
+    /// Workers.
+    pub workers: TaskTracker,
+}
+
+/// What a service brings to be served.
+pub struct Served {
+    /// Full names of its services.
+    pub services: &'static [&'static str],
+    /// The services.
+    pub routes: Routes,
+    /// Who may call.
+    pub authenticator: Arc<Authenticator>,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Its database, which its health depends on.
+    pub db: Db,
+    /// Whether to answer reflection.
+    pub reflection: bool,
+    /// Most calls at once.
+    pub in_flight_max: usize,
+    /// Patience on shutdown.
+    pub drain: Duration,
+}
+
+/// Takes the port.
+pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<TcpListener, ServeError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| ServeError::Listen(address, error))?;
+    let address = listener.local_addr().map_err(|error| ServeError::Listen(address, error))?;
+    if let Some(path) = address_file {
+        // Whoever waits for the file must never see half of it.
+        let partial = path.with_extension("partial");
+        let written =
+            std::fs::write(&partial, address.to_string()).and_then(|()| std::fs::rename(&partial, path));
+        written.map_err(|error| ServeError::File(path.to_owned(), error))?;
+    }
+    tracing::info!(%address, "listening");
+    Ok(listener)
+}
+
+/// Serves until told to stop, then drains.
+pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
+    let Served { services, routes, authenticator, clock, db, reflection, in_flight_max, drain } = served;
+    let edge = Edge::new(
+        services,
+        Arc::clone(&authenticator),
+        clock.clone(),
+        in_flight_max,
+        MESSAGE_MAX_BYTES,
+        lifecycle.calls.clone(),
+    )?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let mut routes = routes.add_service(health_service);
+    if reflection {
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let mut names: Vec<_> = services.to_vec();
+        names.push("grpc.health.v1.Health");
+        let named = |builder: tonic_reflection::server::Builder<'static>| {
+            names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+        };
+        routes = routes
+            .add_service(named(builder()).build_v1()?)
+            .add_service(named(builder()).build_v1alpha()?);
+    }
+    report_health(&health, services, ServingStatus::Serving).await;
+    let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
+    lifecycle.workers.spawn(monitor);
+
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .tcp_nodelay(true)
+        .max_concurrent_streams(Some(1024))
+        .layer(EdgeLayer(Arc::new(edge)))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            lifecycle.stop.cancelled(),
+        );
+    tokio::pin!(server);
+    let outcome = tokio::select! {
+        outcome = &mut server => outcome,
+        () = lifecycle.stop.cancelled() => {
+            tracing::info!("stopping: no new calls");
+            report_health(&health, services, ServingStatus::NotServing).await;
+            let drained = tokio::time::timeout(drain, async {
+                lifecycle.calls.close();
+                tokio::join!(&mut server, lifecycle.calls.wait()).0
+            });
+            drained.await.unwrap_or_else(|_| {
+                tracing::warn!(seconds = drain.as_secs(), calls = lifecycle.calls.len(), "calls still in flight are given up");
+                Ok(())
+            })
+        }
+    };
+    lifecycle.drained.cancel();
+    lifecycle.workers.close();
+    if tokio::time::timeout(Duration::from_secs(5), lifecycle.workers.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(workers = lifecycle.workers.len(), "workers did not stop in time");
+    }
+    Ok(outcome?)
+}
+
+/// Keeps health, the clock and the issuers' keys up to date.
+async fn monitor(
+    health: HealthReporter,
+    services: &'static [&'static str],
+    db: Db,
+    clock: Clock,
+    authenticator: Arc<Authenticator>,
+    stop: CancellationToken,
+) {
+    let (mut seen_at, mut clock_at, mut keys_at) = (Instant::now(), None::<Instant>, Instant::now());
+    let mut is_serving = true;
+    loop {
+        let is_there = if clock_at.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {
+            let read = db.read_clock(&clock).await;
+            clock_at = read.is_ok().then(Instant::now).or(clock_at);
+            read.is_ok()
+        } else {
+            db.ping().await.is_ok()
+        };
+        if is_there {
+            seen_at = Instant::now();
+        }
+        let shall_serve = seen_at.elapsed() < HEALTH_GRACE && !stop.is_cancelled();
+        if shall_serve != is_serving {
+            let status = if shall_serve { ServingStatus::Serving } else { ServingStatus::NotServing };
+            tracing::warn!(serving = shall_serve, "health changed");
+            report_health(&health, services, status).await;
+            is_serving = shall_serve;
+        }
+        if keys_at.elapsed() >= KEYS_INTERVAL {
+            authenticator.refresh(clock.now());
+            keys_at = Instant::now();
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PING_INTERVAL) => {}
+        }
+    }
+}
+
+async fn report_health(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for name in services.iter().chain(&[""]) {
+        health.set_service_status(*name, status).await;
+    }
+}
+
+/// Runs a service as a process: telemetry, settings, signals, exit code. Settings that cannot be used exit with 2.
+pub async fn run<C>(
+    name: &'static str,
+    args: &ServiceArgs,
+    config: Result<C, Problems>,
+    service: impl AsyncFnOnce(C, &Lifecycle) -> Result<(), ServeError>,
+) -> ExitCode {
+    let filter = args.log.as_deref().unwrap_or("info");
+    let mut problems = Problems::default();
+    let format = problems
+        .optional("TANDEM_LOG_FORMAT", args.log_format.as_deref())
+        .unwrap_or(LogFormat::Text);
+    let config = problems.check(Some(())).and(config);
+    let guard = match telemetry::init(name, filter, format, crate::config::exports_telemetry()) {
+        Ok(guard) => guard,
+        Err(error) => return refuse(&error),
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(problems) => return refuse(&problems),
+    };
+    let lifecycle = Lifecycle::default();
+    let stop = lifecycle.stop.clone();
+    let with_stdin = args.stop_with_stdin;
+    lifecycle.workers.spawn(async move {
+        tokio::select! {
+            () = stop_signal(with_stdin) => stop.cancel(),
+            () = stop.cancelled() => {}
+        }
+    });
+    let outcome = service(config, &lifecycle).await;
+    lifecycle.stop.cancel();
+    // The exporters block while they flush.
+    let _ = tokio::task::spawn_blocking(|| guard.flush()).await;
+    match outcome {
+        Ok(()) | Err(ServeError::Db(DbError::Stopped)) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the last words of the process, also where logs are off")]
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(2)
+}
+
+/// Waits for SIGTERM, SIGINT, or, where the parent asked for it, the end of standard input.
+pub async fn stop_signal(with_stdin: bool) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
+    let stdin = async {
+        if with_stdin {
+            let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+        () = stdin => tracing::info!("standard input closed"),
+    }
+}

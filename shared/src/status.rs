@@ -1,0 +1,329 @@
+//! Failures: a [`Reason`] each, which alone decides the gRPC code, with the details of `google.rpc.Status`.
+//!
+//! Domain errors become [`Failure`] in each service's `rpc.rs`; here a `Failure` becomes a `Status`, and an unexpected one
+//! is logged, once.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+pub use crate::pb::common::Reason;
+
+/// The `domain` of every `ErrorInfo`.
+pub const DOMAIN: &str = "tandem";
+
+/// Why a call did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The caller is told why.
+    #[error("{}", .0.message)]
+    Refused(Box<Refusal>),
+    /// The database failed or is away.
+    #[error("storage failed")]
+    Storage(#[from] sqlx::Error),
+    /// What is stored, or a rule of ours, is broken; the text is for the log only.
+    #[error("{0}")]
+    Bug(String),
+}
+
+/// An answer that says no, and what to do about it.
+#[derive(Debug)]
+pub struct Refusal {
+    reason: Reason,
+    message: String,
+    metadata: Vec<(&'static str, String)>,
+    fields: Vec<(String, String)>,
+    blockers: Vec<Blocker>,
+    retry_after: Option<Duration>,
+}
+
+/// One thing that holds an object back: a `google.rpc.PreconditionFailure.Violation`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// STATE, EARLIER_ROLLOUT, APPROVAL, ...
+    pub kind: &'static str,
+    /// What holds.
+    pub subject: String,
+    /// Why, as a sentence.
+    pub description: String,
+}
+
+impl Refusal {
+    /// A refusal with a sentence for a person.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            metadata: Vec::new(),
+            fields: Vec::new(),
+            blockers: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    /// A field that is wrong, and how.
+    pub fn field(name: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+        let name = name.into();
+        let mut refusal = Self::new(Reason::FieldInvalid, format!("{name}: {problem}"));
+        refusal.metadata.push(("field", name.clone()));
+        refusal.fields.push((name, problem.to_string()));
+        refusal
+    }
+
+    /// Adds a machine-readable part of the message.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((key, value.to_string()));
+        self
+    }
+
+    /// Adds what holds the object back.
+    #[must_use]
+    pub fn blocked_by(mut self, blockers: impl IntoIterator<Item = Blocker>) -> Self {
+        self.blockers.extend(blockers);
+        self
+    }
+
+    /// Says that trying again after so long can help.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// With its code and details.
+    pub fn into_status(self) -> Status {
+        let Self { reason, message, metadata, fields, blockers, retry_after } = self;
+        let mut details = ErrorDetails::new();
+        details.set_error_info(
+            name(reason),
+            DOMAIN,
+            metadata
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect::<std::collections::HashMap<_, _>>(),
+        );
+        for (field, problem) in fields {
+            details.add_bad_request_violation(field, problem);
+        }
+        for Blocker { kind, subject, description } in blockers {
+            details.add_precondition_failure_violation(kind, subject, description);
+        }
+        if let Some(delay) = retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Status::with_error_details(code(reason), message, details)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<crate::keyring::KeyRingError> for Failure {
+    fn from(error: crate::keyring::KeyRingError) -> Self {
+        Self::Bug(error.to_string())
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let refusal = match failure {
+            Failure::Refused(refusal) => *refusal,
+            Failure::Storage(error) => storage_refusal(&error).unwrap_or_else(|| internal(&error)),
+            Failure::Bug(text) => internal(&text),
+        };
+        refusal.into_status()
+    }
+}
+
+/// The name on the wire.
+pub fn name(reason: Reason) -> &'static str {
+    reason.as_str_name().trim_start_matches("REASON_")
+}
+
+/// What a database error means to a caller; `None` where it means a bug.
+///
+/// Codes: PostgreSQL documentation, appendix A.
+fn storage_refusal(error: &sqlx::Error) -> Option<Refusal> {
+    let unavailable = || {
+        tracing::warn!(error = %error, "storage unavailable");
+        Refusal::new(Reason::StorageUnavailable, "the database cannot be reached")
+            .retry_after(Duration::from_millis(500))
+    };
+    if matches!(
+        error,
+        sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::BeginFailed
+    ) {
+        return Some(unavailable());
+    }
+    let code = error.as_database_error()?.code()?;
+    match &*code {
+        "40001" | "40P01" | "55P03" => Some(
+            Refusal::new(Reason::ConcurrentChange, "another change was in the way")
+                .retry_after(Duration::from_millis(50)),
+        ),
+        "57014" => Some(Refusal::new(Reason::DeadlinePassed, "the statement took longer than allowed")),
+        "53300" | "53400" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Some(unavailable()),
+        code if code.starts_with("08") => Some(unavailable()),
+        _ => None,
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> Refusal {
+    let trace_id = crate::telemetry::current_trace_id();
+    tracing::error!(error = %error, trace_id, "internal error");
+    Refusal::new(Reason::Internal, "an internal error, which the server's log explains")
+        .with("trace_id", trace_id)
+}
+
+/// The code of a reason, the same everywhere.
+pub const fn code(reason: Reason) -> Code {
+    use Reason as R;
+    match reason {
+        R::CallerCredentialMissing
+        | R::CallerCredentialMalformed
+        | R::CallerCredentialExpired
+        | R::CallerCredentialNotYetValid
+        | R::CallerIssuerUnknown
+        | R::CallerAudienceWrong
+        | R::CallerKeyUnknown
+        | R::CallerSignatureInvalid
+        | R::CallerAlgorithmRefused
+        | R::CallerTenantRefused => Code::Unauthenticated,
+        R::CallerScopeMissing
+        | R::CallerNotOwner
+        | R::CallerTouchpointRefused
+        | R::CallerNotAPerson
+        | R::SodViolation => Code::PermissionDenied,
+        R::FieldInvalid | R::RequestUndecodable | R::PageTokenInvalid | R::ResumeTokenInvalid => {
+            Code::InvalidArgument
+        }
+        R::RequestTooLarge | R::Overloaded | R::ReaderTooSlow | R::CartLimit => Code::ResourceExhausted,
+        R::MethodUnknown => Code::Unimplemented,
+        R::RequestIdReused
+        | R::TouchpointExists
+        | R::ComponentExists
+        | R::EnvironmentExists
+        | R::ApprovalPolicyExists
+        | R::ReleaseExists
+        | R::VoteExists => Code::AlreadyExists,
+        R::EtagMismatch | R::ConcurrentChange => Code::Aborted,
+        R::DeadlinePassed => Code::DeadlineExceeded,
+        R::StorageUnavailable | R::ShuttingDown => Code::Unavailable,
+        R::Cancelled => Code::Cancelled,
+        R::Internal | R::Unspecified => Code::Internal,
+        R::TouchpointNotFound
+        | R::SessionNotFound
+        | R::CartNotFound
+        | R::CartLineNotFound
+        | R::ComponentNotFound
+        | R::EnvironmentNotFound
+        | R::ApprovalPolicyNotFound
+        | R::ReleaseNotFound
+        | R::RolloutNotFound => Code::NotFound,
+        R::ResumeTokenExpired
+        | R::SessionUnknown
+        | R::SessionIdleExpired
+        | R::SessionExpired
+        | R::SessionRevoked
+        | R::SessionHasNoShopper
+        | R::CartWrongState
+        | R::CartEmpty
+        | R::CartCurrencyMismatch
+        | R::ReleaseWrongState
+        | R::ReleaseVersionNotGreater
+        | R::RolloutWrongState
+        | R::RolloutBlocked => Code::FailedPrecondition,
+    }
+}
+
+/// Gives an error that tonic made itself the reason that it lacks. Errors of ours have one and pass.
+pub fn with_reason(status: Status, limit_bytes: usize) -> Status {
+    if status.get_details_error_info().is_some() {
+        return status;
+    }
+    let text = status.message();
+    let reason = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => {
+            let refusal = Refusal::new(
+                Reason::RequestTooLarge,
+                format!("the message is larger than {limit_bytes} bytes"),
+            );
+            return refusal.with("limit_bytes", limit_bytes).into_status();
+        }
+        Code::Unimplemented => Reason::MethodUnknown,
+        Code::DeadlineExceeded => Reason::DeadlinePassed,
+        Code::Cancelled if text.contains("imeout") => Reason::DeadlinePassed,
+        Code::Cancelled => Reason::Cancelled,
+        Code::Unavailable => Reason::ShuttingDown,
+        Code::Internal | Code::InvalidArgument | Code::Unknown => Reason::RequestUndecodable,
+        Code::Ok
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::DataLoss
+        | Code::Unauthenticated => Reason::Internal,
+    };
+    let message = if reason == Reason::MethodUnknown && text.is_empty() { "no such method" } else { text };
+    Refusal::new(reason, message).into_status()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_caller_reasons_are_unauthenticated() {
+        for number in 0..200 {
+            let Ok(reason) = Reason::try_from(number) else { continue };
+            if code(reason) == Code::Unauthenticated {
+                assert!(name(reason).starts_with("CALLER_"), "{reason:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_its_reason_fields_and_metadata() {
+        let status = Refusal::field("quantity", "must be at least 1").into_status();
+        let details = status.get_error_details();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("FIELD_INVALID"));
+        assert_eq!(details.bad_request().map(|bad| bad.field_violations.len()), Some(1));
+    }
+
+    #[test]
+    fn tonics_own_errors_get_a_reason() {
+        for (from, to) in [
+            (
+                Status::internal("failed to decode Protobuf message"),
+                (Code::InvalidArgument, "REQUEST_UNDECODABLE"),
+            ),
+            (
+                Status::out_of_range("message length too large"),
+                (Code::ResourceExhausted, "REQUEST_TOO_LARGE"),
+            ),
+            (Status::unimplemented(""), (Code::Unimplemented, "METHOD_UNKNOWN")),
+            (Status::cancelled("Timeout expired"), (Code::DeadlineExceeded, "DEADLINE_PASSED")),
+        ] {
+            let status = with_reason(from, 9);
+            let reason = status.get_details_error_info().map(|info| info.reason);
+            assert_eq!((status.code(), reason.as_deref()), (to.0, Some(to.1)));
+        }
+    }
+}

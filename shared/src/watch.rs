@@ -1,0 +1,257 @@
+//! `EventService`, the same in both services: first what the outbox holds after the resume token, then the feed.
+//!
+//! A watcher that falls behind is cut off with a reason, never buffered without end. It may see an event twice, never
+//! miss one: its token names the snapshots it has read, not an id.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use sha2::Digest as _;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status};
+
+use crate::auth::Caller;
+use crate::feed::{Batch, Feed};
+use crate::id::TenantId;
+use crate::keyring::KeyRing;
+use crate::outbox::Stored;
+use crate::pb::common as pb;
+use crate::pb::common::event_service_server::EventService;
+use crate::pb::common::watch_events_response::Message;
+use crate::snapshot::Cursor;
+use crate::status::{Failure, Reason, Refusal};
+use crate::time::{Clock, Time, to_proto};
+use crate::{json, parse};
+
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Responses a stream holds for its reader, and for how long it waits when they are full.
+const BUFFER: usize = 64;
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers `EventService`.
+pub struct Events {
+    feed: Arc<Feed>,
+    keys: Arc<KeyRing>,
+    clock: Clock,
+    cluster: String,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+struct Filter {
+    tenant: TenantId,
+    types: Vec<String>,
+    subject: String,
+}
+
+impl Filter {
+    fn passes(&self, event: &Stored) -> bool {
+        let of_type = |wanted: &String| {
+            event.kind == *wanted || (wanted.ends_with('.') && event.kind.starts_with(wanted.as_str()))
+        };
+        event.tenant == self.tenant
+            && (self.types.is_empty() || self.types.iter().any(of_type))
+            && (self.subject.is_empty() || event.subject == self.subject)
+    }
+}
+
+type Sender = mpsc::Sender<Result<pb::WatchEventsResponse, Status>>;
+
+/// Why a stream ended.
+enum End {
+    ReaderGone,
+    Because(Failure),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Because(failure)
+    }
+}
+
+impl From<sqlx::Error> for End {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Because(error.into())
+    }
+}
+
+impl Events {
+    /// Watches of one service. `cluster` names its database, so that positions in another are known as foreign.
+    pub fn new(
+        feed: Arc<Feed>,
+        keys: Arc<KeyRing>,
+        clock: Clock,
+        cluster: &str,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        let cluster = hex(&sha2::Sha256::digest(cluster.as_bytes())[..8]);
+        Self { feed, keys, clock, cluster, stop, tasks }
+    }
+
+    fn open(&self, tenant: &TenantId, token: &str) -> Result<Cursor, Refusal> {
+        let invalid =
+            || Refusal::new(Reason::ResumeTokenInvalid, "not a resume token of this service and tenant");
+        let bytes = self
+            .keys
+            .open(&[b"resume", tenant.as_str().as_bytes()], token)
+            .ok_or_else(invalid)?;
+        let text = String::from_utf8(bytes).map_err(|_| invalid())?;
+        let (cluster, cursor) = text.split_once('@').ok_or_else(invalid)?;
+        if cluster != self.cluster {
+            let text =
+                "the resume token is of another database: read the objects anew, then watch without a token";
+            return Err(Refusal::new(Reason::ResumeTokenExpired, text));
+        }
+        cursor.parse().map_err(|_| invalid())
+    }
+
+    async fn stream(self: Arc<Self>, filter: Filter, cursor: Option<Cursor>, sender: Sender) {
+        let end = tokio::select! {
+            end = self.follow(&filter, cursor, &sender) => end,
+            () = self.stop.cancelled() => {
+                Err(End::Because(Refusal::new(Reason::ShuttingDown, "the server is stopping; reconnect").into()))
+            }
+        };
+        if let Err(End::Because(failure)) = end {
+            // A reader that went away needs no reason.
+            let _ = tokio::time::timeout(READER_PATIENCE, sender.send(Err(failure.into()))).await;
+        }
+    }
+
+    async fn follow(&self, filter: &Filter, cursor: Option<Cursor>, sender: &Sender) -> Result<(), End> {
+        // Listening begins before the reading, so that nothing falls between the two.
+        let mut batches = self.feed.subscribe();
+        let mut cursor = match cursor {
+            Some(cursor) => cursor,
+            None => self.feed.present().await?,
+        };
+        self.send(sender, filter, Message::Heartbeat(pb::Heartbeat::default()), &cursor)
+            .await?;
+        loop {
+            let batch = self.feed.page(&cursor, Some(&filter.tenant)).await?;
+            cursor = self.deliver(&batch, filter, cursor, sender).await?;
+            if batch.is_last {
+                break;
+            }
+        }
+        let mut heard_at = tokio::time::Instant::now();
+        loop {
+            let batch = match batches.recv().await {
+                Ok(batch) => batch,
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    return Err(Failure::from(Refusal::new(
+                        Reason::ReaderTooSlow,
+                        "the reader did not keep up; reconnect",
+                    ))
+                    .into());
+                }
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            };
+            cursor = self.deliver(&batch, filter, cursor, sender).await?;
+            if heard_at.elapsed() >= HEARTBEAT {
+                let heartbeat = pb::Heartbeat {
+                    complete_until: Some(to_proto(batch.complete_until.min(self.clock.now()))),
+                };
+                self.send(sender, filter, Message::Heartbeat(heartbeat), &cursor).await?;
+                heard_at = tokio::time::Instant::now();
+            }
+        }
+    }
+
+    /// Sends what the cursor has not seen of the batch; answers where that leads.
+    async fn deliver(
+        &self,
+        batch: &Batch,
+        filter: &Filter,
+        mut cursor: Cursor,
+        sender: &Sender,
+    ) -> Result<Cursor, End> {
+        let from = cursor.page.as_ref().map_or(i64::MIN, |(_, id)| *id);
+        let resumes_page = cursor.page.as_ref().is_some_and(|(upto, _)| *upto == batch.upto);
+        for event in &batch.events {
+            let is_read = cursor.base.sees(event.xid) || (resumes_page && event.id <= from);
+            if is_read {
+                continue;
+            }
+            cursor.page = Some((batch.upto.clone(), event.id));
+            if filter.passes(event) {
+                self.send(sender, filter, Message::Event(event_to_proto(event)), &cursor)
+                    .await?;
+            }
+        }
+        if batch.is_last && batch.upto.covers(&cursor.base) {
+            cursor = Cursor::after(batch.upto.clone());
+        }
+        Ok(cursor)
+    }
+
+    async fn send(
+        &self,
+        sender: &Sender,
+        filter: &Filter,
+        message: Message,
+        cursor: &Cursor,
+    ) -> Result<(), End> {
+        let position = format!("{}@{cursor}", self.cluster);
+        let context: [&[u8]; 2] = [b"resume", filter.tenant.as_str().as_bytes()];
+        let resume_token = self.keys.seal(&context, position.as_bytes()).map_err(Failure::from)?;
+        let response = pb::WatchEventsResponse { message: Some(message), resume_token };
+        match tokio::time::timeout(READER_PATIENCE, sender.send(Ok(response))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::ReaderGone),
+            Err(_) => Err(Failure::from(Refusal::new(
+                Reason::ReaderTooSlow,
+                "the reader did not keep up; reconnect",
+            ))
+            .into()),
+        }
+    }
+}
+
+/// [`Events`] behind the generated trait, which wants to be cloned into streams.
+pub struct EventRpc(pub Arc<Events>);
+
+#[tonic::async_trait]
+impl EventService for EventRpc {
+    type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEventsResponse, Status>> + Send>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<pb::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let caller = Caller::of(&request).map_err(Failure::from)?;
+        let pb::WatchEventsRequest { resume_token, types, subject } = request.into_inner();
+        parse::at_most("types", &types, 32).map_err(Failure::from)?;
+        let cursor = match resume_token.as_str() {
+            "" => None,
+            token => Some(self.0.open(&caller.tenant, token).map_err(Failure::from)?),
+        };
+        let (sender, receiver) = mpsc::channel(BUFFER);
+        let filter = Filter { tenant: caller.tenant.clone(), types, subject };
+        self.0.tasks.spawn(Arc::clone(&self.0).stream(filter, cursor, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn event_to_proto(event: &Stored) -> pb::Event {
+    let at: Time = event.at;
+    pb::Event {
+        event_id: event.id.to_string(),
+        r#type: event.kind.clone(),
+        subject: event.subject.clone(),
+        occur_time: Some(to_proto(at)),
+        principal: event.principal.clone(),
+        data: Some(json::to_struct(&event.data)),
+        trace_parent: event.trace_parent.clone(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
