@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use prost_reflect::{DescriptorPool, MessageDescriptor, Value};
+use prost_reflect::{DescriptorPool, MessageDescriptor};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+#[expect(clippy::disallowed_methods, reason = "what cargo tells a build script is in its environment")]
 fn main() -> Result<()> {
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../proto");
     println!("cargo:rerun-if-changed={}", root.display());
@@ -61,15 +62,11 @@ fn methods(pool: &DescriptorPool) -> Result<String> {
     let mut rust = String::from("pub static METHODS: &[(&str, Option<&str>)] = &[\n");
     for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
         let options = method.options();
-        let scope = options
-            .has_extension(&auth)
-            .then(|| match options.get_extension(&auth).as_ref() {
-                Value::Message(auth) => auth
-                    .get_field_by_name("scope")
-                    .and_then(|scope| scope.as_str().map(str::to_owned)),
-                _ => None,
-            })
-            .flatten()
+        let scope = options.has_extension(&auth).then(|| options.get_extension(&auth));
+        let scope = scope.as_ref().and_then(|auth| auth.as_message()?.get_field_by_name("scope"));
+        let scope = scope
+            .as_ref()
+            .and_then(|scope| scope.as_str())
             .filter(|scope| !scope.is_empty());
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         writeln!(rust, "    ({path:?}, {scope:?}),")?;

@@ -1,1 +1,178 @@
+//! session-svc: what a shopper, a clerk or a shipment is in the middle of.
+//!
+//! Floors, each using those under it: `rpc` and `workers`, `store`, `domain`. Beside them the hot path's mechanisms:
+//! `cache`, `touches`, `routes`; and `link`, the way to release-svc.
 
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use shared::db::{self, Db};
+use shared::feed::Feed;
+use shared::outbox::Outbox;
+use shared::pb::common::event_service_server::EventServiceServer;
+use shared::pb::session::cart_service_server::CartServiceServer;
+use shared::pb::session::session_service_server::SessionServiceServer;
+use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
+use shared::secret::Entropy;
+use shared::serve::{self, Lifecycle, MESSAGE_MAX_BYTES, ServeError, Served};
+use shared::time::Clock;
+use shared::watch::{EventRpc, Events};
+use shared::worker;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tonic::service::Routes as Rpcs;
+
+pub mod domain {
+    //! The rules, pure: no I/O, no clock, no randomness, no wire types.
+    pub mod cart;
+    pub mod session;
+    pub mod token;
+    pub mod touchpoint;
+    pub mod visit;
+}
+pub mod cache;
+pub mod config;
+pub mod link;
+pub mod routes;
+pub mod rpc;
+pub mod store;
+pub mod touches;
+pub mod workers;
+
+pub use config::{Args, Config};
+use rpc::App;
+use rpc::cart_service::CartRpc;
+use rpc::session_service::SessionRpc;
+use rpc::touchpoint_service::TouchpointRpc;
+
+/// The schema's history.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+/// Events and answered requests.
+pub static OUTBOX: Outbox = shared::outbox!("session");
+
+const SERVICES: &[&str] = &[
+    "tandem.session.v1.SessionService",
+    "tandem.session.v1.TouchpointService",
+    "tandem.session.v1.CartService",
+    "tandem.common.v1.EventService",
+];
+const SESSIONS_CACHED: u64 = 100_000;
+const TOUCHPOINTS_CACHED: u64 = 10_000;
+
+/// The service as a process: `session-svc`, `tandem serve session`.
+pub async fn run(args: Args) -> ExitCode {
+    let service_args = args.service.clone();
+    serve::run("session-svc", &service_args, args.parse(), async |config: Config, lifecycle: &Lifecycle| {
+        let listener = serve::listen(config.service.listen, config.service.address_file.as_deref()).await?;
+        serve(config, listener, Clock::system(), Entropy::system(), lifecycle).await
+    })
+    .await
+}
+
+/// Serves until told to stop.
+pub async fn serve(
+    config: Config,
+    listener: TcpListener,
+    clock: Clock,
+    entropy: Entropy,
+    lifecycle: &Lifecycle,
+) -> Result<(), ServeError> {
+    let Config { service, environment, link } = config;
+    let url = service.database_url.expose();
+    let db = Db::new(url, service.database_connections, "session-svc")?;
+    db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
+    let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
+    let keys = Arc::new(service.keys);
+    let app = Arc::new(App {
+        db: db.clone(),
+        clock: clock.clone(),
+        entropy,
+        keys: Arc::clone(&keys),
+        feed: Arc::clone(&feed),
+        sessions: cache::Cache::new(SESSIONS_CACHED),
+        touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
+        touches: touches::Touches::default(),
+        routes: routes::Routes::default(),
+    });
+    let cluster = db::once_there(&lifecycle.stop, async || {
+        db.read_clock(&clock).await?;
+        feed.begin().await?;
+        link::load(&app, &environment).await?;
+        db.cluster().await
+    })
+    .await?;
+    observe(&app);
+    spawn_workers(&app, lifecycle);
+    if let Some(link) = link {
+        let (app, stop) = (Arc::clone(&app), lifecycle.stop.clone());
+        lifecycle
+            .workers
+            .spawn(async move { link::run(&app, link, environment, &stop).await });
+    }
+    let events =
+        Events::new(feed, keys, clock.clone(), &cluster, lifecycle.stop.clone(), lifecycle.calls.clone());
+    let routes = Rpcs::new(
+        SessionServiceServer::new(SessionRpc(Arc::clone(&app))).max_decoding_message_size(MESSAGE_MAX_BYTES),
+    )
+    .add_service(
+        TouchpointServiceServer::new(TouchpointRpc(Arc::clone(&app)))
+            .max_decoding_message_size(MESSAGE_MAX_BYTES),
+    )
+    .add_service(
+        CartServiceServer::new(CartRpc(Arc::clone(&app))).max_decoding_message_size(MESSAGE_MAX_BYTES),
+    )
+    .add_service(
+        EventServiceServer::new(EventRpc(Arc::new(events))).max_decoding_message_size(MESSAGE_MAX_BYTES),
+    );
+    let served = Served {
+        services: SERVICES,
+        routes,
+        authenticator: Arc::new(service.authenticator),
+        clock,
+        db: db.clone(),
+        reflection: service.reflection,
+        in_flight_max: service.in_flight_max,
+        drain: service.drain,
+    };
+    let outcome = serve::serve(served, listener, lifecycle).await;
+    // What the last calls saw.
+    if let Err(error) = workers::flush_touches(&app).await {
+        tracing::warn!(%error, "last touches not written");
+    }
+    db.close().await;
+    outcome
+}
+
+fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
+    let (feeding, stop) = (Arc::clone(app), lifecycle.drained.clone());
+    lifecycle.workers.spawn(async move {
+        feeding.feed.run(&feeding.clock, &stop, |batch| feeding.apply(batch)).await;
+    });
+    let (flushing, stop) = (Arc::clone(app), lifecycle.drained.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || workers::flush_touches(&flushing);
+        worker::run("flush_touches", workers::FLUSH_INTERVAL, &Notify::new(), &stop, pass).await;
+    });
+    let (purging, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || workers::purge_requests(&purging);
+        worker::run("purge_requests", workers::PURGE_INTERVAL, &Notify::new(), &stop, pass).await;
+    });
+}
+
+/// Gauges that are read when metrics are exported.
+fn observe(app: &Arc<App>) {
+    let meter = opentelemetry::global::meter("tandem");
+    let watched = Arc::downgrade(app);
+    let cached = move |gauge: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+        if let Some(app) = watched.upgrade() {
+            gauge.observe(app.sessions.entry_count(), &[]);
+        }
+    };
+    meter
+        .u64_observable_gauge("tandem.cache.sessions")
+        .with_callback(cached)
+        .build();
+    serve::observe_pool(&app.db);
+    serve::observe_feed(&app.feed, &app.clock);
+}

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
@@ -82,6 +83,11 @@ impl Caller {
         }
         let text = format!("the caller's token is limited to other touchpoints than {touchpoint}");
         Err(Refusal::new(Reason::CallerTouchpointRefused, text).with("touchpoint", touchpoint))
+    }
+
+    /// Whether the token is limited to some touchpoints.
+    pub fn is_limited(&self) -> bool {
+        self.touchpoints.is_some()
     }
 
     /// Refuses a workload.
@@ -190,7 +196,7 @@ impl Authenticator {
         if configs.is_empty() {
             return Err(IssuersError::Empty(path.to_owned()));
         }
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = path.parent().unwrap_or_else(|| Path::new("."));
         let mut issuers = BTreeMap::new();
         for config in configs {
             let jwks_path = folder.join(&config.jwks_file);
@@ -240,17 +246,18 @@ impl Authenticator {
     fn verify(&self, token: &str, now: Time) -> Result<Caller, Refusal> {
         let IssuerClaim { iss } = jsonwebtoken::dangerous::insecure_decode_claims(token)
             .map_err(|_| malformed("the bearer is no JWT with `iss`"))?;
-        let kid = jsonwebtoken::decode_header(token)
-            .map_err(|error| match error.kind() {
-                // `none` and algorithms nobody knows fail here, before a key is looked up.
-                jsonwebtoken::errors::ErrorKind::Json(_) => Refusal::new(
+        let header = jsonwebtoken::decode_header(token).map_err(|error| {
+            // `none` and algorithms that nobody knows fail here, before a key is looked up.
+            if matches!(error.kind(), ErrorKind::Json(_)) {
+                Refusal::new(
                     Reason::CallerAlgorithmRefused,
                     "the token's header names no algorithm that is taken",
-                ),
-                _ => malformed("the bearer is no JWT"),
-            })?
-            .kid
-            .unwrap_or_default();
+                )
+            } else {
+                malformed("the bearer is no JWT")
+            }
+        })?;
+        let kid = header.kid.unwrap_or_default();
         let known = |issuers: &BTreeMap<String, Issuer>| {
             let issuer = issuers.get(&iss)?;
             Some(
@@ -308,23 +315,25 @@ impl Issuer {
         key: &DecodingKey,
         now: Time,
     ) -> Result<Caller, Refusal> {
-        use jsonwebtoken::errors::ErrorKind;
         let mut validation = Validation::new(algorithm);
         // Expiry and audience are checked below, by the injected clock and with reasons of their own.
         validation.validate_exp = false;
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
-        let data =
-            jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
-                ErrorKind::InvalidAlgorithm => Refusal::new(
+        let data = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| {
+            let text =
+                "the token lacks one of the claims sub, exp, aud, tenant, or has one of the wrong type";
+            if matches!(error.kind(), ErrorKind::InvalidAlgorithm) {
+                Refusal::new(
                     Reason::CallerAlgorithmRefused,
                     "the token is not signed with the key's own algorithm",
-                ),
-                ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => malformed(
-                    "the token lacks one of the claims sub, exp, aud, tenant, or has one of the wrong type",
-                ),
-                _ => Refusal::new(Reason::CallerSignatureInvalid, "the token's signature does not verify"),
-            })?;
+                )
+            } else if matches!(error.kind(), ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_)) {
+                malformed(text)
+            } else {
+                Refusal::new(Reason::CallerSignatureInvalid, "the token's signature does not verify")
+            }
+        })?;
         let typ = data.header.typ.unwrap_or_default();
         if !self.config.token_types.iter().any(|taken| taken.eq_ignore_ascii_case(&typ)) {
             return Err(malformed(format!(
@@ -395,12 +404,16 @@ fn read_keys(jwks: &str) -> Result<BTreeMap<String, (Algorithm, DecodingKey)>, s
     let set: JwkSet = serde_json::from_str(jwks)?;
     let mut keys = BTreeMap::new();
     for jwk in &set.keys {
-        let algorithm = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => Algorithm::ES256,
-            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-            _ => continue,
+        let algorithm = if matches!(jwk.algorithm, AlgorithmParameters::RSA(_)) {
+            Some(Algorithm::RS256)
+        } else if let AlgorithmParameters::EllipticCurve(ec) = &jwk.algorithm {
+            (ec.curve == EllipticCurve::P256).then_some(Algorithm::ES256)
+        } else if let AlgorithmParameters::OctetKeyPair(okp) = &jwk.algorithm {
+            (okp.curve == EllipticCurve::Ed25519).then_some(Algorithm::EdDSA)
+        } else {
+            None
         };
+        let Some(algorithm) = algorithm else { continue };
         let signs = jwk
             .common
             .public_key_use

@@ -148,6 +148,24 @@ pub async fn prepare(
     migrate(url, migrator, stop).await
 }
 
+/// Does what a start needs of the database, again and again while it is away.
+pub async fn once_there<T>(
+    stop: &tokio_util::sync::CancellationToken,
+    mut attempt: impl AsyncFnMut() -> sqlx::Result<T>,
+) -> Result<T, DbError> {
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) if crate::status::is_away(&error) => tracing::warn!(%error, "waiting for PostgreSQL"),
+            Err(error) => return Err(DbError::Refused(error)),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Err(DbError::Stopped),
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+    }
+}
+
 enum CheckError {
     Fatal(DbError),
     Away(sqlx::Error),

@@ -2,8 +2,8 @@
 //!
 //! Polling, not NOTIFY: a NOTIFY takes PostgreSQL's commit lock and ends group commit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -40,12 +40,26 @@ pub struct Feed {
     db: Db,
     batches: broadcast::Sender<Arc<Batch>>,
     polled_at: AtomicI64,
+    start: Mutex<Option<Cursor>>,
 }
 
 impl Feed {
     /// A feed that nobody runs yet.
     pub fn new(outbox: &'static Outbox, db: Db) -> Self {
-        Self { outbox, db, batches: broadcast::Sender::new(BACKLOG), polled_at: AtomicI64::new(i64::MIN) }
+        Self {
+            outbox,
+            db,
+            batches: broadcast::Sender::new(BACKLOG),
+            polled_at: AtomicI64::new(i64::MIN),
+            start: Mutex::default(),
+        }
+    }
+
+    /// Fixes where the feed begins. To be done before anything is cached, so that nothing that changes it is missed.
+    pub async fn begin(&self) -> sqlx::Result<()> {
+        let cursor = self.present().await?;
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+        Ok(())
     }
 
     /// Batches from now on. Empty ones come, too: they say that nothing happened.
@@ -60,7 +74,7 @@ impl Feed {
 
     /// Polls until told to stop. `apply` takes in each batch before anyone is told that the poll is complete.
     pub async fn run(&self, clock: &Clock, stop: &CancellationToken, mut apply: impl FnMut(&Batch)) {
-        let mut cursor = None;
+        let mut cursor = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
             let began = clock.now();
             let pause = match self.poll(cursor.clone(), began, &mut apply).await {

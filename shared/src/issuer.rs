@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
@@ -107,7 +107,7 @@ impl LocalIssuer {
         lifetime: chrono::TimeDelta,
         entropy: &Entropy,
     ) -> Result<Secret<String>, IssuerError> {
-        let jti = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let jti = URL_SAFE_NO_PAD.encode(entropy.bytes::<12>());
         let (iat, exp) = (now.timestamp(), (now + lifetime).timestamp());
         let claims = Claims { iss: ISSUER, aud: AUDIENCE, iat, exp, jti, grant };
         let header = Header {

@@ -60,7 +60,7 @@ pub fn known_or_default<T: TryFrom<i32>>(field: &str, number: i32) -> Result<T, 
 }
 
 /// A number in a range.
-pub fn within<T: PartialOrd + std::fmt::Display>(
+pub fn within<T: PartialOrd + std::fmt::Display + Copy>(
     field: &str,
     value: T,
     min: T,

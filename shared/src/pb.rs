@@ -2,7 +2,15 @@
 //!
 //! Only the `rpc` floors, clients and tests speak these types; nothing below `rpc` does, but for `storage`.
 
-#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::or_fun_call,
+    reason = "generated code"
+)]
 
 include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 include!(concat!(env!("OUT_DIR"), "/redacted.rs"));

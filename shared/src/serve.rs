@@ -19,13 +19,14 @@ use crate::auth::Authenticator;
 use crate::config::{LogFormat, Problems, ServiceArgs};
 use crate::db::{Db, DbError};
 use crate::edge::{Edge, EdgeLayer, NoScope};
+use crate::feed::Feed;
 use crate::pb;
 use crate::telemetry;
 use crate::time::Clock;
 
 /// Largest message that is taken in.
 pub const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
-/// Health says NOT_SERVING when the database was away for so long.
+/// Health says `NOT_SERVING` when the database was away for so long.
 const HEALTH_GRACE: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
@@ -118,25 +119,15 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut routes = routes.add_service(health_service);
     if reflection {
-        let builder = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let mut names: Vec<_> = services.to_vec();
-        names.push("grpc.health.v1.Health");
-        let named = |builder: tonic_reflection::server::Builder<'static>| {
-            names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
-        };
         routes = routes
-            .add_service(named(builder()).build_v1()?)
-            .add_service(named(builder()).build_v1alpha()?);
+            .add_service(describe(services).build_v1()?)
+            .add_service(describe(services).build_v1alpha()?);
     }
     report_health(&health, services, ServingStatus::Serving).await;
     let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
 
-    let server = tonic::transport::Server::builder()
+    let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
@@ -147,15 +138,15 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             lifecycle.stop.cancelled(),
         );
-    tokio::pin!(server);
+    tokio::pin!(serving);
     let outcome = tokio::select! {
-        outcome = &mut server => outcome,
+        outcome = &mut serving => outcome,
         () = lifecycle.stop.cancelled() => {
             tracing::info!("stopping: no new calls");
             report_health(&health, services, ServingStatus::NotServing).await;
             let drained = tokio::time::timeout(drain, async {
                 lifecycle.calls.close();
-                tokio::join!(&mut server, lifecycle.calls.wait()).0
+                tokio::join!(&mut serving, lifecycle.calls.wait()).0
             });
             drained.await.unwrap_or_else(|_| {
                 tracing::warn!(seconds = drain.as_secs(), calls = lifecycle.calls.len(), "calls still in flight are given up");
@@ -172,6 +163,15 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
         tracing::warn!(workers = lifecycle.workers.len(), "workers did not stop in time");
     }
     Ok(outcome?)
+}
+
+/// Reflection of these services and of health.
+fn describe(services: &[&'static str]) -> tonic_reflection::server::Builder<'static> {
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("grpc.health.v1.Health");
+    services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
 }
 
 /// Keeps health, the clock and the issuers' keys up to date.
@@ -218,6 +218,34 @@ async fn report_health(health: &HealthReporter, services: &[&str], status: Servi
     for name in services.iter().chain(&[""]) {
         health.set_service_status(*name, status).await;
     }
+}
+
+/// Tells metrics how many connections are open and idle.
+pub fn observe_pool(db: &Db) {
+    let meter = opentelemetry::global::meter("tandem");
+    let (open, idle) = (db.clone(), db.clone());
+    let _ = meter
+        .u64_observable_gauge("tandem.db.connections.open")
+        .with_callback(move |gauge| gauge.observe(open.connections().0.into(), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_gauge("tandem.db.connections.idle")
+        .with_callback(move |gauge| gauge.observe(idle.connections().1 as u64, &[]))
+        .build();
+}
+
+/// Tells metrics how far the feed is behind.
+pub fn observe_feed(feed: &Arc<Feed>, clock: &Clock) {
+    let (feed, clock) = (Arc::downgrade(feed), clock.clone());
+    let _ = opentelemetry::global::meter("tandem")
+        .f64_observable_gauge("tandem.feed.lag")
+        .with_unit("s")
+        .with_callback(move |gauge| {
+            if let Some(feed) = feed.upgrade() {
+                gauge.observe((clock.now() - feed.polled_at()).as_seconds_f64(), &[]);
+            }
+        })
+        .build();
 }
 
 /// Runs a service as a process: telemetry, settings, signals, exit code. Settings that cannot be used exit with 2.

@@ -41,7 +41,7 @@ pub struct Refusal {
 /// One thing that holds an object back: a `google.rpc.PreconditionFailure.Violation`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocker {
-    /// STATE, EARLIER_ROLLOUT, APPROVAL, ...
+    /// `STATE`, `EARLIER_ROLLOUT`, `APPROVAL`, ...
     pub kind: &'static str,
     /// What holds.
     pub subject: String,
@@ -73,7 +73,7 @@ impl Refusal {
 
     /// Adds a machine-readable part of the message.
     #[must_use]
-    pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+    pub fn with(mut self, key: &'static str, value: impl std::fmt::Display) -> Self {
         self.metadata.push((key, value.to_string()));
         self
     }
@@ -155,7 +155,7 @@ pub fn name(reason: Reason) -> &'static str {
 /// Codes: PostgreSQL documentation, appendix A.
 fn storage_refusal(error: &sqlx::Error) -> Option<Refusal> {
     let unavailable = || {
-        tracing::warn!(error = %error, "storage unavailable");
+        tracing::debug!(error = %error, "storage unavailable");
         Refusal::new(Reason::StorageUnavailable, "the database cannot be reached")
             .retry_after(Duration::from_millis(500))
     };
@@ -181,6 +181,11 @@ fn storage_refusal(error: &sqlx::Error) -> Option<Refusal> {
         code if code.starts_with("08") => Some(unavailable()),
         _ => None,
     }
+}
+
+/// Whether a database error means that the database is away, not that something is wrong with the statement.
+pub fn is_away(error: &sqlx::Error) -> bool {
+    storage_refusal(error).is_some_and(|refusal| refusal.reason == Reason::StorageUnavailable)
 }
 
 fn internal(error: &dyn std::fmt::Display) -> Refusal {

@@ -111,7 +111,7 @@ pub fn continue_from(span: &Span, trace_parent: &str) {
 }
 
 /// Passes the current trace context on with an outgoing call; an interceptor for tonic clients.
-#[expect(clippy::result_large_err, clippy::unnecessary_wraps, reason = "the shape of an interceptor")]
+#[expect(clippy::unnecessary_wraps, reason = "the shape of an interceptor")]
 pub fn pass_on(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
     let context = Span::current().context();
     global::get_text_map_propagator(|propagator| {

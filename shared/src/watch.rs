@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::Stream;
-use sha2::Digest as _;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::outbox::Stored;
 use crate::pb::common as pb;
 use crate::pb::common::event_service_server::EventService;
 use crate::pb::common::watch_events_response::Message;
+use crate::secret::sha256;
 use crate::snapshot::Cursor;
 use crate::status::{Failure, Reason, Refusal};
 use crate::time::{Clock, Time, to_proto};
@@ -90,7 +92,7 @@ impl Events {
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        let cluster = hex(&sha2::Sha256::digest(cluster.as_bytes())[..8]);
+        let cluster = URL_SAFE_NO_PAD.encode(&sha256(&[cluster.as_bytes()])[..9]);
         Self { feed, keys, clock, cluster, stop, tasks }
     }
 
@@ -250,8 +252,4 @@ fn event_to_proto(event: &Stored) -> pb::Event {
         data: Some(json::to_struct(&event.data)),
         trace_parent: event.trace_parent.clone(),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

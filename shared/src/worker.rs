@@ -50,7 +50,7 @@ pub async fn run<F>(
         tokio::select! {
             () = stop.cancelled() => {}
             () = nudged => {}
-            () = tokio::time::sleep(interval - interval / 20 + jitter) => {}
+            () = tokio::time::sleep(interval * 19 / 20 + jitter) => {}
         }
     }
 }

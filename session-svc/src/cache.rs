@@ -1,0 +1,103 @@
+//! What was read from the database and may be answered again, as long as nothing that changes it was heard of.
+//!
+//! A load enters only if its key was not invalidated since the load was sent, so that no slow answer brings an old state
+//! back. How old an entry may be is for whoever asks to say.
+
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shared::time::Time;
+
+/// Counters of invalidations; keys share one now and then, which only costs an entry its place.
+const GENERATIONS: usize = 4096;
+
+/// A bounded map of loaded values.
+pub struct Cache<K, V> {
+    entries: moka::sync::Cache<K, Arc<Entry<V>>>,
+    generations: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+/// A value and how fresh it is by itself.
+pub struct Entry<V> {
+    /// What was read.
+    pub value: V,
+    /// When the reading was sent: the value takes in everything committed before.
+    pub sent_at: Time,
+}
+
+/// The state of a key when its load was sent.
+#[derive(Clone, Copy)]
+pub struct Ticket(u64);
+
+impl<K: Hash + Eq + Send + Sync + Clone + 'static, V: Send + Sync + 'static> Cache<K, V> {
+    /// An empty cache.
+    pub fn new(capacity: u64) -> Self {
+        Self {
+            entries: moka::sync::Cache::builder().max_capacity(capacity).build(),
+            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// The entry of a key, of whatever age.
+    pub fn get(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        self.entries.get(key)
+    }
+
+    /// To be taken before a load is sent.
+    pub fn ticket(&self, key: &K) -> Ticket {
+        Ticket(self.generation(key).load(Ordering::SeqCst))
+    }
+
+    /// Takes a load in, unless its key was invalidated since.
+    pub fn insert(&self, key: &K, ticket: Ticket, entry: Arc<Entry<V>>) {
+        let generation = self.generation(key);
+        if generation.load(Ordering::SeqCst) != ticket.0 {
+            return;
+        }
+        self.entries.insert(key.clone(), entry);
+        // An invalidation between the look and the insertion removed nothing: see it now and remove it here.
+        if generation.load(Ordering::SeqCst) != ticket.0 {
+            self.entries.invalidate(key);
+        }
+    }
+
+    /// Forgets a key, and whatever load of it is under way.
+    pub fn invalidate(&self, key: &K) {
+        self.generation(key).fetch_add(1, Ordering::SeqCst);
+        self.entries.invalidate(key);
+    }
+
+    /// How many entries there are, roughly.
+    pub fn entry_count(&self) -> u64 {
+        self.entries.entry_count()
+    }
+
+    fn generation(&self, key: &K) -> &AtomicU64 {
+        let hash = self.hasher.hash_one(key);
+        &self.generations[usize::try_from(hash % GENERATIONS as u64).unwrap_or(0)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::time::at;
+
+    fn entry(value: u32) -> Arc<Entry<u32>> {
+        Arc::new(Entry { value, sent_at: at(0) })
+    }
+
+    #[test]
+    fn a_load_that_was_overtaken_by_an_invalidation_does_not_enter() {
+        let cache = Cache::new(10);
+        let ticket = cache.ticket(&"a");
+        cache.invalidate(&"a");
+        cache.insert(&"a", ticket, entry(1));
+        assert!(cache.get(&"a").is_none());
+        cache.insert(&"a", cache.ticket(&"a"), entry(2));
+        assert_eq!(cache.get(&"a").map(|entry| entry.value), Some(2));
+    }
+}

@@ -1,0 +1,271 @@
+//! The link to release-svc: watches routes, keeps them in memory and in our database, and reports what is acted on.
+//!
+//! Everything works without it; the last table goes on, and only the exposure of canaries runs out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+use shared::pb::release as pb;
+use shared::pb::release::routing_service_client::RoutingServiceClient;
+use shared::pb::release::watch_routes_response::Message;
+use shared::status::Failure;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::domain::visit::{Release, Rollout, Route};
+use crate::rpc::App;
+use crate::store;
+
+/// Reports name at most so many routes.
+const REPORT_MAX: usize = 1000;
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// Where release-svc is, and how to call it.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// Its address.
+    pub endpoint: Endpoint,
+    /// File with an access token of scope `tandem.system`; read anew for every connection.
+    pub token_file: PathBuf,
+}
+
+/// Why a connection ended; another one follows.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("cannot read the token file: {0}")]
+    Token(#[from] std::io::Error),
+    #[error("the token file holds no token")]
+    NoToken,
+    #[error("cannot connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("release-svc answers {:?}: {}", .0.code(), .0.message())]
+    Call(Box<Status>),
+    #[error("nothing heard for {SILENCE_MAX:?}")]
+    Silent,
+    #[error("the stream ended")]
+    Ended,
+    #[error("routes not stored: {0}")]
+    Store(#[from] sqlx::Error),
+    #[error("release-svc sent a route that makes no sense: {0}")]
+    Route(String),
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}
+
+type Auth = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send + Sync>;
+type Client = RoutingServiceClient<InterceptedService<Channel, Auth>>;
+
+struct Link<'a> {
+    app: &'a App,
+    config: LinkConfig,
+    environment: EnvironmentId,
+    replica: Uuid,
+}
+
+/// Takes in the table that was kept when we last ran.
+pub async fn load(app: &App, environment: &EnvironmentId) -> sqlx::Result<()> {
+    let mut db = app.db.connection().await?;
+    if let Some(store::route::Kept { epoch, routes }) = store::route::load(&mut db, environment).await? {
+        tracing::info!(routes = routes.len(), "routes of the last run");
+        app.routes.reset(&epoch, routes);
+    }
+    Ok(())
+}
+
+/// Keeps the link up until told to stop.
+pub async fn run(app: &App, config: LinkConfig, environment: EnvironmentId, stop: &CancellationToken) {
+    let replica = uuid::Builder::from_random_bytes(app.entropy.bytes()).into_uuid();
+    let mut link = Link { app, config, environment, replica };
+    let mut pause = RETRY_FIRST;
+    loop {
+        let began = std::time::Instant::now();
+        let end = tokio::select! {
+            end = link.follow() => end,
+            () = stop.cancelled() => return,
+        };
+        if let Err(broken) = end {
+            tracing::warn!(reason = %broken, "link to release-svc broken; the last routes go on");
+        }
+        pause = if began.elapsed() > SILENCE_MAX { RETRY_FIRST } else { (pause * 2).min(RETRY_LAST) };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+impl Link<'_> {
+    async fn follow(&mut self) -> Result<(), Broken> {
+        let mut client = self.connect().await?;
+        let request = pb::WatchRoutesRequest {
+            environment: self.environment.to_string(),
+            replica_id: self.replica.to_string(),
+        };
+        let mut stream = client.watch_routes(request).await?.into_inner();
+        tracing::info!("link to release-svc is up");
+        loop {
+            let message = tokio::time::timeout(SILENCE_MAX, stream.message())
+                .await
+                .map_err(|_| Broken::Silent)??;
+            let pb::WatchRoutesResponse { table_epoch, exposure_lease, message } =
+                message.ok_or(Broken::Ended)?;
+            let routes = match message {
+                Some(Message::Snapshot(snapshot)) => self.take_snapshot(&table_epoch, snapshot).await?,
+                Some(Message::Route(route)) => vec![self.take_route(&table_epoch, route).await?],
+                None => vec![],
+            };
+            let lease = exposure_lease
+                .and_then(|lease| Duration::try_from(lease).ok())
+                .unwrap_or_default();
+            self.app.routes.heard_of(self.app.clock.now(), lease);
+            for (span, applied) in by_trace(routes) {
+                self.report(&mut client, &table_epoch, applied).instrument(span).await?;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Client, Broken> {
+        let token = std::fs::read_to_string(&self.config.token_file)?;
+        let header: tonic::metadata::MetadataValue<_> =
+            format!("Bearer {}", token.trim()).parse().map_err(|_| Broken::NoToken)?;
+        let channel = self.config.endpoint.connect().await?;
+        let auth: Auth = Box::new(move |request| {
+            let mut request = shared::telemetry::pass_on(request)?;
+            request.metadata_mut().insert("authorization", header.clone());
+            Ok(request)
+        });
+        Ok(RoutingServiceClient::with_interceptor(channel, auth).max_decoding_message_size(64 * 1024 * 1024))
+    }
+
+    async fn take_snapshot(&self, epoch: &str, snapshot: pb::RouteSnapshot) -> Result<Vec<Applied>, Broken> {
+        let routes = snapshot.routes.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let mut tx = self.app.db.begin(None).await?;
+        store::route::begin(&mut tx, &self.environment, epoch).await?;
+        for Parsed { tenant, component, route, .. } in &routes {
+            store::route::save(&mut tx, tenant, component, route).await?;
+        }
+        tx.commit().await?;
+        let table = routes
+            .iter()
+            .map(|parsed| (parsed.tenant.clone(), parsed.component.clone(), parsed.route.clone()));
+        self.app.routes.reset(epoch, table);
+        Ok(routes.into_iter().map(Parsed::applied).collect())
+    }
+
+    async fn take_route(&self, epoch: &str, route: pb::Route) -> Result<Applied, Broken> {
+        let parsed = parse(route)?;
+        let span = tracing::info_span!("routes.apply", component = %parsed.component, revision = parsed.route.revision);
+        shared::telemetry::continue_from(&span, &parsed.trace_parent);
+        let applied = async {
+            let mut db = self.app.db.connection().await?;
+            store::route::save(&mut db, &parsed.tenant, &parsed.component, &parsed.route).await?;
+            self.app.routes.apply(epoch, &parsed.tenant, &parsed.component, &parsed.route);
+            Ok::<(), sqlx::Error>(())
+        };
+        applied.instrument(span).await?;
+        Ok(parsed.applied())
+    }
+
+    async fn report(
+        &self,
+        client: &mut Client,
+        epoch: &str,
+        routes: Vec<pb::AppliedRoute>,
+    ) -> Result<(), Broken> {
+        let request = pb::ReportAppliedRequest {
+            environment: self.environment.to_string(),
+            replica_id: self.replica.to_string(),
+            table_epoch: epoch.to_owned(),
+            routes,
+        };
+        let mut request = Request::new(request);
+        request.set_timeout(Duration::from_secs(5));
+        client.report_applied(request).await?;
+        Ok(())
+    }
+}
+
+struct Parsed {
+    tenant: TenantId,
+    component: ComponentId,
+    route: Route,
+    trace_parent: String,
+}
+
+/// A route that is acted on, and the trace of the request that made it.
+struct Applied {
+    route: pb::AppliedRoute,
+    trace_parent: String,
+}
+
+impl Parsed {
+    fn applied(self) -> Applied {
+        let route = pb::AppliedRoute {
+            tenant: self.tenant.to_string(),
+            component: self.component.to_string(),
+            revision: self.route.revision,
+        };
+        Applied { route, trace_parent: self.trace_parent }
+    }
+}
+
+/// One report for a single route, in the trace that made it; many routes go together, in traces of their own.
+fn by_trace(mut routes: Vec<Applied>) -> Vec<(tracing::Span, Vec<pb::AppliedRoute>)> {
+    if routes.len() == 1 {
+        let span = tracing::info_span!("routes.report");
+        shared::telemetry::continue_from(&span, &routes[0].trace_parent);
+        return routes.pop().map(|applied| (span, vec![applied.route])).into_iter().collect();
+    }
+    let routes: Vec<_> = routes.into_iter().map(|applied| applied.route).collect();
+    routes
+        .chunks(REPORT_MAX)
+        .map(|chunk| (tracing::info_span!("routes.report"), chunk.to_vec()))
+        .collect()
+}
+
+fn parse(route: pb::Route) -> Result<Parsed, Broken> {
+    let pb::Route { tenant, component, revision, stable, rollout, withdrawn_release_ids, trace_parent } =
+        route;
+    let parsed = || {
+        let withdrawn = withdrawn_release_ids.iter().map(|id| shared::parse::parse("withdrawn", id));
+        Ok(Parsed {
+            tenant: shared::parse::parse("tenant", &tenant)?,
+            component: shared::parse::parse("component", &component)?,
+            route: Route {
+                revision,
+                stable: stable.map(parse_release).transpose()?,
+                rollout: rollout.map(parse_rollout).transpose()?,
+                withdrawn: withdrawn.collect::<Result<Vec<ReleaseId>, _>>()?,
+            },
+            trace_parent,
+        })
+    };
+    parsed().map_err(|refusal: shared::status::Refusal| Broken::Route(Failure::from(refusal).to_string()))
+}
+
+fn parse_release(release: pb::RoutedRelease) -> Result<Release, shared::status::Refusal> {
+    Ok(Release { id: shared::parse::parse("release_id", &release.release_id)?, version: release.version })
+}
+
+fn parse_rollout(rollout: pb::RoutedRollout) -> Result<Rollout, shared::status::Refusal> {
+    let pb::RoutedRollout { rollout_id, release, exposure_bps, salt, assignment_policy } = rollout;
+    let exposure = shared::parse::within("exposure_bps", exposure_bps, 0, 10_000)?;
+    Ok(Rollout {
+        id: shared::parse::parse::<RolloutId>("rollout_id", &rollout_id)?,
+        release: parse_release(shared::parse::required("release", release)?)?,
+        exposure_bps: u32::try_from(exposure).unwrap_or(0),
+        salt,
+        is_all_sessions: assignment_policy == i32::from(pb::AssignmentPolicy::AllSessions),
+    })
+}

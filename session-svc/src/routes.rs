@@ -1,0 +1,73 @@
+//! The route table in memory: what visits are pinned by, read by every validation without a lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use shared::id::{ComponentId, TenantId};
+use shared::time::Time;
+
+use crate::domain::visit::{Route, Routing};
+
+type Key = (TenantId, ComponentId);
+
+/// Routes of one environment, of all tenants.
+#[derive(Default)]
+pub struct Routes {
+    table: ArcSwap<Table>,
+    exposes_until: AtomicI64,
+}
+
+#[derive(Default, Clone)]
+struct Table {
+    epoch: String,
+    routes: HashMap<Key, Arc<Route>>,
+}
+
+impl Routes {
+    /// Replaces everything.
+    pub fn reset(&self, epoch: &str, routes: impl IntoIterator<Item = (TenantId, ComponentId, Route)>) {
+        let routes = routes
+            .into_iter()
+            .map(|(tenant, component, route)| ((tenant, component), Arc::new(route)));
+        self.table
+            .store(Arc::new(Table { epoch: epoch.to_owned(), routes: routes.collect() }));
+    }
+
+    /// Takes a route in, unless a later revision of the same epoch is there.
+    pub fn apply(&self, epoch: &str, tenant: &TenantId, component: &ComponentId, route: &Route) {
+        self.table.rcu(|table| {
+            let mut next = if table.epoch == epoch {
+                Table::clone(table)
+            } else {
+                Table { epoch: epoch.to_owned(), ..Table::default() }
+            };
+            let key = (tenant.clone(), component.clone());
+            if next.routes.get(&key).is_none_or(|known| known.revision < route.revision) {
+                next.routes.insert(key, Arc::new(route.clone()));
+            }
+            next
+        });
+    }
+
+    /// Renews the exposure lease.
+    pub fn heard_of(&self, now: Time, lease: Duration) {
+        self.exposes_until.fetch_max((now + lease).timestamp_micros(), Ordering::AcqRel);
+    }
+
+    /// What decides about pins of a tenant's visits at `now`.
+    pub fn with<T>(
+        &self,
+        tenant: &TenantId,
+        components: &[ComponentId],
+        now: Time,
+        f: impl FnOnce(&Routing<'_>) -> T,
+    ) -> T {
+        let table = self.table.load();
+        let may_expose = now.timestamp_micros() < self.exposes_until.load(Ordering::Acquire);
+        let route = |component: &ComponentId| table.routes.get(&(tenant.clone(), component.clone())).cloned();
+        f(&Routing { components, route: &route, may_expose })
+    }
+}

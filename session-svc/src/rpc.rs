@@ -1,0 +1,175 @@
+//! What the rpcs share: the application's state, and the one place where domain errors get their reasons.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::db::Db;
+use shared::feed::{Batch, Feed};
+use shared::id::{SessionId, TenantId, TouchpointId};
+use shared::keyring::KeyRing;
+use shared::secret::Entropy;
+use shared::status::{Failure, Reason, Refusal, is_away};
+use shared::time::{Clock, Time};
+
+use crate::cache::{Cache, Entry};
+use crate::domain::cart;
+use crate::domain::session::{Ended, Session};
+use crate::domain::touchpoint::{BadPolicy, Touchpoint};
+use crate::routes::Routes;
+use crate::store;
+use crate::touches::Touches;
+
+pub mod cart_service;
+pub mod session_service;
+pub mod touchpoint_service;
+pub mod validate;
+
+/// Everything that requests and workers share.
+pub struct App {
+    /// The database.
+    pub db: Db,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// Keys of ours.
+    pub keys: Arc<KeyRing>,
+    /// The outbox as it happens.
+    pub feed: Arc<Feed>,
+    /// Sessions read lately.
+    pub sessions: Cache<(TenantId, SessionId), Session>,
+    /// Touchpoints read lately.
+    pub touchpoints: Cache<(TenantId, TouchpointId), Touchpoint>,
+    /// What validations saw.
+    pub touches: Touches,
+    /// What visits are pinned by.
+    pub routes: Routes,
+}
+
+/// Something from the cache or the database.
+pub struct Found<V> {
+    /// The value.
+    pub entry: Arc<Entry<V>>,
+    /// It takes in everything committed before.
+    pub fresh_as_of: Time,
+    /// It is older than it should be, as the database is away.
+    pub degraded: bool,
+}
+
+impl App {
+    /// Takes in what other replicas, or other requests here, changed.
+    pub fn apply(&self, batch: &Batch) {
+        for event in &batch.events {
+            if let Ok(touchpoint) = event.subject.parse::<TouchpointId>()
+                && event.kind.starts_with("touchpoint.")
+            {
+                self.touchpoints.invalidate(&(event.tenant.clone(), touchpoint));
+            }
+            let session = event
+                .data
+                .get("session_id")
+                .and_then(|id| id.as_str())
+                .unwrap_or(&event.subject);
+            if let Ok(session) = session.parse::<SessionId>() {
+                self.sessions.invalidate(&(event.tenant.clone(), session));
+            }
+        }
+    }
+
+    /// When an entry was last known to be true.
+    pub fn fresh_as_of<V>(&self, entry: &Entry<V>) -> Time {
+        entry.sent_at.max(self.feed.polled_at())
+    }
+
+    /// A touchpoint, from memory where that is fresh enough by its own policy, or by `strong` not at all.
+    pub async fn touchpoint(
+        &self,
+        tenant: &TenantId,
+        id: &TouchpointId,
+        strong: bool,
+        now: Time,
+    ) -> Result<Option<Found<Touchpoint>>, sqlx::Error> {
+        let key = (tenant.clone(), id.clone());
+        let known = self.touchpoints.get(&key).map(|entry| (self.fresh_as_of(&entry), entry));
+        if let Some((fresh_as_of, entry)) = &known
+            && !strong
+            && is_within(*fresh_as_of, now, entry.value.policy.staleness_bound)
+        {
+            return Ok(Some(Found { entry: Arc::clone(entry), fresh_as_of: *fresh_as_of, degraded: false }));
+        }
+        let ticket = self.touchpoints.ticket(&key);
+        let read = async { store::touchpoint::find(&mut *self.db.connection().await?, tenant, id).await };
+        match (read.await, known) {
+            (Ok(None), _) => Ok(None),
+            (Ok(Some(value)), _) => {
+                let entry = Arc::new(Entry { value, sent_at: now });
+                self.touchpoints.insert(&key, ticket, Arc::clone(&entry));
+                Ok(Some(Found { entry, fresh_as_of: now, degraded: false }))
+            }
+            (Err(error), Some((fresh_as_of, entry)))
+                if is_away(&error) && is_within(fresh_as_of, now, entry.value.policy.outage_bound) =>
+            {
+                Ok(Some(Found { entry, fresh_as_of, degraded: true }))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// As [`App::touchpoint`], but there must be one.
+    pub async fn required_touchpoint(
+        &self,
+        tenant: &TenantId,
+        id: &TouchpointId,
+        strong: bool,
+        now: Time,
+    ) -> Result<Found<Touchpoint>, Failure> {
+        self.touchpoint(tenant, id, strong, now)
+            .await?
+            .ok_or_else(|| no_touchpoint(id).into())
+    }
+}
+
+/// Whether something fresh as of then is fresh enough now.
+pub fn is_within(fresh_as_of: Time, now: Time, bound: Duration) -> bool {
+    !bound.is_zero() && now <= fresh_as_of + bound
+}
+
+/// No such touchpoint.
+pub fn no_touchpoint(id: &TouchpointId) -> Refusal {
+    Refusal::new(Reason::TouchpointNotFound, format!("there is no touchpoint {id}")).with("touchpoint", id)
+}
+
+/// The row changed between reading and writing, though it was locked or checked: try again.
+pub fn overtaken() -> Failure {
+    Refusal::new(Reason::ConcurrentChange, "another change was in the way")
+        .retry_after(Duration::from_millis(50))
+        .into()
+}
+
+/// The session is not good any more.
+pub fn ended(ended: Ended) -> Refusal {
+    let reason = match ended {
+        Ended::Idle => Reason::SessionIdleExpired,
+        Ended::Lifetime => Reason::SessionExpired,
+        Ended::Revoked => Reason::SessionRevoked,
+    };
+    Refusal::new(reason, ended.to_string())
+}
+
+/// The cart cannot change so.
+pub fn cart_refused(refused: &cart::Refused) -> Refusal {
+    let text = refused.to_string();
+    match refused {
+        cart::Refused::WrongState(state) => Refusal::new(Reason::CartWrongState, text).with("state", state),
+        cart::Refused::NoSuchLine => Refusal::new(Reason::CartLineNotFound, text),
+        cart::Refused::Empty => Refusal::new(Reason::CartEmpty, text),
+        cart::Refused::Limit { limit, max } => {
+            Refusal::new(Reason::CartLimit, text).with("limit", limit).with("max", max)
+        }
+    }
+}
+
+/// The policy contradicts itself.
+pub fn bad_policy(bad: BadPolicy) -> Refusal {
+    Refusal::field(format!("touchpoint.session_policy.{}", bad.field), bad.problem)
+}

@@ -1,0 +1,11 @@
+//! All SQL of session-svc: a function a statement, on a connection that the caller brings.
+
+pub mod cart;
+pub mod route;
+pub mod session;
+pub mod touchpoint;
+
+/// What is stored cannot be: names the table, the column and the row.
+fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(format!("session.{table}.{column} of {key} is corrupt").into())
+}

@@ -1,0 +1,112 @@
+//! What validations saw, gathered in memory and written in sorted batches off the request path.
+//!
+//! Until a touch is written, this is where its session's last-seen time and visit are to be read from, too: a load from
+//! the database is older.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use shared::id::{SessionId, TenantId};
+use shared::time::Time;
+
+use crate::domain::session::Session;
+use crate::domain::visit::Visit;
+use crate::store::session::Touch;
+
+const SHARDS: usize = 64;
+const SHARD_MAX: usize = 16_384;
+/// Touches written in one transaction.
+pub const BATCH: usize = 500;
+
+type Key = (TenantId, SessionId);
+
+/// Touches that are not written yet, or being written.
+pub struct Touches {
+    shards: Box<[Mutex<HashMap<Key, Touch>>]>,
+}
+
+impl Default for Touches {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl Touches {
+    /// Notes that a session was seen, in which visit, and which visit the database has.
+    pub fn note(&self, tenant: &TenantId, session: SessionId, now: Time, visit: Option<(Visit, Visit)>) {
+        let mut shard = self.shard(session);
+        let is_full = shard.len() >= SHARD_MAX;
+        match shard.entry((tenant.clone(), session)) {
+            Entry::Occupied(mut touch) => {
+                let touch = touch.get_mut();
+                touch.seen_at = touch.seen_at.max(now);
+                if let Some((visit, stored)) = visit {
+                    // The database still has what it had before the first of these.
+                    let stored = touch.visit.take().map_or(stored, |(_, stored)| stored);
+                    touch.visit = Some((visit, stored));
+                }
+            }
+            // Only while the database is away for long: better to lose a last-seen time than the memory.
+            Entry::Vacant(_) if is_full => {}
+            Entry::Vacant(place) => {
+                place.insert(Touch { tenant: tenant.clone(), session, seen_at: now, visit });
+            }
+        }
+    }
+
+    /// What is not written yet of a session. To be taken *before* its row is read: what is gone from here by then is in
+    /// the row.
+    pub fn peek(&self, tenant: &TenantId, session: SessionId) -> Option<Touch> {
+        self.shard(session).get(&(tenant.clone(), session)).cloned()
+    }
+
+    /// A copy of what is to be written, in key order.
+    pub fn pending(&self) -> Vec<Touch> {
+        let mut touches: Vec<_> = self
+            .shards
+            .iter()
+            .flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>())
+            .collect();
+        touches.sort_by(|a, b| (&a.tenant, a.session).cmp(&(&b.tenant, b.session)));
+        touches
+    }
+
+    /// Forgets what was written, but for what changed meanwhile.
+    pub fn written(&self, touches: &[Touch]) {
+        for touch in touches {
+            let mut shard = self.shard(touch.session);
+            let key = (touch.tenant.clone(), touch.session);
+            let Some(current) = shard.get_mut(&key) else { continue };
+            if current.seen_at == touch.seen_at && current.visit == touch.visit {
+                shard.remove(&key);
+            } else if let (Some((visit, stored)), Some((written, _))) = (&mut current.visit, &touch.visit) {
+                *stored = written.clone();
+                if *visit == *written {
+                    current.visit = None;
+                }
+            }
+        }
+    }
+
+    fn shard(&self, session: SessionId) -> MutexGuard<'_, HashMap<Key, Touch>> {
+        // The last bytes of a UUID version 7 are random.
+        lock(&self.shards[usize::from(session.uuid().as_bytes()[15]) % SHARDS])
+    }
+}
+
+impl Touch {
+    /// Brings what was read up to what was seen.
+    pub fn overlay(&self, session: &mut Session) {
+        session.last_seen_at = session.last_seen_at.max(self.seen_at);
+        if let Some((visit, stored)) = &self.visit
+            && *stored == session.visit
+        {
+            session.visit = visit.clone();
+        }
+    }
+}
+
+fn lock(shard: &Mutex<HashMap<Key, Touch>>) -> MutexGuard<'_, HashMap<Key, Touch>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,54 @@
+//! Work beside requests.
+
+use std::time::Duration;
+
+use serde_json::json;
+use shared::outbox::Event;
+use shared::replay;
+
+use crate::OUTBOX;
+use crate::rpc::App;
+use crate::store;
+use crate::touches::BATCH;
+
+/// Twice the rate that idle deadlines allow for (`SessionPolicy::flush_interval`).
+pub const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often answered requests are looked through.
+pub const PURGE_INTERVAL: Duration = Duration::from_mins(1);
+const PURGE_BATCH: i64 = 1000;
+
+/// Writes what validations saw.
+pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
+    let touches = app.touches.pending();
+    for batch in touches.chunks(BATCH) {
+        let now = app.clock.now();
+        let mut tx = app.db.begin(None).await?;
+        let changed = store::session::touch(&mut tx, batch).await?;
+        for (tenant, session) in &changed {
+            let (kind, subject, principal) = ("session.pinned", session.to_string(), "system".to_owned());
+            let event = Event { tenant: tenant.clone(), kind, subject, principal, at: now, data: json!({}) };
+            OUTBOX.append(&mut tx, &event).await?;
+        }
+        tx.commit().await?;
+        for key in changed {
+            app.sessions.invalidate(&key);
+        }
+        app.touches.written(batch);
+    }
+    Ok(touches.len() as u64)
+}
+
+/// Forgets answers to requests that nobody may repeat any more.
+pub async fn purge_requests(app: &App) -> sqlx::Result<u64> {
+    let before = app.clock.now() - replay::RETENTION;
+    let mut purged = 0;
+    loop {
+        let count = OUTBOX
+            .purge_requests(&mut *app.db.connection().await?, before, PURGE_BATCH)
+            .await?;
+        purged += count;
+        if count < PURGE_BATCH.unsigned_abs() {
+            return Ok(purged);
+        }
+    }
+}
