@@ -61,6 +61,13 @@ impl Touches {
         self.shard(session).get(&(tenant.clone(), session)).cloned()
     }
 
+    /// Notes that the row has the session's visit by now.
+    pub fn moved(&self, tenant: &TenantId, session: SessionId) {
+        if let Some(touch) = self.shard(session).get_mut(&(tenant.clone(), session)) {
+            touch.visit = None;
+        }
+    }
+
     /// A copy of what is to be written, in key order.
     pub fn pending(&self) -> Vec<Touch> {
         let mut touches: Vec<_> = self

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use shared::id::{SessionId, TenantId};
 use shared::outbox::Event;
 use shared::replay;
+use shared::time::Time;
 
 use crate::OUTBOX;
 use crate::rpc::App;
@@ -25,9 +27,7 @@ pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
         let mut tx = app.db.begin(None).await?;
         let changed = store::session::touch(&mut tx, batch).await?;
         for (tenant, session) in &changed {
-            let (kind, subject, principal) = ("session.pinned", session.to_string(), "system".to_owned());
-            let event = Event { tenant: tenant.clone(), kind, subject, principal, at: now, data: json!({}) };
-            OUTBOX.append(&mut tx, &event).await?;
+            OUTBOX.append(&mut tx, &pinned(tenant, *session, now)).await?;
         }
         tx.commit().await?;
         for key in changed {
@@ -36,6 +36,12 @@ pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
         app.touches.written(batch);
     }
     Ok(touches.len() as u64)
+}
+
+/// A visit has other pins than before: every replica reads the session anew.
+pub fn pinned(tenant: &TenantId, session: SessionId, at: Time) -> Event {
+    let (subject, principal) = (session.to_string(), "system".to_owned());
+    Event { tenant: tenant.clone(), kind: "session.pinned", subject, principal, at, data: json!({}) }
 }
 
 /// Forgets answers to requests that nobody may repeat any more.

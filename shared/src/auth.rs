@@ -372,8 +372,9 @@ impl Issuer {
                 "the token's issuer may not speak for its tenant",
             ));
         }
-        if claims.sub.is_empty() || claims.sub.len() > 255 {
-            return Err(malformed("`sub` must have 1 to 255 bytes"));
+        // Principals are stored; PostgreSQL takes no NUL.
+        if !(1..=255).contains(&claims.sub.len()) || claims.sub.contains(char::is_control) {
+            return Err(malformed("`sub` must have 1 to 255 bytes, none of them a control character"));
         }
         let (claim, value) = &self.config.person_claim;
         Ok(Caller {

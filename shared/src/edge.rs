@@ -114,7 +114,7 @@ impl Edge {
             + Send
             + 'static,
     {
-        let Ok(_place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let refusal = Refusal::new(Reason::Overloaded, "too many calls in flight");
             return refusal.retry_after(Duration::from_millis(100)).into_status().into_http();
         };
@@ -124,11 +124,17 @@ impl Edge {
         if let Err(refusal) = self.admit(&mut request) {
             return refusal.into_status().into_http();
         }
-        let call = self.calls.spawn(async move { inner.call(request).await }.in_current_span());
+        // The place is taken until the work is done, not until the caller stops waiting for it. Nothing of ours takes so
+        // long as the bound: it is for callers who never finish sending.
+        let work = async move {
+            let _place = place;
+            tokio::time::timeout(CALL_MAX, inner.call(request)).await
+        };
+        let call = self.calls.spawn(work.in_current_span());
         let response = match tokio::time::timeout(allowed, call).await {
-            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Ok(Ok(response)))) => response,
             Ok(Err(panic)) => Status::from(Failure::Bug(panic.to_string())).into_http(),
-            Err(_) => {
+            Ok(Ok(Err(_))) | Err(_) => {
                 let text = "the caller's deadline passed; a write may or may not have happened";
                 Refusal::new(Reason::DeadlinePassed, text).into_status().into_http()
             }

@@ -170,6 +170,8 @@ fn describe(services: &[&'static str]) -> tonic_reflection::server::Builder<'sta
     let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // So that clients by reflection can read the details of errors.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("grpc.health.v1.Health");
     services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
 }
@@ -299,16 +301,21 @@ pub async fn stop_signal(with_stdin: bool) {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
     let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
-    let stdin = async {
-        if with_stdin {
-            let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
+    // A thread of its own: tokio's would keep the process from ending before the input does.
+    let (open, mut stdin) = tokio::sync::mpsc::channel::<()>(1);
+    let kept_open = if with_stdin {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            drop(open);
+        });
+        None
+    } else {
+        Some(open)
     };
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),
-        () = stdin => tracing::info!("standard input closed"),
+        _ = stdin.recv() => tracing::info!("standard input closed"),
     }
+    drop(kept_open);
 }

@@ -1,25 +1,32 @@
 //! Whose token this is and whether it is still good: the verdict of `ValidateSession`, and what every rpc that names a
 //! session by its token asks first.
 //!
-//! Memory may only ever say that a session lives, within the visit it knows; everything else is read from the database
-//! before it is said, so that no replica logs out whom another one saw.
+//! Memory may only ever say that a session lives, in the visit and on the releases it knows; everything else is read from
+//! the database before it is said, so that no replica logs out, or moves out of a checkout, whom another one saw.
 
 use std::sync::Arc;
 
 use shared::auth::Caller;
 use shared::id::TenantId;
+use shared::parse::{known_or_default, parse};
 use shared::pb::session as pb;
 use shared::status::{Failure, Reason, Refusal, is_away};
 use shared::time::{Time, to_proto};
 
 use super::session_service::{pins_to_proto, session_to_proto};
-use super::{App, Found, ended, is_within, no_touchpoint};
+use super::{App, Found, ended, is_within, overtaken};
+use crate::OUTBOX;
 use crate::cache::Entry;
 use crate::domain::session::{Ended, Session};
 use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::{self, Visit};
 use crate::store;
+use crate::store::session::Touch;
+use crate::workers::pinned;
+
+/// A move loses only to another write of the same session; after so many the caller tries again.
+const MOVE_ATTEMPTS: u32 = 4;
 
 /// Why a token does not get its session.
 pub enum Refused {
@@ -48,6 +55,25 @@ impl Refused {
     }
 }
 
+/// A session as it is seen here, and the visit that its row has.
+struct Seen {
+    session: Session,
+    stored: Visit,
+    fresh_as_of: Time,
+    degraded: bool,
+}
+
+impl Seen {
+    /// `touch` is what was not written yet when the reading was sent.
+    fn new(mut session: Session, touch: Option<&Touch>, fresh_as_of: Time) -> Self {
+        let stored = session.visit.clone();
+        if let Some(touch) = touch {
+            touch.overlay(&mut session);
+        }
+        Self { session, stored, fresh_as_of, degraded: false }
+    }
+}
+
 impl App {
     /// The verdict on a token that was presented at a touchpoint.
     pub async fn validate(
@@ -56,41 +82,55 @@ impl App {
         request: pb::ValidateSessionRequest,
     ) -> Result<pb::ValidateSessionResponse, Failure> {
         let pb::ValidateSessionRequest { session_token, touchpoint, consistency } = request;
-        let touchpoint = shared::parse::parse("touchpoint", &touchpoint)?;
-        let consistency: pb::Consistency = shared::parse::known_or_default("consistency", consistency)?;
+        let touchpoint = parse("touchpoint", &touchpoint)?;
+        let consistency: pb::Consistency = known_or_default("consistency", consistency)?;
         if session_token.is_empty() {
             return Err(Refusal::field("session_token", "is required").into());
         }
         caller.require_touchpoint(&touchpoint)?;
         let (now, strong) = (self.clock.now(), consistency == pb::Consistency::Strong);
-        let at = self
-            .touchpoint(&caller.tenant, &touchpoint, strong, now)
-            .await?
-            .ok_or_else(|| no_touchpoint(&touchpoint))?;
+        let at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
         let Ok(token) = SessionToken::parse(&session_token) else {
             return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
         };
-        let Some(found) = self.session(&caller.tenant, &token, &at, strong, now).await? else {
-            return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
-        };
-        let (fresh_as_of, degraded) = (found.fresh_as_of.min(at.fresh_as_of), found.degraded || at.degraded);
-        let mut session = found.entry.value.clone();
-        if session.touchpoint != touchpoint {
-            return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
-        }
         let policy = &at.entry.value.policy;
-        if let Err(why) = session.standing(policy, now) {
-            return Ok(verdict(Refused::Ended(why).verdict(), fresh_as_of, degraded));
+        for attempt in 0..MOVE_ATTEMPTS {
+            let Some(seen) = self.session(&caller.tenant, &token, &at, strong || attempt > 0, now).await?
+            else {
+                return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
+            };
+            let (fresh_as_of, degraded) =
+                (seen.fresh_as_of.min(at.fresh_as_of), seen.degraded || at.degraded);
+            if seen.session.touchpoint != touchpoint {
+                return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
+            }
+            if let Err(why) = seen.session.standing(policy, now) {
+                return Ok(verdict(Refused::Ended(why).verdict(), fresh_as_of, degraded));
+            }
+            let visit = self.visit(&caller.tenant, &seen.session, &at.entry.value, now);
+            let moves =
+                visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
+            if moves && !seen.degraded {
+                if !self.move_visit(&caller.tenant, &seen, &visit, now).await? {
+                    continue;
+                }
+                self.touches.note(&caller.tenant, seen.session.id, now, None);
+            } else {
+                let changed = (visit != seen.session.visit).then(|| (visit.clone(), seen.stored));
+                self.touches.note(&caller.tenant, seen.session.id, now, changed);
+            }
+            let session = Session { visit, last_seen_at: seen.session.last_seen_at.max(now), ..seen.session };
+            return Ok(pb::ValidateSessionResponse {
+                session: Some(session_to_proto(&session, policy, now)),
+                pins: pins_to_proto(&session.visit.pins),
+                ..verdict(pb::Verdict::Active, fresh_as_of, degraded)
+            });
         }
-        self.see(&caller.tenant, &mut session, &at.entry.value, now);
-        Ok(pb::ValidateSessionResponse {
-            session: Some(session_to_proto(&session, policy, now)),
-            pins: pins_to_proto(&session.visit.pins),
-            ..verdict(pb::Verdict::Active, fresh_as_of, degraded)
-        })
+        Err(overtaken())
     }
 
-    /// The live session of a token, read from the database, with its touchpoint; counts as activity.
+    /// The live session of a token, read from the database, with its touchpoint. Counts as activity, but moves no visit:
+    /// nobody would be told.
     pub async fn live_session(
         &self,
         caller: &Caller,
@@ -100,17 +140,17 @@ impl App {
         let token = SessionToken::parse(token).map_err(|_| Refused::Unknown.into_refusal())?;
         let tenant = &caller.tenant;
         let touch = self.touches.peek(tenant, token.session_id());
-        let mut session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
+        let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
             .await?
             .filter(|session| session.token_hash == token.hash())
             .ok_or_else(|| Refused::Unknown.into_refusal())?;
-        if let Some(touch) = touch {
-            touch.overlay(&mut session);
-        }
+        let Seen { session, stored, .. } = Seen::new(session, touch.as_ref(), now);
         caller.require_touchpoint(&session.touchpoint)?;
         let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
         session.standing(&touchpoint.value.policy, now).map_err(ended)?;
-        self.see(tenant, &mut session, &touchpoint.value, now);
+        let visit = self.visit(tenant, &session, &touchpoint.value, now);
+        let begun = (visit.started_at != session.visit.started_at).then_some((visit, stored));
+        self.touches.note(tenant, session.id, now, begun);
         Ok((session, touchpoint))
     }
 
@@ -123,82 +163,78 @@ impl App {
         at: &Found<Touchpoint>,
         strong: bool,
         now: Time,
-    ) -> Result<Option<Found<Session>>, Failure> {
-        let policy = &at.entry.value.policy;
-        let key = (tenant.clone(), token.session_id());
-        let touch = self.touches.peek(tenant, token.session_id());
-        let known = self.sessions.get(&key).map(|entry| {
-            let mut session = entry.value.clone();
-            if let Some(touch) = &touch {
-                touch.overlay(&mut session);
-            }
+    ) -> Result<Option<Seen>, Failure> {
+        let (touchpoint, id) = (&at.entry.value, token.session_id());
+        let key = (tenant.clone(), id);
+        let touch = self.touches.peek(tenant, id);
+        let known = self.sessions.get(&key).and_then(|entry| {
+            let seen = Seen::new(entry.value.clone(), touch.as_ref(), self.fresh_as_of(&entry));
+            let session = &seen.session;
             let is_good = session.token_hash == token.hash()
-                && session.standing(policy, now).is_ok()
-                && session.touchpoint == at.entry.value.id
-                && now < session.last_seen_at + policy.visit_gap;
-            let fresh_as_of = self.fresh_as_of(&entry);
-            (
-                is_good,
-                Found {
-                    entry: Arc::new(Entry { value: session, sent_at: entry.sent_at }),
-                    fresh_as_of,
-                    degraded: false,
-                },
-            )
+                && session.touchpoint == touchpoint.id
+                && session.standing(&touchpoint.policy, now).is_ok();
+            is_good.then_some(seen)
         });
-        if let Some((true, found)) = &known
+        if let Some(seen) = &known
             && !strong
-            && is_within(found.fresh_as_of, now, policy.staleness_bound)
+            && is_within(seen.fresh_as_of, now, touchpoint.policy.staleness_bound)
+            && self.visit(tenant, &seen.session, touchpoint, now) == seen.session.visit
         {
-            return Ok(known.map(|(_, found)| found));
+            return Ok(known);
         }
         let ticket = self.sessions.ticket(&key);
-        let read = async {
-            store::session::find(&mut *self.db.connection().await?, tenant, token.session_id()).await
-        };
-        match read.await {
-            Ok(None) => Ok(None),
-            Ok(Some(session)) if session.token_hash != token.hash() => Ok(None),
-            Ok(Some(mut session)) => {
+        let read = async { store::session::find(&mut *self.db.connection().await?, tenant, id).await };
+        match (read.await, known) {
+            (Ok(None), _) => Ok(None),
+            (Ok(Some(session)), _) if session.token_hash != token.hash() => Ok(None),
+            (Ok(Some(session)), _) => {
                 self.sessions
                     .insert(&key, ticket, Arc::new(Entry { value: session.clone(), sent_at: now }));
-                if let Some(touch) = &touch {
-                    touch.overlay(&mut session);
-                }
-                Ok(Some(Found {
-                    entry: Arc::new(Entry { value: session, sent_at: now }),
-                    fresh_as_of: now,
-                    degraded: false,
-                }))
+                Ok(Some(Seen::new(session, touch.as_ref(), now)))
             }
-            Err(error) if is_away(&error) => match known {
-                Some((true, found)) if is_within(found.fresh_as_of, now, policy.outage_bound) => {
-                    Ok(Some(Found { degraded: true, ..found }))
-                }
-                _ => Err(error.into()),
-            },
-            Err(error) => Err(error.into()),
+            (Err(error), Some(seen))
+                if is_away(&error) && is_within(seen.fresh_as_of, now, touchpoint.policy.outage_bound) =>
+            {
+                Ok(Some(Seen { degraded: true, ..seen }))
+            }
+            (Err(error), _) => Err(error.into()),
         }
     }
 
-    /// Notes that a live session was seen now, and brings its visit up to date: a new one after a gap, or the present one
-    /// on what it may be served.
-    fn see(&self, tenant: &TenantId, session: &mut Session, touchpoint: &Touchpoint, now: Time) {
+    /// The visit that a live session is in now: a new one after a gap, or the present one on what it may be served. A
+    /// checkout holds the releases, however long the payment takes.
+    fn visit(&self, tenant: &TenantId, session: &Session, touchpoint: &Touchpoint, now: Time) -> Visit {
         let is_new = now >= session.last_seen_at + touchpoint.policy.visit_gap;
         let (before, in_checkout) = (&session.visit, session.checkout.is_some());
-        let next = self.routes.with(tenant, &touchpoint.components, now, |routing| {
-            // A checkout holds the releases, however long the payment takes.
-            let pins = if is_new && !in_checkout {
+        self.routes.with(tenant, &touchpoint.components, now, |routing| Visit {
+            started_at: if is_new { now } else { before.started_at },
+            pins: if is_new && !in_checkout {
                 visit::begin(session.id, &before.pins, routing)
             } else {
                 visit::keep(session.id, &before.pins, in_checkout, routing)
-            };
-            Visit { started_at: if is_new { now } else { before.started_at }, pins }
-        });
-        let changed = (next != session.visit).then(|| (next.clone(), session.visit.clone()));
-        self.touches.note(tenant, session.id, now, changed);
-        session.visit = next;
-        session.last_seen_at = session.last_seen_at.max(now);
+            },
+        })
+    }
+
+    /// Moves a running visit to other releases, at once and only if no checkout was begun meanwhile; false if something
+    /// else came first.
+    async fn move_visit(
+        &self,
+        tenant: &TenantId,
+        seen: &Seen,
+        next: &Visit,
+        now: Time,
+    ) -> Result<bool, Failure> {
+        let id = seen.session.id;
+        let mut tx = self.db.begin(None).await?;
+        if !store::session::move_visit(&mut tx, tenant, id, &seen.stored, next).await? {
+            return Ok(false);
+        }
+        OUTBOX.append(&mut tx, &pinned(tenant, id, now)).await?;
+        tx.commit().await?;
+        self.touches.moved(tenant, id);
+        self.sessions.invalidate(&(tenant.clone(), id));
+        Ok(true)
     }
 }
 

@@ -231,6 +231,32 @@ pub async fn release_hold(
     .map(drop)
 }
 
+/// Puts a running visit on other releases, unless it changed or a checkout holds it; false then.
+#[tracing::instrument(name = "db.session.move_visit", skip_all)]
+pub async fn move_visit(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    from: &Visit,
+    to: &Visit,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.sessions
+        set visit_started_at = $3, pins = $4
+        where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6
+            and checkout_cart_id is null and revoked_at is null",
+        tenant.as_str(),
+        id.uuid(),
+        to.started_at,
+        write_pins(&to.pins),
+        from.started_at,
+        write_pins(&from.pins),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// What validations saw of a session since it was last written.
 #[derive(Debug, Clone)]
 pub struct Touch {

@@ -1,0 +1,211 @@
+//! Carries decisions out: the guarded write, what follows from it elsewhere, and one event for each transition, in the
+//! caller's transaction. Both `rpc` and `workers` get here, so that a transition is the same whoever caused it.
+
+use serde_json::{Map, Value, json};
+use shared::id::{ReleaseId, RolloutId, TenantId};
+use shared::outbox::Event;
+use shared::status::{Failure, Reason, Refusal};
+use shared::telemetry;
+use shared::time::Time;
+use sqlx::PgConnection;
+
+use crate::domain::component::{ApprovalPolicy, Component, Environment};
+use crate::domain::release::{self, Ending, Release};
+use crate::domain::rollout::{self, State};
+use crate::domain::route::Route;
+use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
+
+/// Who acts, for whom, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Actor {
+    pub tenant: TenantId,
+    /// `issuer|sub`, or `system`.
+    pub principal: String,
+    pub now: Time,
+}
+
+/// A write found its row changed, which the row locks should have kept from happening.
+pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
+    if is_written {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::ConcurrentChange, "another change was in the way; try again").into())
+}
+
+impl Actor {
+    async fn tell(
+        &self,
+        db: &mut PgConnection,
+        kind: &'static str,
+        subject: String,
+        data: Value,
+    ) -> sqlx::Result<()> {
+        let (tenant, principal) = (self.tenant.clone(), self.principal.clone());
+        OUTBOX
+            .append(db, &Event { tenant, kind, subject, principal, at: self.now, data })
+            .await
+    }
+
+    /// Tells of a component that was made or changed.
+    pub(crate) async fn tell_component(
+        &self,
+        db: &mut PgConnection,
+        kind: &'static str,
+        component: &Component,
+    ) -> sqlx::Result<()> {
+        let data = json!({
+            "component": component.name.as_str(),
+            "owner_groups": component.owner_groups,
+            "approval_policy": component.approval_policy.as_str(),
+        });
+        self.tell(db, kind, component.name.to_string(), data).await
+    }
+
+    /// Tells of an environment that was made.
+    pub(crate) async fn tell_environment(
+        &self,
+        db: &mut PgConnection,
+        environment: &Environment,
+    ) -> sqlx::Result<()> {
+        let data = json!({
+            "environment": environment.name.as_str(),
+            "promotion_order": environment.promotion_order,
+        });
+        self.tell(db, "environment.created", environment.name.to_string(), data).await
+    }
+
+    /// Tells of an approval policy that was made or changed.
+    pub(crate) async fn tell_policy(
+        &self,
+        db: &mut PgConnection,
+        kind: &'static str,
+        policy: &ApprovalPolicy,
+    ) -> sqlx::Result<()> {
+        let data = json!({ "approval_policy": policy.name.as_str(), "quorum": policy.quorum });
+        self.tell(db, kind, policy.name.to_string(), data).await
+    }
+
+    /// Tells of a draft that was made.
+    pub(crate) async fn tell_draft(&self, db: &mut PgConnection, release: &Release) -> sqlx::Result<()> {
+        let data = release_data(release, None, Map::new());
+        self.tell(db, "release.created", release.id.to_string(), data).await
+    }
+}
+
+/// A transition of a release. `more` goes into the event.
+pub(crate) async fn release(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decision: &release::Decision,
+    more: Map<String, Value>,
+) -> Result<(), Failure> {
+    expect_written(store::release::update(db, &actor.tenant, decision).await?)?;
+    let release = &decision.release;
+    let data = release_data(release, Some(decision.from), more);
+    actor.tell(db, decision.kind, release.id.to_string(), data).await?;
+    Ok(())
+}
+
+fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>) -> Value {
+    let mut data = more;
+    data.insert("release_id".to_owned(), release.id.to_string().into());
+    data.insert("component".to_owned(), release.component.as_str().into());
+    data.insert("version".to_owned(), release.version.as_str().into());
+    data.insert("from".to_owned(), from.into());
+    data.insert("to".to_owned(), release.state.name().into());
+    Value::Object(data)
+}
+
+/// A transition of a rollout, whose component the caller has locked; with it the route's next revision, and what it
+/// means to the release and to the one it replaces.
+pub(crate) async fn rollout(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decision: &rollout::Decision,
+) -> Result<(), Failure> {
+    let rollout::Decision { rollout, from, kind } = decision;
+    let tenant = &actor.tenant;
+    match from {
+        None => store::rollout::insert(db, tenant, rollout).await?,
+        Some(_) => expect_written(store::rollout::update(db, tenant, decision).await?)?,
+    }
+    let (component, environment) = (&rollout.component, &rollout.environment);
+    let route = store::route::lock(db, tenant, component, environment).await?;
+    let route = route.unwrap_or_else(|| Route::empty(tenant.clone(), component.clone(), environment.clone()));
+    let route = route.after(rollout, telemetry::trace_parent());
+    expect_written(store::route::upsert(db, &route).await?)?;
+    let data = json!({
+        "rollout_id": rollout.id.to_string(),
+        "component": component.as_str(),
+        "environment": environment.as_str(),
+        "release_id": rollout.release.id.to_string(),
+        "version": rollout.release.version,
+        "previous_release_id": rollout.previous.as_ref().map(|previous| previous.id.to_string()),
+        "from": from,
+        "to": rollout.state.name(),
+        "step": rollout.step,
+        "exposure_bps": rollout.exposure_bps(),
+        "reason": rollout.state.rollback_reason(),
+        "route_revision": route.revision,
+    });
+    actor.tell(db, kind, rollout.id.to_string(), data).await?;
+    let endings = match &rollout.state {
+        State::Running => return expose(db, actor, rollout.release.id).await,
+        State::RollingBack { .. } => return Ok(()),
+        State::RolledBack { .. } => vec![(rollout.release.id, Ending::RolledBack)],
+        State::Succeeded { .. } => {
+            let previous = rollout.previous.iter().map(|previous| (previous.id, Ending::Superseded));
+            [(rollout.release.id, Ending::Superseded)].into_iter().chain(previous).collect()
+        }
+    };
+    for (release, ending) in endings {
+        settle(db, actor, release, ending).await?;
+    }
+    Ok(())
+}
+
+async fn expose(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<(), Failure> {
+    match locked_release(db, actor, id).await?.expose() {
+        Some(decision) => release(db, actor, &decision, Map::new()).await,
+        None => Ok(()),
+    }
+}
+
+async fn settle(db: &mut PgConnection, actor: &Actor, id: ReleaseId, ending: Ending) -> Result<(), Failure> {
+    let locked = locked_release(db, actor, id).await?;
+    let standing = store::release::standing(db, &actor.tenant, &locked.component, id).await?;
+    match locked.settle(standing, ending) {
+        Some(decision) => release(db, actor, &decision, Map::new()).await,
+        None => Ok(()),
+    }
+}
+
+async fn locked_release(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<Release, Failure> {
+    let release = store::release::lock(db, &actor.tenant, id).await?;
+    release.ok_or_else(|| Failure::Bug(format!("release {id} of a rollout is not there")))
+}
+
+/// Ends a rollback if every session service acts on exposure 0. The caller has locked the rollout's component.
+pub(crate) async fn confirm(db: &mut PgConnection, actor: &Actor, id: RolloutId) -> Result<bool, Failure> {
+    let (began_at, margin) = (lease_began_at(actor.now), margin_secs());
+    if store::rollout::list_confirmed(db, began_at, margin, Some(id), 1)
+        .await?
+        .is_empty()
+    {
+        return Ok(false);
+    }
+    let locked = store::rollout::lock(db, &actor.tenant, id).await?;
+    let Some(decision) = locked.and_then(|rollout| rollout.confirm(actor.now)) else { return Ok(false) };
+    rollout(db, actor, &decision).await?;
+    Ok(true)
+}
+
+/// Replicas that were last seen before this instant have no exposure lease any more.
+pub(crate) fn lease_began_at(now: Time) -> Time {
+    now - EXPOSURE_LEASE
+}
+
+/// [`REPLICA_MARGIN`] as PostgreSQL takes it.
+pub(crate) fn margin_secs() -> f64 {
+    REPLICA_MARGIN.as_seconds_f64()
+}

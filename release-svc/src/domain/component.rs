@@ -1,0 +1,55 @@
+//! What is released, where it runs, and what it needs: the catalogue, which people write.
+
+use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId};
+use shared::time::Time;
+
+/// The approval policy that every tenant has: profile STARTER, quorum 0.
+pub const STARTER_POLICY: &str = "starter";
+
+/// A deployable thing that is released on its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Component {
+    pub name: ComponentId,
+    pub display_name: String,
+    /// Empty leaves it to the scopes alone.
+    pub owner_groups: Vec<String>,
+    pub approval_policy: ApprovalPolicyId,
+    pub created_at: Time,
+    pub row_version: i64,
+}
+
+/// Where components run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    pub name: EnvironmentId,
+    pub display_name: String,
+    /// Lowest first.
+    pub promotion_order: i32,
+    pub created_at: Time,
+    pub row_version: i64,
+}
+
+/// What a release needs before it may be rolled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApprovalPolicy {
+    pub name: ApprovalPolicyId,
+    pub profile: Profile,
+    /// How many people must approve.
+    pub quorum: i32,
+    pub created_at: Time,
+    pub row_version: i64,
+}
+
+/// A named set of governance rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// For a team that begins: any quorum, and risk is advice.
+    Starter,
+}
+
+impl ApprovalPolicy {
+    /// Whether it is the one that every tenant has without making it.
+    pub fn is_given(name: &ApprovalPolicyId) -> bool {
+        name.as_str() == STARTER_POLICY
+    }
+}

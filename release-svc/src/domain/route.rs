@@ -1,0 +1,149 @@
+//! What session services are told of a component in an environment: the release that everyone gets, the rollout under way,
+//! and what was taken back. It follows from the transitions of rollouts and from nothing else.
+
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+
+use crate::domain::rollout::{Assignment, Rollout, ServedRelease, State};
+
+/// Most withdrawn releases that are told of.
+const WITHDRAWN_MAX: usize = 32;
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub tenant: TenantId,
+    pub component: ComponentId,
+    pub environment: EnvironmentId,
+    /// Rises with every change; 0 is not stored yet.
+    pub revision: i64,
+    pub stable: Option<ServedRelease>,
+    pub rollout: Option<RoutedRollout>,
+    /// Newest first.
+    pub withdrawn: Vec<ReleaseId>,
+    /// W3C trace context of what made this revision.
+    pub trace_parent: String,
+}
+
+/// A rollout to assign visits by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutedRollout {
+    pub id: RolloutId,
+    pub release: ServedRelease,
+    pub exposure_bps: i32,
+    pub assignment: Assignment,
+}
+
+impl Route {
+    /// The route before anything was rolled out.
+    pub const fn empty(tenant: TenantId, component: ComponentId, environment: EnvironmentId) -> Self {
+        Self {
+            tenant,
+            component,
+            environment,
+            revision: 0,
+            stable: None,
+            rollout: None,
+            withdrawn: Vec::new(),
+            trace_parent: String::new(),
+        }
+    }
+
+    /// The next revision, after a transition of a rollout. What is rolled out again is not withdrawn any more.
+    #[must_use]
+    pub fn after(self, rollout: &Rollout, trace_parent: String) -> Self {
+        let release = &rollout.release;
+        let routed = RoutedRollout {
+            id: rollout.id,
+            release: release.clone(),
+            exposure_bps: rollout.exposure_bps(),
+            assignment: rollout.assignment,
+        };
+        let mut next = Self { revision: self.revision + 1, trace_parent, ..self };
+        match rollout.state {
+            State::Running => {
+                next.withdrawn.retain(|withdrawn| *withdrawn != release.id);
+                next.rollout = Some(routed);
+            }
+            State::Succeeded { .. } => {
+                next.stable = Some(release.clone());
+                next.rollout = None;
+            }
+            State::RollingBack { .. } => {
+                next.withdrawn.insert(0, release.id);
+                next.withdrawn.truncate(WITHDRAWN_MAX);
+                next.rollout = Some(routed);
+            }
+            State::RolledBack { .. } => next.rollout = None,
+        }
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::time::at;
+
+    use super::*;
+    use crate::domain::rollout::Steps;
+
+    fn served(number: u8) -> ServedRelease {
+        ServedRelease { id: ReleaseId::new(at(0), [number; 10]), version: format!("1.{number}") }
+    }
+
+    fn rollout(release: u8, state: State) -> Rollout {
+        Rollout {
+            id: RolloutId::new(at(0), [release; 10]),
+            component: "storefront".parse().unwrap(),
+            environment: "prod".parse().unwrap(),
+            release: served(release),
+            previous: None,
+            steps: Steps::stored(vec![1000, 10_000]),
+            step: 0,
+            assignment: Assignment::NewVisits,
+            state,
+            starter: "s".to_owned(),
+            started_at: at(0),
+            row_version: 1,
+        }
+    }
+
+    fn back(release: u8) -> Rollout {
+        rollout(release, State::RollingBack { reason: "why".to_owned() })
+    }
+
+    fn empty() -> Route {
+        let name = "storefront".parse().unwrap();
+        Route::empty("shop".parse().unwrap(), name, "prod".parse().unwrap())
+    }
+
+    fn after(route: Route, rollout: &Rollout) -> Route {
+        route.after(rollout, String::new())
+    }
+
+    #[test]
+    fn a_route_follows_its_rollouts() {
+        let first = after(empty(), &rollout(0, State::Running));
+        assert_eq!((first.revision, first.rollout.as_ref().map(|it| it.exposure_bps)), (1, Some(1000)));
+        let stable = after(first, &rollout(0, State::Succeeded { at: at(1) }));
+        assert_eq!(
+            (stable.revision, stable.stable.clone(), stable.rollout.clone()),
+            (2, Some(served(0)), None)
+        );
+        let canary = after(stable, &rollout(1, State::Running));
+        let zero = after(canary, &back(1));
+        assert_eq!(zero.rollout.as_ref().map(|it| it.exposure_bps), Some(0));
+        assert_eq!((zero.stable.clone(), zero.withdrawn.clone()), (Some(served(0)), vec![served(1).id]));
+        let ended = State::RolledBack { reason: "why".to_owned(), at: at(2) };
+        let gone = after(zero, &rollout(1, ended));
+        assert_eq!((gone.revision, gone.rollout.clone()), (5, None));
+        let again = after(gone, &rollout(1, State::Running));
+        assert_eq!(again.withdrawn, []);
+    }
+
+    #[test]
+    fn the_newest_32_withdrawn_releases_are_told_of() {
+        let route = (0..40).fold(empty(), |route, release| after(route, &back(release)));
+        let expected: Vec<_> = (8..40).rev().map(|release| served(release).id).collect();
+        assert_eq!(route.withdrawn, expected);
+    }
+}

@@ -1,0 +1,273 @@
+//! What the services share: the application's state, the frame of every mutation, and what each domain error means to a
+//! caller.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost::Message;
+use shared::auth::Caller;
+use shared::db::{Db, Tx};
+use shared::edge::Deadline;
+use shared::feed::Feed;
+use shared::keyring::KeyRing;
+use shared::parse::at_most;
+use shared::pb::common::event_service_server::EventServiceServer;
+use shared::pb::release::approval_service_server::ApprovalServiceServer;
+use shared::pb::release::catalog_service_server::CatalogServiceServer;
+use shared::pb::release::release_service_server::ReleaseServiceServer;
+use shared::pb::release::rollout_service_server::RolloutServiceServer;
+use shared::pb::release::routing_service_server::RoutingServiceServer;
+use shared::replay::Replay;
+use shared::secret::Entropy;
+use shared::serve::MESSAGE_MAX_BYTES;
+use shared::status::{Blocker, Failure, Reason, Refusal};
+use shared::time::{Clock, Time};
+use shared::watch::{EventRpc, Events};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Request;
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::service::Routes;
+
+use crate::OUTBOX;
+use crate::apply::Actor;
+use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
+use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
+use crate::domain::version::NotGreater;
+
+mod approval;
+mod catalog;
+mod release;
+mod rollout;
+mod routing;
+
+/// Full names of what is served.
+pub const SERVICES: &[&str] = &[
+    "tandem.release.v1.CatalogService",
+    "tandem.release.v1.ReleaseService",
+    "tandem.release.v1.ApprovalService",
+    "tandem.release.v1.RolloutService",
+    "tandem.release.v1.RoutingService",
+    "tandem.common.v1.EventService",
+];
+
+/// What calls and workers share.
+pub struct App {
+    pub db: Db,
+    pub keys: Arc<KeyRing>,
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub feed: Arc<Feed>,
+    /// Cancelled when streams shall end.
+    pub stop: CancellationToken,
+    /// Where streams run, so that shutdown waits for them.
+    pub calls: TaskTracker,
+}
+
+/// Every service of the application. `cluster` names its database.
+pub fn routes(app: &Arc<App>, cluster: &str) -> Routes {
+    let events = Events::new(
+        Arc::clone(&app.feed),
+        Arc::clone(&app.keys),
+        app.clock.clone(),
+        cluster,
+        app.stop.clone(),
+        app.calls.clone(),
+    );
+    let catalog = CatalogServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let release = ReleaseServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let approval = ApprovalServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let rollout = RolloutServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let routing = RoutingServiceServer::new(routing::Routing(Arc::clone(app)))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let event = EventServiceServer::new(EventRpc(Arc::new(events)))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    Routes::new(catalog)
+        .add_service(release)
+        .add_service(approval)
+        .add_service(rollout)
+        .add_service(routing)
+        .add_service(event)
+}
+
+/// A mutation that was asked for: by whom, until when, and whether for the first time.
+struct Call {
+    caller: Arc<Caller>,
+    deadline: Option<Instant>,
+    replay: Replay,
+}
+
+impl Call {
+    /// Takes the request's id out, so that what is left is what a repetition must equal.
+    fn of<T: Message>(
+        request: Request<T>,
+        method: &'static str,
+        request_id: fn(&mut T) -> &mut String,
+    ) -> Result<(Self, T), Refusal> {
+        let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
+        let mut message = request.into_inner();
+        let id = std::mem::take(request_id(&mut message));
+        let replay = Replay::new(&caller, method, &id, &message)?;
+        Ok((Self { caller, deadline, replay }, message))
+    }
+}
+
+/// A mutation under way, at one instant and in one transaction.
+struct Mutation {
+    caller: Arc<Caller>,
+    actor: Actor,
+    now: Time,
+    tx: Tx,
+    replay: Replay,
+}
+
+/// A mutation, or what it was answered before.
+enum Begun<T> {
+    Fresh(Box<Mutation>),
+    Replayed(T),
+}
+
+impl App {
+    async fn begin<T: Message + Default>(&self, call: Call) -> Result<Begun<T>, Failure> {
+        let Call { caller, deadline, replay } = call;
+        let now = self.clock.now();
+        let mut tx = self.db.begin(deadline).await?;
+        if let Some(replayed) = replay.claim(&OUTBOX, &mut tx, now).await? {
+            return Ok(Begun::Replayed(replayed.answer));
+        }
+        let actor = Actor { tenant: caller.tenant.clone(), principal: caller.principal.clone(), now };
+        Ok(Begun::Fresh(Box::new(Mutation { caller, actor, now, tx, replay })))
+    }
+}
+
+impl Mutation {
+    /// Keeps the answer for a repetition, and commits.
+    async fn answer<T: Message>(mut self: Box<Self>, answer: T) -> Result<T, Failure> {
+        self.replay.record(&OUTBOX, &mut self.tx, &answer, None).await?;
+        self.tx.commit().await?;
+        Ok(answer)
+    }
+}
+
+fn absent(reason: Reason, what: &str, name: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(reason, format!("there is no {what} {name}"))
+}
+
+impl From<NotGreater> for Failure {
+    fn from(error: NotGreater) -> Self {
+        Refusal::new(Reason::ReleaseVersionNotGreater, error.to_string())
+            .with("last_version", &error.last)
+            .into()
+    }
+}
+
+impl From<WrongReleaseState> for Failure {
+    fn from(error: WrongReleaseState) -> Self {
+        let text = error.to_string();
+        let blocker = Blocker { kind: "STATE", subject: error.id.to_string(), description: text.clone() };
+        Refusal::new(Reason::ReleaseWrongState, text)
+            .with("state", error.state)
+            .blocked_by([blocker])
+            .into()
+    }
+}
+
+impl From<SubmitRefused> for Failure {
+    fn from(error: SubmitRefused) -> Self {
+        match error {
+            SubmitRefused::State(error) => error.into(),
+            SubmitRefused::Version(error) => error.into(),
+        }
+    }
+}
+
+impl From<VoteRefused> for Failure {
+    fn from(error: VoteRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            VoteRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
+            VoteRefused::State(error) => error.into(),
+            VoteRefused::Again(voter) => Refusal::new(Reason::VoteExists, text).with("voter", voter).into(),
+        }
+    }
+}
+
+impl From<WrongRolloutState> for Failure {
+    fn from(error: WrongRolloutState) -> Self {
+        let text = error.to_string();
+        let blocker = Blocker { kind: "STATE", subject: error.id.to_string(), description: text.clone() };
+        Refusal::new(Reason::RolloutWrongState, text)
+            .with("state", error.state)
+            .blocked_by([blocker])
+            .into()
+    }
+}
+
+impl From<Blocked> for Failure {
+    fn from(Blocked(holds): Blocked) -> Self {
+        let blockers: Vec<_> = holds.into_iter().map(blocker).collect();
+        let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
+        let text = format!("the rollout is held back: {}", sentences.join("; "));
+        Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into()
+    }
+}
+
+fn blocker(hold: Hold) -> Blocker {
+    match hold {
+        Hold::NotCleared { release, state } => Blocker {
+            kind: "STATE",
+            subject: release.to_string(),
+            description: format!("release {release} is {state}; only what is approved is rolled out"),
+        },
+        Hold::AlreadyStable { release, environment } => Blocker {
+            kind: "STATE",
+            subject: release.to_string(),
+            description: format!("release {release} serves everyone in {environment} already"),
+        },
+        Hold::EarlierRollout { rollout } => Blocker {
+            kind: "EARLIER_ROLLOUT",
+            subject: rollout.to_string(),
+            description: format!("rollout {rollout} of this component is not finished here"),
+        },
+    }
+}
+
+/// Names, without the enum's prefix, of the states that a list is narrowed to; sorted, so that their order does not
+/// matter to page tokens.
+fn state_names(
+    field: &str,
+    numbers: &[i32],
+    name: impl Fn(i32) -> Result<&'static str, Refusal>,
+) -> Result<Vec<String>, Refusal> {
+    at_most(field, numbers, 32)?;
+    let names = numbers.iter().map(|number| {
+        let name = name(*number)?;
+        Ok(name.split_once("_STATE_").map_or(name, |(_, short)| short).to_owned())
+    });
+    let names: BTreeSet<_> = names.collect::<Result<_, Refusal>>()?;
+    Ok(names.into_iter().collect())
+}
+
+/// Where the next page of a list begins that is ordered by falling numbers.
+fn before(key: Option<String>) -> Result<i64, Refusal> {
+    let Some(key) = key else { return Ok(i64::MAX) };
+    key.parse()
+        .map_err(|_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list"))
+}

@@ -1,0 +1,261 @@
+//! `RolloutService`: releases into environments, step by step, and back.
+
+use shared::auth::Caller;
+use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::page::{self, List};
+use shared::parse::{etag, etag_of, known, known_or_default, optional, parse, text_of};
+use shared::pb::release as pb;
+use shared::pb::release::rollout_service_server::RolloutService;
+use shared::status::{Failure, Reason, Refusal};
+use shared::time::to_proto;
+use tonic::{Request, Response, Status};
+
+use super::release::{REASON_MAX, lock as lock_release};
+use super::{App, Begun, Call, Mutation, absent, before, state_names};
+use crate::apply;
+use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
+use crate::store;
+use crate::store::rollout::Filter;
+
+impl From<&Rollout> for pb::Rollout {
+    fn from(rollout: &Rollout) -> Self {
+        let previous = rollout.previous.as_ref();
+        Self {
+            rollout_id: rollout.id.to_string(),
+            component: rollout.component.to_string(),
+            environment: rollout.environment.to_string(),
+            release_id: rollout.release.id.to_string(),
+            version: rollout.release.version.clone(),
+            previous_release_id: previous.map(|previous| previous.id.to_string()).unwrap_or_default(),
+            previous_version: previous.map(|previous| previous.version.clone()).unwrap_or_default(),
+            state: state_to_proto(&rollout.state).into(),
+            step_exposures_bps: rollout.steps.as_slice().to_vec(),
+            step: i32::try_from(rollout.step).unwrap_or(i32::MAX),
+            exposure_bps: rollout.exposure_bps(),
+            assignment_policy: assignment_to_proto(rollout.assignment).into(),
+            rollback_reason: rollout.state.rollback_reason().unwrap_or_default().to_owned(),
+            starter: rollout.starter.clone(),
+            start_time: Some(to_proto(rollout.started_at)),
+            end_time: rollout.state.ended_at().map(to_proto),
+            etag: etag_of(rollout.row_version),
+        }
+    }
+}
+
+const fn state_to_proto(state: &State) -> pb::RolloutState {
+    match state {
+        State::Running => pb::RolloutState::Running,
+        State::Succeeded { .. } => pb::RolloutState::Succeeded,
+        State::RollingBack { .. } => pb::RolloutState::RollingBack,
+        State::RolledBack { .. } => pb::RolloutState::RolledBack,
+    }
+}
+
+pub(super) const fn assignment_to_proto(assignment: Assignment) -> pb::AssignmentPolicy {
+    match assignment {
+        Assignment::NewVisits => pb::AssignmentPolicy::NewVisits,
+        Assignment::AllSessions => pb::AssignmentPolicy::AllSessions,
+    }
+}
+
+fn parse_assignment(number: i32) -> Result<Assignment, Refusal> {
+    Ok(match known_or_default("assignment_policy", number)? {
+        pb::AssignmentPolicy::Unspecified | pb::AssignmentPolicy::NewVisits => Assignment::NewVisits,
+        pb::AssignmentPolicy::AllSessions => Assignment::AllSessions,
+    })
+}
+
+fn no_rollout(id: RolloutId) -> Refusal {
+    absent(Reason::RolloutNotFound, "rollout", &id)
+}
+
+/// The rollout, locked after its component, if the caller may change it.
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
+    let tenant = &work.actor.tenant;
+    let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
+    let component = component.ok_or_else(|| no_rollout(id))?;
+    work.caller.require_owner(&component.owner_groups)?;
+    let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
+    Ok(rollout.ok_or_else(|| no_rollout(id))?)
+}
+
+/// Starts a rollout under the component's lock.
+async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
+    let (component, release) = lock_release(work, release).await?;
+    work.caller.require_owner(&component.owner_groups)?;
+    let (tenant, environment) = (&work.actor.tenant, &plan.environment);
+    if store::component::find_environment(&mut work.tx, tenant, environment)
+        .await?
+        .is_none()
+    {
+        return Err(absent(Reason::EnvironmentNotFound, "environment", environment).into());
+    }
+    let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
+    let stable = route.and_then(|route| route.stable);
+    let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
+    let decisions = Rollout::start(plan, &release, stable, earlier, work.now)?;
+    for decision in &decisions {
+        apply::rollout(&mut work.tx, &work.actor, decision).await?;
+    }
+    let last = decisions.into_iter().next_back();
+    last.map(|decision| decision.rollout)
+        .ok_or_else(|| Failure::Bug("a rollout started without a decision".to_owned()))
+}
+
+impl App {
+    async fn start_rollout(
+        &self,
+        request: Request<pb::StartRolloutRequest>,
+    ) -> Result<pb::StartRolloutResponse, Failure> {
+        let (call, message) = Call::of(request, "StartRollout", |message| &mut message.request_id)?;
+        let pb::StartRolloutRequest {
+            release_id,
+            environment,
+            step_exposures_bps,
+            assignment_policy,
+            request_id: _,
+        } = message;
+        let release = parse("release_id", &release_id)?;
+        let environment = parse("environment", &environment)?;
+        let steps =
+            Steps::asked(step_exposures_bps).map_err(|error| Refusal::field("step_exposures_bps", error))?;
+        let assignment = parse_assignment(assignment_policy)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(mutation) => mutation,
+            Begun::Replayed(answer) => return Ok(answer),
+        };
+        let id = RolloutId::new(work.now, self.entropy.bytes());
+        let starter = work.actor.principal.clone();
+        let rollout = start(&mut work, release, Plan { id, environment, steps, assignment, starter }).await?;
+        work.answer(pb::StartRolloutResponse { rollout: Some((&rollout).into()) }).await
+    }
+
+    async fn get_rollout(
+        &self,
+        request: Request<pb::GetRolloutRequest>,
+    ) -> Result<pb::GetRolloutResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::GetRolloutRequest { rollout_id } = request.into_inner();
+        let id = parse("rollout_id", &rollout_id)?;
+        let mut db = self.db.connection().await?;
+        let rollout = store::rollout::find(&mut db, &caller.tenant, id).await?;
+        let rollout = rollout.ok_or_else(|| no_rollout(id))?;
+        Ok(pb::GetRolloutResponse { rollout: Some((&rollout).into()) })
+    }
+
+    async fn list_rollouts(
+        &self,
+        request: Request<pb::ListRolloutsRequest>,
+    ) -> Result<pb::ListRolloutsResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::ListRolloutsRequest { component, environment, states, page_size, page_token } =
+            request.into_inner();
+        let states = state_names("states", &states, |number| {
+            known::<pb::RolloutState>("states", number).map(|state| state.as_str_name())
+        })?;
+        let text = format!("{component}|{environment}|{}", states.join(","));
+        let filter = Filter {
+            component: optional("component", &component)?,
+            environment: optional::<EnvironmentId>("environment", &environment)?,
+            states,
+        };
+        let list = List { name: "ListRollouts", tenant: &caller.tenant, filter: &text };
+        let (size, before) = (page::size(page_size)?, before(list.after(&self.keys, &page_token)?)?);
+        let mut db = self.db.connection().await?;
+        let mut rows = store::rollout::list(&mut db, &caller.tenant, &filter, before, size + 1).await?;
+        let next_page_token = list.cut(&self.keys, &mut rows, size, |(seq, _)| seq.to_string())?;
+        Ok(pb::ListRolloutsResponse {
+            rollouts: rows.iter().map(|(_, rollout)| rollout.into()).collect(),
+            next_page_token,
+        })
+    }
+
+    async fn advance_rollout(
+        &self,
+        request: Request<pb::AdvanceRolloutRequest>,
+    ) -> Result<pb::AdvanceRolloutResponse, Failure> {
+        let (call, message) = Call::of(request, "AdvanceRollout", |message| &mut message.request_id)?;
+        let pb::AdvanceRolloutRequest { rollout_id, etag: sent_etag, request_id: _ } = message;
+        let id = parse("rollout_id", &rollout_id)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(mutation) => mutation,
+            Begun::Replayed(answer) => return Ok(answer),
+        };
+        let rollout = lock(&mut work, id).await?;
+        etag(&sent_etag, rollout.row_version)?;
+        let decision = rollout.advance(work.now)?;
+        apply::rollout(&mut work.tx, &work.actor, &decision).await?;
+        work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
+            .await
+    }
+
+    async fn roll_back_rollout(
+        &self,
+        request: Request<pb::RollBackRolloutRequest>,
+    ) -> Result<pb::RollBackRolloutResponse, Failure> {
+        let (call, message) = Call::of(request, "RollBackRollout", |message| &mut message.request_id)?;
+        let pb::RollBackRolloutRequest { rollout_id, reason, request_id: _ } = message;
+        let id = parse("rollout_id", &rollout_id)?;
+        let reason = text_of("reason", reason, 1, REASON_MAX)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(mutation) => mutation,
+            Begun::Replayed(answer) => return Ok(answer),
+        };
+        let mut rollout = lock(&mut work, id).await?;
+        if let Some(decision) = rollout.clone().roll_back(reason)? {
+            apply::rollout(&mut work.tx, &work.actor, &decision).await?;
+            rollout = confirm_unseen(&mut work, decision.rollout).await?;
+        }
+        work.answer(pb::RollBackRolloutResponse { rollout: Some((&rollout).into()) })
+            .await
+    }
+}
+
+/// Ends a rollback that no session service has to confirm, because none can know of the rollout. While watches are just
+/// opening that is not known; then the worker ends it.
+async fn confirm_unseen(work: &mut Mutation, rollout: Rollout) -> Result<Rollout, Failure> {
+    let is_held = store::route::try_hold_watches(&mut work.tx, &rollout.environment).await?;
+    if !is_held || !apply::confirm(&mut work.tx, &work.actor, rollout.id).await? {
+        return Ok(rollout);
+    }
+    let ended = store::rollout::find(&mut work.tx, &work.actor.tenant, rollout.id).await?;
+    ended.ok_or_else(|| no_rollout(rollout.id).into())
+}
+
+#[tonic::async_trait]
+impl RolloutService for App {
+    async fn start_rollout(
+        &self,
+        request: Request<pb::StartRolloutRequest>,
+    ) -> Result<Response<pb::StartRolloutResponse>, Status> {
+        Ok(Response::new(self.start_rollout(request).await?))
+    }
+
+    async fn get_rollout(
+        &self,
+        request: Request<pb::GetRolloutRequest>,
+    ) -> Result<Response<pb::GetRolloutResponse>, Status> {
+        Ok(Response::new(self.get_rollout(request).await?))
+    }
+
+    async fn list_rollouts(
+        &self,
+        request: Request<pb::ListRolloutsRequest>,
+    ) -> Result<Response<pb::ListRolloutsResponse>, Status> {
+        Ok(Response::new(self.list_rollouts(request).await?))
+    }
+
+    async fn advance_rollout(
+        &self,
+        request: Request<pb::AdvanceRolloutRequest>,
+    ) -> Result<Response<pb::AdvanceRolloutResponse>, Status> {
+        Ok(Response::new(self.advance_rollout(request).await?))
+    }
+
+    async fn roll_back_rollout(
+        &self,
+        request: Request<pb::RollBackRolloutRequest>,
+    ) -> Result<Response<pb::RollBackRolloutResponse>, Status> {
+        Ok(Response::new(self.roll_back_rollout(request).await?))
+    }
+}

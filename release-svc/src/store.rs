@@ -1,0 +1,15 @@
+//! All SQL of release-svc: a function a statement, on a connection that the caller brings.
+//!
+//! Rows are locked in this order: component, release, rollout, route. As the component comes first, everything about one
+//! component happens in one transaction at a time. Each guard of the domain is a condition of the write, too; a write
+//! that finds its row changed says `false`.
+
+pub mod component;
+pub mod release;
+pub mod rollout;
+pub mod route;
+
+/// What is stored cannot be: names the table, the column and the row.
+fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Decode(format!("release.{table}.{column} of {key} is corrupt").into())
+}
