@@ -1,1 +1,89 @@
-fn main() {}
+//! The `tandem` command: the local stack, the services themselves, and what operators need. One file per command.
+
+mod check;
+mod client;
+mod error;
+mod init;
+mod keys;
+mod percent;
+mod replay;
+mod rollout;
+mod seed;
+mod serve;
+mod ship;
+mod stack;
+mod term;
+mod token;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Sessions that survive releases, and the releases: the local stack, the services, and what operators need
+#[derive(clap::Parser)]
+#[command(name = "tandem", version, after_help = "Without a command, `tandem up` runs.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Run the local stack: a private PostgreSQL, both services, and an example to try (the default)
+    Up(up::Args),
+    /// Run one service
+    #[command(subcommand)]
+    Serve(serve::Command),
+    /// Print an access token of the local issuer
+    Token(token::Args),
+    /// Create, submit and roll out a release in one go; run again, it goes on where it stopped
+    Ship(ship::Args),
+    /// Advance, roll back or show a component's newest rollout
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// Drive the running stack with real shop sessions while real releases are rolled out, and check its promises
+    Replay(replay::Args),
+    /// Make the files that both services need to start: local issuer, key ring, session-svc's token
+    Init(init::Args),
+    /// Ask a service whether it is healthy
+    Check(check::Args),
+    /// List or rotate the keys of the key ring
+    #[command(subcommand)]
+    Keys(keys::Command),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // A command line without a command stands for `up`, whose options may still come from variables.
+    let command = Cli::parse().command.or_else(|| Cli::parse_from(["tandem", "up"]).command);
+    let Some(command) = command else { return ExitCode::SUCCESS };
+    let outcome = match command {
+        Command::Up(args) => Box::pin(up::run(args)).await,
+        Command::Serve(command) => return Box::pin(serve::run(command)).await,
+        Command::Token(args) => token::run(args),
+        Command::Ship(args) => Box::pin(ship::run(args)).await,
+        Command::Rollout(command) => Box::pin(rollout::run(command)).await,
+        Command::Replay(args) => match stack::Stack::open(&args.stack) {
+            Ok(stack) => return Box::pin(replay::run(args, &stack)).await,
+            Err(error) => Err(error.into()),
+        },
+        Command::Init(args) => init::run(&args),
+        Command::Check(args) => check::run(args).await,
+        Command::Keys(command) => keys::run(command),
+    };
+    outcome.unwrap_or_else(|error| {
+        term::note(&error);
+        error.exit_code()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

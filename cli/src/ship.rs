@@ -1,0 +1,288 @@
+//! `tandem ship`: create, submit and start in one go. Each step looks at what is there first and has a request id derived
+//! from what it asks for, so that running the command again goes on where it stopped.
+
+use std::process::ExitCode;
+
+use shared::pb::common::Reason;
+use shared::pb::release::{
+    AssignmentPolicy, CreateReleaseRequest, GetApprovalPolicyRequest, GetComponentRequest, GetReleaseRequest,
+    GovernanceProfile, ListRolloutsRequest, Release, ReleaseRef, ReleaseState, Rollout, RolloutState,
+    StartRolloutRequest, SubmitReleaseRequest, get_release_request,
+};
+use shared::secret::sha256;
+
+use crate::client::{self, ReleaseClients};
+use crate::error::Error;
+use crate::percent::Percent;
+use crate::stack::{self, Stack};
+use crate::term;
+use crate::token::Identity;
+use crate::up::hints::Shell;
+
+/// The environment of the local stack.
+pub(crate) const ENVIRONMENT: &str = "local";
+
+/// Options of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The component
+    #[arg(value_name = "NAME")]
+    component: String,
+    /// The version, such as 1.1
+    version: String,
+    /// Share of visits at each step before everyone, such as 10% or 1%,10%,50% [default: everyone at once]
+    #[arg(long, value_name = "SHARES", value_delimiter = ',')]
+    canary: Vec<Percent>,
+    /// Where to
+    #[arg(long, default_value = ENVIRONMENT, value_name = "NAME")]
+    environment: String,
+    /// What changes for people
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    notes: String,
+    /// Move running visits, too, except those with an open checkout
+    #[arg(long)]
+    all_sessions: bool,
+    #[command(flatten)]
+    identity: Identity,
+    #[command(flatten)]
+    stack: stack::Args,
+}
+
+/// What to ship.
+pub(crate) struct Plan {
+    pub(crate) component: String,
+    pub(crate) version: String,
+    pub(crate) environment: String,
+    pub(crate) notes: String,
+    /// Basis points of each step; empty is everyone at once.
+    pub(crate) steps: Vec<i32>,
+    pub(crate) assignment: AssignmentPolicy,
+}
+
+/// How far it came.
+pub(crate) enum Shipped {
+    /// The release needs votes first.
+    Waits(Release),
+    /// The release's rollout in the environment, and whether it was started just now.
+    Rollout(Rollout, bool),
+    /// The release has ended before.
+    Ended(Release),
+}
+
+/// Ships, and says what was done, what was not asked for, and what to do next.
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
+    let stack = Stack::open(&args.stack)?;
+    let address = stack.state()?.release.address;
+    let grant = args.identity.grant();
+    let mut releases = ReleaseClients::new(address, &stack.sign(&grant, chrono::TimeDelta::minutes(10))?);
+    let plan = Plan {
+        component: args.component,
+        version: args.version,
+        environment: args.environment,
+        notes: args.notes,
+        steps: args.canary.iter().map(|share| share.0).collect(),
+        assignment: if args.all_sessions {
+            AssignmentPolicy::AllSessions
+        } else {
+            AssignmentPolicy::NewVisits
+        },
+    };
+    let shell = Shell::new(&stack, &args.identity);
+    let shipped = ship(&mut releases, &plan, term::say).await?;
+    let Plan { component, version, environment, .. } = &plan;
+    match shipped {
+        Shipped::Ended(release) => Err(Error::Failed(format!(
+            "{component} {version} is {}, which is final: ship a new version",
+            release.state().as_str_name().trim_start_matches("RELEASE_STATE_")
+        ))),
+        Shipped::Waits(release) => {
+            let votes = release.votes.iter().filter(|vote| vote.approve).count();
+            term::say(format_args!(
+                "waits for approval: {votes} of {} votes. People other than {} approve it with\n  {}\nthen run this \
+                 command again",
+                release.quorum,
+                release.submitter,
+                shell.approve(address, &release.release_id),
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        Shipped::Rollout(rollout, is_new) => {
+            if is_new {
+                tell_governance(&mut releases, component, &shell, address).await?;
+            }
+            tell_rollout(&rollout, environment, &shell)
+        }
+    }
+}
+
+/// Takes the release as far as it goes.
+pub(crate) async fn ship(
+    clients: &mut ReleaseClients,
+    plan: &Plan,
+    say: impl Fn(String),
+) -> Result<Shipped, Error> {
+    let Plan { component, version, .. } = plan;
+    let mut release = match find(clients, plan).await? {
+        Some(release) => release,
+        None => create(clients, plan, &say).await?,
+    };
+    if release.state() == ReleaseState::Draft {
+        let release_id = release.release_id.clone();
+        let request_id = request_id(&["submit", &release_id]);
+        let request = SubmitReleaseRequest { release_id, etag: release.etag.clone(), request_id };
+        let answer = clients.releases.submit_release(request).await?;
+        release = answer.into_inner().release.unwrap_or_default();
+        say(format!("submitted {component} {version}"));
+    }
+    match release.state() {
+        ReleaseState::PendingApproval => return Ok(Shipped::Waits(release)),
+        ReleaseState::Approved | ReleaseState::Active | ReleaseState::Released => {}
+        ReleaseState::Unspecified
+        | ReleaseState::Draft
+        | ReleaseState::Rejected
+        | ReleaseState::Cancelled
+        | ReleaseState::RolledBack
+        | ReleaseState::Superseded => return Ok(Shipped::Ended(release)),
+    }
+    if let Some(rollout) = newest_of(clients, plan, &release.release_id).await? {
+        return Ok(Shipped::Rollout(rollout, false));
+    }
+    let rollout = start(clients, plan, release).await?;
+    Ok(Shipped::Rollout(rollout, true))
+}
+
+/// The release, if there is one of this component and version.
+async fn find(clients: &mut ReleaseClients, plan: &Plan) -> Result<Option<Release>, Error> {
+    let name = ReleaseRef { component: plan.component.clone(), version: plan.version.clone() };
+    let request = GetReleaseRequest { name: Some(get_release_request::Name::Ref(name)) };
+    match clients.releases.get_release(request).await {
+        Ok(answer) => Ok(answer.into_inner().release),
+        Err(status) if client::reason(&status) == Some(Reason::ReleaseNotFound) => Ok(None),
+        Err(status) => Err(status.into()),
+    }
+}
+
+async fn create(clients: &mut ReleaseClients, plan: &Plan, say: impl Fn(String)) -> Result<Release, Error> {
+    let Plan { component, version, notes, .. } = plan;
+    let request = CreateReleaseRequest {
+        component: component.clone(),
+        version: version.clone(),
+        artifact_digest: String::new(),
+        notes: notes.clone(),
+        request_id: request_id(&["create", component, version, notes]),
+    };
+    let release = clients
+        .releases
+        .create_release(request)
+        .await?
+        .into_inner()
+        .release
+        .unwrap_or_default();
+    say(format!("created {component} {version} ({})", release.release_id));
+    Ok(release)
+}
+
+/// The newest rollout of the release in the environment, unless it was taken back.
+async fn newest_of(
+    clients: &mut ReleaseClients,
+    plan: &Plan,
+    release_id: &str,
+) -> Result<Option<Rollout>, Error> {
+    let request = ListRolloutsRequest {
+        component: plan.component.clone(),
+        environment: plan.environment.clone(),
+        states: vec![
+            RolloutState::Running.into(),
+            RolloutState::Succeeded.into(),
+            RolloutState::RollingBack.into(),
+        ],
+        page_size: 1000,
+        page_token: String::new(),
+    };
+    let rollouts = clients.rollouts.list_rollouts(request).await?.into_inner().rollouts;
+    Ok(rollouts.into_iter().find(|rollout| rollout.release_id == release_id))
+}
+
+/// The etag tells this start from an earlier one that was taken back since.
+async fn start(clients: &mut ReleaseClients, plan: &Plan, release: Release) -> Result<Rollout, Error> {
+    let Release { release_id, etag, .. } = release;
+    let steps = plan.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let policy = plan.assignment.as_str_name();
+    let request = StartRolloutRequest {
+        request_id: request_id(&["start", &release_id, &etag, &plan.environment, &steps, policy]),
+        release_id,
+        environment: plan.environment.clone(),
+        step_exposures_bps: plan.steps.clone(),
+        assignment_policy: plan.assignment.into(),
+    };
+    let answer = clients.rollouts.start_rollout(request).await?;
+    Ok(answer.into_inner().rollout.unwrap_or_default())
+}
+
+/// Says which governance nobody asked for, and how to ask for it.
+async fn tell_governance(
+    clients: &mut ReleaseClients,
+    component: &str,
+    shell: &Shell,
+    address: std::net::SocketAddr,
+) -> Result<(), Error> {
+    let request = GetComponentRequest { component: component.to_owned() };
+    let component = clients
+        .catalog
+        .get_component(request)
+        .await?
+        .into_inner()
+        .component
+        .unwrap_or_default();
+    let request = GetApprovalPolicyRequest { approval_policy: component.approval_policy };
+    let answer = clients.catalog.get_approval_policy(request).await?.into_inner();
+    let policy = answer.approval_policy.unwrap_or_default();
+    if policy.quorum > 0 {
+        return Ok(());
+    }
+    let profile = match policy.profile() {
+        GovernanceProfile::Starter => "STARTER",
+        GovernanceProfile::Unspecified => "unknown",
+    };
+    term::say(format_args!(
+        "skipped: approvals. Policy `{}` (profile {profile}) has quorum 0; to ask for one approval from now on:\n  {}",
+        policy.approval_policy,
+        shell.ask_for_approval(address, &policy),
+    ));
+    Ok(())
+}
+
+fn tell_rollout(rollout: &Rollout, environment: &str, shell: &Shell) -> Result<ExitCode, Error> {
+    let Rollout { component, version, .. } = rollout;
+    match rollout.state() {
+        RolloutState::Running => {
+            let share = Percent(rollout.exposure_bps);
+            term::say(format_args!("{component} {version} is on {share} of visits in {environment}"));
+            let place =
+                if environment == ENVIRONMENT { "" } else { &format!(" --environment {environment}") };
+            term::say(format_args!(
+                "next: {}\n  or: {}",
+                shell.tandem(&format!("rollout advance {component}{place}")),
+                shell.tandem(&format!("rollout rollback {component}{place}"))
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        RolloutState::Succeeded => {
+            term::say(format_args!("{component} {version} is on every new visit in {environment}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        RolloutState::Unspecified | RolloutState::RollingBack | RolloutState::RolledBack => {
+            Err(Error::Failed(format!(
+                "{component} {version} is being rolled back in {environment}: ship a new version"
+            )))
+        }
+    }
+}
+
+/// The same for the same request, and for no other.
+fn request_id(parts: &[&str]) -> String {
+    let parts: Vec<_> = ["tandem ship"].iter().chain(parts).map(|part| part.as_bytes()).collect();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&sha256(&parts)[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
