@@ -1,1 +1,37 @@
-fn main() {}
+//! End-to-end tests of both services, in process and over gRPC: one binary, so that it links once and its tests share one
+//! PostgreSQL.
+
+#[cfg(test)]
+mod auth;
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod cart;
+#[cfg(test)]
+mod component;
+#[cfg(test)]
+mod event;
+#[cfg(test)]
+mod floors;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod isolation;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod page;
+#[cfg(test)]
+mod release;
+#[cfg(test)]
+mod request_id;
+#[cfg(test)]
+mod rollout;
+#[cfg(test)]
+mod routing;
+#[cfg(test)]
+mod session;
+#[cfg(test)]
+mod store;
+#[cfg(test)]
+mod touchpoint;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chrono::TimeDelta;
-use shared::issuer::{ISSUERS_FILE, LocalIssuer, write_private};
+use shared::issuer::{ISSUERS_FILE, LocalIssuer};
 use shared::secret::Entropy;
 
 use crate::error::Error;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let folder = args.folder.as_path();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| unusable(folder, &error))?;
-    make_issuer(folder)?;
+    LocalIssuer::open(folder, &Entropy::system()).map_err(StackError::from)?;
     stack::make_keyring(&folder.join(KEYRING_FILE))?;
     let token = folder.join(TOKEN_FILE);
     if !token.exists() {
@@ -43,17 +43,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     }
     term::say(format_args!("{} has what both services need", folder.display()));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opening the issuer writes `issuers.json` anew; one that names other issuers, too, stays as it was.
-fn make_issuer(folder: &Path) -> Result<(), Error> {
-    let issuers = folder.join(ISSUERS_FILE);
-    let kept = fs::read(&issuers).ok();
-    LocalIssuer::open(folder, &Entropy::system()).map_err(StackError::from)?;
-    match kept {
-        Some(kept) => write_private(&issuers, &kept).map_err(|error| unusable(&issuers, &error)),
-        None => Ok(()),
-    }
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> Error {

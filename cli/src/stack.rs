@@ -159,7 +159,7 @@ impl Stack {
 
     /// Removes everything that was kept, and nothing that is not the stack's.
     pub(crate) fn forget(&self, _lock: &Lock) -> Result<(), StackError> {
-        for name in ["postgres", "issuer", "keyring.json", "session-svc.token", "stack.json"] {
+        for name in ["postgres", "issuer", "keyring.json", "session-svc.token", "replica-id", "stack.json"] {
             let path = self.path(name);
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
@@ -182,6 +182,22 @@ impl Stack {
             .map_err(|error| StackError::Folder(folder.clone(), error))?;
         LocalIssuer::open(&folder, &Entropy::system())?;
         make_keyring(&self.keyring())
+    }
+
+    /// Names the one session-svc of this folder to release-svc, also when it is started again.
+    pub(crate) fn replica_id(&self, _lock: &Lock) -> Result<String, StackError> {
+        let path = self.path("replica-id");
+        match fs::read_to_string(&path) {
+            Ok(id) => Ok(id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let id = uuid::Builder::from_random_bytes(Entropy::system().bytes())
+                    .into_uuid()
+                    .to_string();
+                write_private(&path, id.as_bytes()).map_err(|error| StackError::Folder(path, error))?;
+                Ok(id)
+            }
+            Err(error) => Err(StackError::Folder(path, error)),
+        }
     }
 
     /// Signs a token as the stack's issuer does.

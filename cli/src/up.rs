@@ -135,6 +135,7 @@ async fn start(args: &Args, stack: &Stack, lock: &Lock, running: &mut Running) -
         ("TANDEM_ENVIRONMENT", ENVIRONMENT.to_owned()),
         ("TANDEM_RELEASE_URL", format!("http://{}", crate::client::reachable(release_address))),
         ("TANDEM_RELEASE_TOKEN_FILE", stack.session_token().to_string_lossy().into_owned()),
+        ("TANDEM_REPLICA_ID", stack.replica_id(lock)?),
     ]);
     let session_address = running.session.insert(session).start(common).await?;
     step.done(format_args!("session-svc is serving on {session_address}"));

@@ -2,8 +2,8 @@
 //! caller's transaction. Both `rpc` and `workers` get here, so that a transition is the same whoever caused it.
 
 use serde_json::{Map, Value, json};
-use shared::id::{ReleaseId, RolloutId, TenantId};
-use shared::outbox::Event;
+use shared::id::{ReleaseId, RolloutId};
+use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
 use shared::time::Time;
@@ -15,15 +15,6 @@ use crate::domain::rollout::{self, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
-/// Who acts, for whom, and when.
-#[derive(Debug, Clone)]
-pub(crate) struct Actor {
-    pub tenant: TenantId,
-    /// `issuer|sub`, or `system`.
-    pub principal: String,
-    pub now: Time,
-}
-
 /// A write found its row changed, which the row locks should have kept from happening.
 pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
     if is_written {
@@ -32,64 +23,59 @@ pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
     Err(Refusal::new(Reason::ConcurrentChange, "another change was in the way; try again").into())
 }
 
-impl Actor {
-    async fn tell(
-        &self,
-        db: &mut PgConnection,
-        kind: &'static str,
-        subject: String,
-        data: Value,
-    ) -> sqlx::Result<()> {
-        let (tenant, principal) = (self.tenant.clone(), self.principal.clone());
-        OUTBOX
-            .append(db, &Event { tenant, kind, subject, principal, at: self.now, data })
-            .await
-    }
+async fn tell(
+    db: &mut PgConnection,
+    actor: &Actor,
+    kind: &'static str,
+    subject: String,
+    data: Value,
+) -> sqlx::Result<()> {
+    OUTBOX.append(db, &actor.event(kind, subject, data)).await
+}
 
-    /// Tells of a component that was made or changed.
-    pub(crate) async fn tell_component(
-        &self,
-        db: &mut PgConnection,
-        kind: &'static str,
-        component: &Component,
-    ) -> sqlx::Result<()> {
-        let data = json!({
-            "component": component.name.as_str(),
-            "owner_groups": component.owner_groups,
-            "approval_policy": component.approval_policy.as_str(),
-        });
-        self.tell(db, kind, component.name.to_string(), data).await
-    }
+/// Tells of a component that was made or changed.
+pub(crate) async fn tell_component(
+    db: &mut PgConnection,
+    actor: &Actor,
+    kind: &'static str,
+    component: &Component,
+) -> sqlx::Result<()> {
+    let data = json!({
+        "component": component.name.as_str(),
+        "owner_groups": component.owner_groups,
+        "approval_policy": component.approval_policy.as_str(),
+    });
+    tell(db, actor, kind, component.name.to_string(), data).await
+}
 
-    /// Tells of an environment that was made.
-    pub(crate) async fn tell_environment(
-        &self,
-        db: &mut PgConnection,
-        environment: &Environment,
-    ) -> sqlx::Result<()> {
-        let data = json!({
-            "environment": environment.name.as_str(),
-            "promotion_order": environment.promotion_order,
-        });
-        self.tell(db, "environment.created", environment.name.to_string(), data).await
-    }
+/// Tells of an environment that was made.
+pub(crate) async fn tell_environment(
+    db: &mut PgConnection,
+    actor: &Actor,
+    environment: &Environment,
+) -> sqlx::Result<()> {
+    let data = json!({
+        "environment": environment.name.as_str(),
+        "promotion_order": environment.promotion_order,
+    });
+    tell(db, actor, "environment.created", environment.name.to_string(), data).await
+}
 
-    /// Tells of an approval policy that was made or changed.
-    pub(crate) async fn tell_policy(
-        &self,
-        db: &mut PgConnection,
-        kind: &'static str,
-        policy: &ApprovalPolicy,
-    ) -> sqlx::Result<()> {
-        let data = json!({ "approval_policy": policy.name.as_str(), "quorum": policy.quorum });
-        self.tell(db, kind, policy.name.to_string(), data).await
-    }
+/// Tells of an approval policy that was made or changed.
+pub(crate) async fn tell_policy(
+    db: &mut PgConnection,
+    actor: &Actor,
+    kind: &'static str,
+    policy: &ApprovalPolicy,
+) -> sqlx::Result<()> {
+    let data = json!({ "approval_policy": policy.name.as_str(), "quorum": policy.quorum });
+    tell(db, actor, kind, policy.name.to_string(), data).await
+}
 
-    /// Tells of a draft that was made.
-    pub(crate) async fn tell_draft(&self, db: &mut PgConnection, release: &Release) -> sqlx::Result<()> {
-        let data = release_data(release, None, Map::new());
-        self.tell(db, "release.created", release.id.to_string(), data).await
-    }
+/// Tells of a draft that was made.
+pub(crate) async fn tell_draft(db: &mut PgConnection, actor: &Actor, release: &Release) -> sqlx::Result<()> {
+    let data = release_data(release, None, Map::new());
+    tell(db, actor, "release.created", release.id.to_string(), data).await
 }
 
 /// A transition of a release. `more` goes into the event.
@@ -102,7 +88,7 @@ pub(crate) async fn release(
     expect_written(store::release::update(db, &actor.tenant, decision).await?)?;
     let release = &decision.release;
     let data = release_data(release, Some(decision.from), more);
-    actor.tell(db, decision.kind, release.id.to_string(), data).await?;
+    tell(db, actor, decision.kind, release.id.to_string(), data).await?;
     Ok(())
 }
 
@@ -148,7 +134,7 @@ pub(crate) async fn rollout(
         "reason": rollout.state.rollback_reason(),
         "route_revision": route.revision,
     });
-    actor.tell(db, kind, rollout.id.to_string(), data).await?;
+    tell(db, actor, kind, rollout.id.to_string(), data).await?;
     let endings = match &rollout.state {
         State::Running => return expose(db, actor, rollout.release.id).await,
         State::RollingBack { .. } => return Ok(()),

@@ -3,14 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use prost::Message;
-use shared::auth::Caller;
-use shared::db::{Db, Tx};
-use shared::edge::Deadline;
+use shared::db::Db;
 use shared::feed::Feed;
 use shared::keyring::KeyRing;
+use shared::mutation::{Begun, Call};
 use shared::parse::at_most;
 use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
@@ -18,20 +16,17 @@ use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
-use shared::replay::Replay;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Blocker, Failure, Reason, Refusal};
-use shared::time::{Clock, Time};
+use shared::time::Clock;
 use shared::watch::{EventRpc, Events};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
-use crate::apply::Actor;
 use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
 use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
 use crate::domain::version::NotGreater;
@@ -107,62 +102,10 @@ pub fn routes(app: &Arc<App>, cluster: &str) -> Routes {
         .add_service(event)
 }
 
-/// A mutation that was asked for: by whom, until when, and whether for the first time.
-struct Call {
-    caller: Arc<Caller>,
-    deadline: Option<Instant>,
-    replay: Replay,
-}
-
-impl Call {
-    /// Takes the request's id out, so that what is left is what a repetition must equal.
-    fn of<T: Message>(
-        request: Request<T>,
-        method: &'static str,
-        request_id: fn(&mut T) -> &mut String,
-    ) -> Result<(Self, T), Refusal> {
-        let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
-        let mut message = request.into_inner();
-        let id = std::mem::take(request_id(&mut message));
-        let replay = Replay::new(&caller, method, &id, &message)?;
-        Ok((Self { caller, deadline, replay }, message))
-    }
-}
-
-/// A mutation under way, at one instant and in one transaction.
-struct Mutation {
-    caller: Arc<Caller>,
-    actor: Actor,
-    now: Time,
-    tx: Tx,
-    replay: Replay,
-}
-
-/// A mutation, or what it was answered before.
-enum Begun<T> {
-    Fresh(Box<Mutation>),
-    Replayed(T),
-}
-
 impl App {
+    /// A mutation at this instant, or what it was answered before.
     async fn begin<T: Message + Default>(&self, call: Call) -> Result<Begun<T>, Failure> {
-        let Call { caller, deadline, replay } = call;
-        let now = self.clock.now();
-        let mut tx = self.db.begin(deadline).await?;
-        if let Some(replayed) = replay.claim(&OUTBOX, &mut tx, now).await? {
-            return Ok(Begun::Replayed(replayed.answer));
-        }
-        let actor = Actor { tenant: caller.tenant.clone(), principal: caller.principal.clone(), now };
-        Ok(Begun::Fresh(Box::new(Mutation { caller, actor, now, tx, replay })))
-    }
-}
-
-impl Mutation {
-    /// Keeps the answer for a repetition, and commits.
-    async fn answer<T: Message>(mut self: Box<Self>, answer: T) -> Result<T, Failure> {
-        self.replay.record(&OUTBOX, &mut self.tx, &answer, None).await?;
-        self.tx.commit().await?;
-        Ok(answer)
+        call.begin(&self.db, &OUTBOX, self.clock.now()).await
     }
 }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use shared::id::{RolloutId, TenantId};
+use shared::mutation::Actor;
 use shared::replay::RETENTION;
 use shared::serve::Lifecycle;
 use shared::status::Failure;
 use tokio::sync::Notify;
 
-use crate::apply::{self, Actor};
+use crate::apply;
 use crate::rpc::App;
 use crate::{OUTBOX, store};
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use shared::config::{Problems, ServiceArgs, ServiceConfig};
 use shared::id::EnvironmentId;
 use tonic::transport::Endpoint;
+use uuid::Uuid;
 
 use crate::link::LinkConfig;
 
@@ -27,6 +28,10 @@ pub struct Args {
     /// File with session-svc's access token for release-svc (scope tandem.system), read for every connection
     #[arg(long, env = "TANDEM_RELEASE_TOKEN_FILE", value_name = "FILE")]
     release_token_file: Option<String>,
+    /// UUID that no other running replica has, and that this one keeps when it is started again, so that a rollback
+    /// does not wait for what it was before [default: a new one with every start]
+    #[arg(long, env = "TANDEM_REPLICA_ID", value_name = "UUID")]
+    replica_id: Option<String>,
 }
 
 /// [`Args`], parsed.
@@ -50,9 +55,12 @@ impl Args {
             Some(_) => problems.required("TANDEM_RELEASE_TOKEN_FILE", self.release_token_file.as_deref()),
             None => None,
         };
-        let link = endpoint
-            .zip(token_file)
-            .map(|(endpoint, token_file)| LinkConfig { endpoint, token_file });
+        let replica_id: Option<Uuid> = problems.optional("TANDEM_REPLICA_ID", self.replica_id.as_deref());
+        let link = endpoint.zip(token_file).map(|(endpoint, token_file)| LinkConfig {
+            endpoint,
+            token_file,
+            replica_id,
+        });
         problems.check(service.zip(environment).map(|(service, environment)| Config {
             service,
             environment,

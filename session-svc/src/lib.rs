@@ -9,18 +9,13 @@ use std::sync::Arc;
 use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::outbox::Outbox;
-use shared::pb::common::event_service_server::EventServiceServer;
-use shared::pb::session::cart_service_server::CartServiceServer;
-use shared::pb::session::session_service_server::SessionServiceServer;
-use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
 use shared::secret::Entropy;
-use shared::serve::{self, Lifecycle, MESSAGE_MAX_BYTES, ServeError, Served};
+use shared::serve::{self, Lifecycle, ServeError, Served};
 use shared::time::Clock;
-use shared::watch::{EventRpc, Events};
+use shared::watch::Events;
 use shared::worker;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tonic::service::Routes as Rpcs;
 
 pub mod domain {
     //! The rules, pure: no I/O, no clock, no randomness, no wire types.
@@ -41,9 +36,6 @@ pub mod workers;
 
 pub use config::{Args, Config};
 use rpc::App;
-use rpc::cart_service::CartRpc;
-use rpc::session_service::SessionRpc;
-use rpc::touchpoint_service::TouchpointRpc;
 
 /// The schema's history.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -92,7 +84,7 @@ pub async fn serve(
         sessions: cache::Cache::new(SESSIONS_CACHED),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
-        routes: routes::Routes::default(),
+        routes: routes::RouteTable::default(),
     });
     let cluster = db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
@@ -111,19 +103,7 @@ pub async fn serve(
     }
     let events =
         Events::new(feed, keys, clock.clone(), &cluster, lifecycle.stop.clone(), lifecycle.calls.clone());
-    let routes = Rpcs::new(
-        SessionServiceServer::new(SessionRpc(Arc::clone(&app))).max_decoding_message_size(MESSAGE_MAX_BYTES),
-    )
-    .add_service(
-        TouchpointServiceServer::new(TouchpointRpc(Arc::clone(&app)))
-            .max_decoding_message_size(MESSAGE_MAX_BYTES),
-    )
-    .add_service(
-        CartServiceServer::new(CartRpc(Arc::clone(&app))).max_decoding_message_size(MESSAGE_MAX_BYTES),
-    )
-    .add_service(
-        EventServiceServer::new(EventRpc(Arc::new(events))).max_decoding_message_size(MESSAGE_MAX_BYTES),
-    );
+    let routes = rpc::routes(&app, events);
     let served = Served {
         services: SERVICES,
         routes,

@@ -34,6 +34,8 @@ pub struct LinkConfig {
     pub endpoint: Endpoint,
     /// File with an access token of scope `tandem.system`; read anew for every connection.
     pub token_file: PathBuf,
+    /// Names this replica to release-svc, before and after a restart; drawn where there is none.
+    pub replica_id: Option<Uuid>,
 }
 
 /// Why a connection ended; another one follows.
@@ -85,7 +87,8 @@ pub async fn load(app: &App, environment: &EnvironmentId) -> sqlx::Result<()> {
 
 /// Keeps the link up until told to stop.
 pub async fn run(app: &App, config: LinkConfig, environment: EnvironmentId, stop: &CancellationToken) {
-    let replica = uuid::Builder::from_random_bytes(app.entropy.bytes()).into_uuid();
+    let draw = || uuid::Builder::from_random_bytes(app.entropy.bytes()).into_uuid();
+    let replica = config.replica_id.unwrap_or_else(draw);
     let mut link = Link { app, config, environment, replica };
     let mut pause = RETRY_FIRST;
     loop {

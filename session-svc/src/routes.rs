@@ -15,7 +15,7 @@ type Key = (TenantId, ComponentId);
 
 /// Routes of one environment, of all tenants.
 #[derive(Default)]
-pub struct Routes {
+pub struct RouteTable {
     table: ArcSwap<Table>,
     exposes_until: AtomicI64,
 }
@@ -26,7 +26,7 @@ struct Table {
     routes: HashMap<Key, Arc<Route>>,
 }
 
-impl Routes {
+impl RouteTable {
     /// Replaces everything.
     pub fn reset(&self, epoch: &str, routes: impl IntoIterator<Item = (TenantId, ComponentId, Route)>) {
         let routes = routes

@@ -3,26 +3,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use shared::db::Db;
 use shared::feed::{Batch, Feed};
 use shared::id::{SessionId, TenantId, TouchpointId};
 use shared::keyring::KeyRing;
+use shared::mutation::{Begun, Call};
+use shared::pb::common::event_service_server::EventServiceServer;
+use shared::pb::session::cart_service_server::CartServiceServer;
+use shared::pb::session::session_service_server::SessionServiceServer;
+use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
 use shared::secret::Entropy;
+use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Failure, Reason, Refusal, is_away};
 use shared::time::{Clock, Time};
+use shared::watch::{EventRpc, Events};
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::service::Routes;
 
+use crate::OUTBOX;
 use crate::cache::{Cache, Entry};
-use crate::domain::cart;
+use crate::domain::cart::Refused;
 use crate::domain::session::{Ended, Session};
 use crate::domain::touchpoint::{BadPolicy, Touchpoint};
-use crate::routes::Routes;
+use crate::routes::RouteTable;
 use crate::store;
 use crate::touches::Touches;
 
-pub mod cart_service;
-pub mod session_service;
-pub mod touchpoint_service;
-pub mod validate;
+mod cart;
+mod session;
+mod touchpoint;
+mod validate;
 
 /// Everything that requests and workers share.
 pub struct App {
@@ -43,7 +54,7 @@ pub struct App {
     /// What validations saw.
     pub touches: Touches,
     /// What visits are pinned by.
-    pub routes: Routes,
+    pub routes: RouteTable,
 }
 
 /// Something from the cache or the database.
@@ -56,7 +67,36 @@ pub struct Found<V> {
     pub degraded: bool,
 }
 
+/// Every service of the application.
+pub fn routes(app: &Arc<App>, events: Events) -> Routes {
+    let session = SessionServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let touchpoint = TouchpointServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let cart = CartServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let event = EventServiceServer::new(EventRpc(Arc::new(events)))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    Routes::new(session)
+        .add_service(touchpoint)
+        .add_service(cart)
+        .add_service(event)
+}
+
 impl App {
+    /// A mutation at this instant, or what it was answered before.
+    async fn begin<T: Message + Default>(&self, call: Call) -> Result<Begun<T>, Failure> {
+        call.begin(&self.db, &OUTBOX, self.clock.now()).await
+    }
+
     /// Takes in what other replicas, or other requests here, changed.
     pub fn apply(&self, batch: &Batch) {
         for event in &batch.events {
@@ -146,30 +186,40 @@ pub fn overtaken() -> Failure {
         .into()
 }
 
-/// The session is not good any more.
-pub fn ended(ended: Ended) -> Refusal {
-    let reason = match ended {
-        Ended::Idle => Reason::SessionIdleExpired,
-        Ended::Lifetime => Reason::SessionExpired,
-        Ended::Revoked => Reason::SessionRevoked,
-    };
-    Refusal::new(reason, ended.to_string())
-}
-
-/// The cart cannot change so.
-pub fn cart_refused(refused: &cart::Refused) -> Refusal {
-    let text = refused.to_string();
-    match refused {
-        cart::Refused::WrongState(state) => Refusal::new(Reason::CartWrongState, text).with("state", state),
-        cart::Refused::NoSuchLine => Refusal::new(Reason::CartLineNotFound, text),
-        cart::Refused::Empty => Refusal::new(Reason::CartEmpty, text),
-        cart::Refused::Limit { limit, max } => {
-            Refusal::new(Reason::CartLimit, text).with("limit", limit).with("max", max)
-        }
+impl From<Ended> for Refusal {
+    fn from(ended: Ended) -> Self {
+        let reason = match ended {
+            Ended::Idle => Reason::SessionIdleExpired,
+            Ended::Lifetime => Reason::SessionExpired,
+            Ended::Revoked => Reason::SessionRevoked,
+        };
+        Self::new(reason, ended.to_string())
     }
 }
 
-/// The policy contradicts itself.
-pub fn bad_policy(bad: BadPolicy) -> Refusal {
-    Refusal::field(format!("touchpoint.session_policy.{}", bad.field), bad.problem)
+impl From<Ended> for Failure {
+    fn from(ended: Ended) -> Self {
+        Refusal::from(ended).into()
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::WrongState(state) => Refusal::new(Reason::CartWrongState, text).with("state", state),
+            Refused::NoSuchLine => Refusal::new(Reason::CartLineNotFound, text),
+            Refused::Empty => Refusal::new(Reason::CartEmpty, text),
+            Refused::Limit { limit, max } => {
+                Refusal::new(Reason::CartLimit, text).with("limit", limit).with("max", max)
+            }
+        }
+        .into()
+    }
+}
+
+impl From<BadPolicy> for Refusal {
+    fn from(bad: BadPolicy) -> Self {
+        Self::field(format!("touchpoint.session_policy.{}", bad.field), bad.problem)
+    }
 }

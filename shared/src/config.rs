@@ -139,6 +139,17 @@ impl Problems {
         number
     }
 
+    /// What was parsed elsewhere, if nothing was wrong there or here.
+    pub fn and<T>(mut self, other: Result<T, Self>) -> Result<T, Self> {
+        match other {
+            Ok(value) => self.check(Some(value)),
+            Err(problems) => {
+                self.0.extend(problems.0);
+                Err(self)
+            }
+        }
+    }
+
     /// The value, if nothing at all was wrong.
     pub fn check<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {

@@ -91,11 +91,15 @@ impl LocalIssuer {
         jwk.common.key_id = Some("local".to_owned());
         jwk.common.public_key_use = Some(PublicKeyUse::Signature);
         let jwks = serde_json::to_vec_pretty(&JwkSet { keys: vec![jwk] })?;
-        std::fs::write(folder.join(JWKS_FILE), jwks).map_err(failed)?;
         let issuers = serde_json::json!([{
             "issuer": ISSUER, "audience": AUDIENCE, "jwks_file": JWKS_FILE, "tenants": ["*"]
         }]);
-        std::fs::write(folder.join(ISSUERS_FILE), serde_json::to_vec_pretty(&issuers)?).map_err(failed)?;
+        for (name, content) in [(JWKS_FILE, jwks), (ISSUERS_FILE, serde_json::to_vec_pretty(&issuers)?)] {
+            let path = folder.join(name);
+            if !path.try_exists().map_err(failed)? {
+                write_private(&path, &content).map_err(failed)?;
+            }
+        }
         Ok(Self { key })
     }
 

@@ -12,6 +12,7 @@ pub mod id;
 pub mod issuer;
 mod json;
 pub mod keyring;
+pub mod mutation;
 pub mod outbox;
 pub mod page;
 pub mod parse;

@@ -72,10 +72,16 @@ pub fn within<T: PartialOrd + std::fmt::Display + Copy>(
     Err(Refusal::field(field, format_args!("must be {min} to {max}")))
 }
 
-/// A duration that is not negative; `None` where none was given.
+/// A duration that is not negative, within the 10,000 years that the proto allows; `None` where none was given.
 pub fn duration(field: &str, value: Option<prost_types::Duration>) -> Result<Option<Duration>, Refusal> {
-    let parsed = value.map(Duration::try_from).transpose();
-    parsed.map_err(|_| Refusal::field(field, "must be a duration that is not negative"))
+    const SECONDS_MAX: u64 = 315_576_000_000;
+    let Some(prost_types::Duration { seconds, nanos }) = value else { return Ok(None) };
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds <= SECONDS_MAX);
+    let nanos = u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    match seconds.zip(nanos) {
+        Some((seconds, nanos)) => Ok(Some(Duration::new(seconds, nanos))),
+        None => Err(Refusal::field(field, "must be a duration that is not negative")),
+    }
 }
 
 /// Refuses an etag that is not the current one; empty asks for nothing.

@@ -28,6 +28,10 @@ use crate::time::Clock;
 pub const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
 /// Health says `NOT_SERVING` when the database was away for so long.
 const HEALTH_GRACE: Duration = Duration::from_secs(5);
+/// PostgreSQL's notices are about what migrations found done already.
+const LOGS: &str = "info,sqlx::postgres::notice=warn";
+/// For connections to close once their last call is answered.
+const FAREWELL: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 const KEYS_INTERVAL: Duration = Duration::from_mins(1);
@@ -140,19 +144,13 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
         );
     tokio::pin!(serving);
     let outcome = tokio::select! {
-        outcome = &mut serving => outcome,
+        biased; // told to stop, a server without connections has ended, too, and work of callers who hung up may be left
         () = lifecycle.stop.cancelled() => {
             tracing::info!("stopping: no new calls");
             report_health(&health, services, ServingStatus::NotServing).await;
-            let drained = tokio::time::timeout(drain, async {
-                lifecycle.calls.close();
-                tokio::join!(&mut serving, lifecycle.calls.wait()).0
-            });
-            drained.await.unwrap_or_else(|_| {
-                tracing::warn!(seconds = drain.as_secs(), calls = lifecycle.calls.len(), "calls still in flight are given up");
-                Ok(())
-            })
+            drain_calls(serving, &lifecycle.calls, drain).await
         }
+        outcome = &mut serving => outcome,
     };
     lifecycle.drained.cancel();
     lifecycle.workers.close();
@@ -174,6 +172,32 @@ fn describe(services: &[&'static str]) -> tonic_reflection::server::Builder<'sta
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("grpc.health.v1.Health");
     services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+}
+
+/// Waits until no call is left, and then a little for callers to hear the goodbye; one that has frozen never does.
+async fn drain_calls<E>(
+    mut serving: impl Future<Output = Result<(), E>> + Unpin,
+    calls: &TaskTracker,
+    patience: Duration,
+) -> Result<(), E> {
+    calls.close();
+    let all_done = async {
+        tokio::select! {
+            outcome = &mut serving => {
+                calls.wait().await;
+                outcome
+            }
+            () = async { calls.wait().await; tokio::time::sleep(FAREWELL).await } => Ok(()),
+        }
+    };
+    tokio::time::timeout(patience, all_done).await.unwrap_or_else(|_| {
+        tracing::warn!(
+            seconds = patience.as_secs(),
+            calls = calls.len(),
+            "calls still in flight are given up"
+        );
+        Ok(())
+    })
 }
 
 /// Keeps health, the clock and the issuers' keys up to date.
@@ -257,19 +281,17 @@ pub async fn run<C>(
     config: Result<C, Problems>,
     service: impl AsyncFnOnce(C, &Lifecycle) -> Result<(), ServeError>,
 ) -> ExitCode {
-    let filter = args.log.as_deref().unwrap_or("info");
     let mut problems = Problems::default();
-    let format = problems
-        .optional("TANDEM_LOG_FORMAT", args.log_format.as_deref())
-        .unwrap_or(LogFormat::Text);
-    let config = problems.check(Some(())).and(config);
-    let guard = match telemetry::init(name, filter, format, crate::config::exports_telemetry()) {
-        Ok(guard) => guard,
-        Err(error) => return refuse(&error),
-    };
-    let config = match config {
+    let logs = problems.optional("TANDEM_LOG", Some(args.log.as_deref().unwrap_or(LOGS)));
+    let format = problems.optional("TANDEM_LOG_FORMAT", args.log_format.as_deref());
+    let config = match problems.and(config) {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
+    };
+    let (logs, format) = (logs.unwrap_or_default(), format.unwrap_or(LogFormat::Text));
+    let guard = match telemetry::init(name, logs, format, crate::config::exports_telemetry()) {
+        Ok(guard) => guard,
+        Err(error) => return refuse(&error),
     };
     let lifecycle = Lifecycle::default();
     let stop = lifecycle.stop.clone();

@@ -40,7 +40,7 @@ pub enum TelemetryError {
 /// Sets up logs, and traces and metrics where an OTLP endpoint is configured. Needs a running tokio.
 pub fn init(
     service: &'static str,
-    filter: &str,
+    filter: EnvFilter,
     format: LogFormat,
     otlp: bool,
 ) -> Result<Guard, TelemetryError> {
@@ -71,9 +71,7 @@ pub fn init(
         LogFormat::Text => logs.with_target(false).boxed(),
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
     };
-    let subscriber = Registry::default()
-        .with(spans)
-        .with(logs.with_filter(EnvFilter::try_new(filter)?));
+    let subscriber = Registry::default().with(spans).with(logs.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(|_| TelemetryError::Twice)?;
     Ok(guard)
 }

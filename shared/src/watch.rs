@@ -136,9 +136,11 @@ impl Events {
         self.send(sender, filter, Message::Heartbeat(pb::Heartbeat::default()), &cursor)
             .await?;
         loop {
+            // What is left of a page that the token names ends in the past; listening goes on from the present.
+            let is_present = cursor.page.is_none();
             let batch = self.feed.page(&cursor, Some(&filter.tenant)).await?;
             cursor = self.deliver(&batch, filter, cursor, sender).await?;
-            if batch.is_last {
+            if batch.is_last && is_present {
                 break;
             }
         }
@@ -187,8 +189,9 @@ impl Events {
                     .await?;
             }
         }
-        if batch.is_last && batch.upto.covers(&cursor.base) {
-            cursor = Cursor::after(batch.upto.clone());
+        if batch.is_last {
+            let is_later = batch.upto.covers(&cursor.base);
+            cursor = Cursor::after(if is_later { batch.upto.clone() } else { cursor.base });
         }
         Ok(cursor)
     }

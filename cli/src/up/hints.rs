@@ -29,8 +29,13 @@ impl Shell {
 
     /// `tandem` with these arguments.
     pub(crate) fn tandem(&self, arguments: &str) -> String {
+        self.plain(arguments) + &self.caller(&self.identity.sub)
+    }
+
+    /// The same for a command that calls in names of its own.
+    fn plain(&self, arguments: &str) -> String {
         let Self { tandem, folder, .. } = self;
-        format!("{tandem} {arguments}{folder}{}", self.caller(&self.identity.sub))
+        format!("{tandem} {arguments}{folder}")
     }
 
     /// A call of a method of the service at `address`.
@@ -40,9 +45,8 @@ impl Shell {
 
     /// An approval by somebody else than who ships.
     pub(crate) fn approve(&self, address: SocketAddr, release_id: &str) -> String {
-        let Self { tandem, folder, .. } = self;
         let other = if self.identity.sub == "alice" { "bob" } else { "alice" };
-        let token = format!("{tandem} token --person{folder}{}", self.caller(other));
+        let token = self.plain("token --person") + &self.caller(other);
         let json = quote(&format!(r#"{{"releaseId":"{release_id}"}}"#));
         call(&token, address, "tandem.release.v1.ApprovalService/ApproveRelease", &json)
     }
@@ -73,9 +77,12 @@ impl Shell {
              {validate}\n\n\
              A new release for every tenth visit, and back:\n\n  \
              {}\n  \
+             {}\n\n\
+             A minute of a real shop, with real releases rolled out meanwhile:\n\n  \
              {}",
             self.tandem("ship storefront 1.1 --canary 10%"),
             self.tandem("rollout rollback storefront"),
+            self.plain("replay --quick"),
         )
     }
 

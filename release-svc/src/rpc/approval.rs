@@ -3,14 +3,15 @@
 use serde_json::Map;
 use shared::db::broken_constraint;
 use shared::id::ReleaseId;
+use shared::mutation::{Begun, Call, Mutation};
 use shared::parse::{etag, parse, text_of};
 use shared::pb::release as pb;
 use shared::pb::release::approval_service_server::ApprovalService;
 use shared::status::Failure;
 use tonic::{Request, Response, Status};
 
+use super::App;
 use super::release::{REASON_MAX, lock};
-use super::{App, Begun, Call, Mutation};
 use crate::apply::{self, expect_written};
 use crate::domain::release::{Release, Vote, VoteRefused};
 use crate::store;
@@ -52,7 +53,7 @@ impl App {
         call.caller.require_person()?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let release = vote(&mut work, Ballot { release, approve: true, reason, etag }).await?;
         work.answer(pb::ApproveReleaseResponse { release: Some((&release).into()) })
@@ -70,7 +71,7 @@ impl App {
         call.caller.require_person()?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let release = vote(&mut work, Ballot { release, approve: false, reason, etag }).await?;
         work.answer(pb::RejectReleaseResponse { release: Some((&release).into()) })

@@ -3,6 +3,7 @@
 use shared::auth::Caller;
 use shared::db::broken_constraint;
 use shared::id::{ApprovalPolicyId, TenantId};
+use shared::mutation::{Actor, Begun, Call};
 use shared::page::{self, List};
 use shared::parse::{at_most, etag, etag_of, known, line, parse, required, within};
 use shared::pb::release as pb;
@@ -12,8 +13,8 @@ use shared::time::{Time, to_proto};
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 
-use super::{App, Begun, Call, absent};
-use crate::apply::{Actor, expect_written};
+use super::{App, absent};
+use crate::apply::{self, expect_written};
 use crate::domain::component::{ApprovalPolicy, Component, Environment, Profile, STARTER_POLICY};
 use crate::store;
 use crate::store::component::{COMPONENT_KEY, COMPONENT_POLICY_KEY, ENVIRONMENT_KEY, POLICY_KEY};
@@ -113,7 +114,7 @@ async fn give_policy(db: &mut PgConnection, actor: &Actor, name: &ApprovalPolicy
         return Ok(());
     }
     if let Some(policy) = store::component::find_policy(db, tenant, name).await? {
-        actor.tell_policy(db, "approval_policy.created", &policy).await?;
+        apply::tell_policy(db, actor, "approval_policy.created", &policy).await?;
     }
     Ok(())
 }
@@ -145,14 +146,14 @@ impl App {
         call.caller.require_owner(&component.owner_groups)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let component = Component { created_at: work.now, ..component };
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
         store::component::insert(&mut work.tx, &work.actor.tenant, &component)
             .await
             .map_err(|error| component_failure(&component, error))?;
-        work.actor.tell_component(&mut work.tx, "component.created", &component).await?;
+        apply::tell_component(&mut work.tx, &work.actor, "component.created", &component).await?;
         work.answer(pb::CreateComponentResponse { component: Some((&component).into()) })
             .await
     }
@@ -194,7 +195,7 @@ impl App {
         let (asked, sent_etag) = parse_component(component)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
         let stored = store::component::lock(&mut work.tx, tenant, &asked.name).await?;
@@ -208,7 +209,7 @@ impl App {
             .await
             .map_err(|error| component_failure(&component, error))?;
         expect_written(is_written)?;
-        work.actor.tell_component(&mut work.tx, "component.updated", &component).await?;
+        apply::tell_component(&mut work.tx, &work.actor, "component.updated", &component).await?;
         work.answer(pb::UpdateComponentResponse { component: Some((&component).into()) })
             .await
     }
@@ -222,7 +223,7 @@ impl App {
         let environment = parse_environment(environment)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let environment = Environment { created_at: work.now, ..environment };
         let inserted =
@@ -234,7 +235,7 @@ impl App {
             }
             Some(_) | None => Failure::from(error),
         })?;
-        work.actor.tell_environment(&mut work.tx, &environment).await?;
+        apply::tell_environment(&mut work.tx, &work.actor, &environment).await?;
         work.answer(pb::CreateEnvironmentResponse { environment: Some((&environment).into()) })
             .await
     }
@@ -279,7 +280,7 @@ impl App {
         let (policy, _) = parse_policy(approval_policy)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let exists = || {
             let text = format!("there is an approval policy {} already", policy.name);
@@ -295,7 +296,7 @@ impl App {
                 Some(POLICY_KEY) => exists().into(),
                 Some(_) | None => Failure::from(error),
             })?;
-        work.actor.tell_policy(&mut work.tx, "approval_policy.created", &policy).await?;
+        apply::tell_policy(&mut work.tx, &work.actor, "approval_policy.created", &policy).await?;
         work.answer(pb::CreateApprovalPolicyResponse { approval_policy: Some((&policy).into()) })
             .await
     }
@@ -326,7 +327,7 @@ impl App {
         let (asked, sent_etag) = parse_policy(approval_policy)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
         give_policy(&mut work.tx, &work.actor, &asked.name).await?;
@@ -336,7 +337,7 @@ impl App {
         let policy =
             ApprovalPolicy { created_at: stored.created_at, row_version: stored.row_version + 1, ..asked };
         expect_written(store::component::update_policy(&mut work.tx, tenant, &policy).await?)?;
-        work.actor.tell_policy(&mut work.tx, "approval_policy.updated", &policy).await?;
+        apply::tell_policy(&mut work.tx, &work.actor, "approval_policy.updated", &policy).await?;
         work.answer(pb::UpdateApprovalPolicyResponse { approval_policy: Some((&policy).into()) })
             .await
     }

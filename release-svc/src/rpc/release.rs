@@ -4,6 +4,7 @@ use serde_json::Map;
 use shared::auth::Caller;
 use shared::db::broken_constraint;
 use shared::id::{ComponentId, ReleaseId};
+use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
 use shared::parse::{etag, etag_of, known, optional, parse, required, text_of};
 use shared::pb::release as pb;
@@ -14,7 +15,7 @@ use shared::time::to_proto;
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 
-use super::{App, Begun, Call, Mutation, absent, before, state_names};
+use super::{App, absent, before, state_names};
 use crate::apply;
 use crate::domain::component::Component;
 use crate::domain::release::{Decision, Release, State, Vote};
@@ -119,7 +120,7 @@ impl App {
         let notes = text_of("notes", notes, 0, NOTES_MAX)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
         let owner = store::component::lock(&mut work.tx, tenant, &component).await?;
@@ -147,7 +148,7 @@ impl App {
                 Some(_) | None => Failure::from(error),
             },
         )?;
-        work.actor.tell_draft(&mut work.tx, &release).await?;
+        apply::tell_draft(&mut work.tx, &work.actor, &release).await?;
         work.answer(pb::CreateReleaseResponse { release: Some((&release).into()) })
             .await
     }
@@ -212,7 +213,7 @@ impl App {
         let id = parse("release_id", &release_id)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let (component, release) = lock(&mut work, id).await?;
         work.caller.require_owner(&component.owner_groups)?;
@@ -247,7 +248,7 @@ impl App {
         let reason = text_of("reason", reason, 1, REASON_MAX)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let (component, release) = lock(&mut work, id).await?;
         work.caller.require_owner(&component.owner_groups)?;

@@ -2,6 +2,7 @@
 
 use shared::auth::Caller;
 use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
 use shared::parse::{etag, etag_of, known, known_or_default, optional, parse, text_of};
 use shared::pb::release as pb;
@@ -11,7 +12,7 @@ use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
 use super::release::{REASON_MAX, lock as lock_release};
-use super::{App, Begun, Call, Mutation, absent, before, state_names};
+use super::{App, absent, before, state_names};
 use crate::apply;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
@@ -122,7 +123,7 @@ impl App {
         let assignment = parse_assignment(assignment_policy)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let id = RolloutId::new(work.now, self.entropy.bytes());
         let starter = work.actor.principal.clone();
@@ -179,7 +180,7 @@ impl App {
         let id = parse("rollout_id", &rollout_id)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let rollout = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
@@ -199,7 +200,7 @@ impl App {
         let reason = text_of("reason", reason, 1, REASON_MAX)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(answer) => return Ok(answer),
+            Begun::Replayed(before) => return Ok(before.answer),
         };
         let mut rollout = lock(&mut work, id).await?;
         if let Some(decision) = rollout.clone().roll_back(reason)? {

@@ -13,6 +13,7 @@ use shared::db::Db;
 use shared::edge::Deadline;
 use shared::feed::Batch;
 use shared::id::{ComponentId, EnvironmentId, TenantId};
+use shared::mutation::Actor;
 use shared::parse::{at_most, parse, within};
 use shared::pb::release as pb;
 use shared::pb::release::routing_service_server::RoutingService;
@@ -28,7 +29,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::rollout::assignment_to_proto;
-use crate::apply::{self, Actor};
+use crate::apply;
 use crate::domain::rollout::ServedRelease;
 use crate::domain::route::{Route, RoutedRollout};
 use crate::store::route::Applied;

@@ -84,7 +84,7 @@ impl SessionPolicy {
         if !(MINUTE..=DAY).contains(&self.visit_gap) || !is_whole(self.visit_gap) {
             return bad("visit_gap", "must be 1 minute to 24 hours, in whole seconds");
         }
-        if self.staleness_bound > MINUTE || !self.staleness_bound.subsec_micros().is_multiple_of(1000) {
+        if self.staleness_bound > MINUTE || !self.staleness_bound.subsec_nanos().is_multiple_of(1_000_000) {
             return bad("staleness_bound", "must be at most 60 seconds, in whole milliseconds");
         }
         if self.outage_bound > 60 * MINUTE || !is_whole(self.outage_bound) {

@@ -12,9 +12,10 @@ use shared::parse::{known_or_default, parse};
 use shared::pb::session as pb;
 use shared::status::{Failure, Reason, Refusal, is_away};
 use shared::time::{Time, to_proto};
+use tonic::Request;
 
-use super::session_service::{pins_to_proto, session_to_proto};
-use super::{App, Found, ended, is_within, overtaken};
+use super::session::{pins_to_proto, session_to_proto};
+use super::{App, Found, is_within, overtaken};
 use crate::OUTBOX;
 use crate::cache::Entry;
 use crate::domain::session::{Ended, Session};
@@ -28,31 +29,17 @@ use crate::workers::pinned;
 /// A move loses only to another write of the same session; after so many the caller tries again.
 const MOVE_ATTEMPTS: u32 = 4;
 
-/// Why a token does not get its session.
-pub enum Refused {
-    /// No such session, or not its secret.
-    Unknown,
-    /// Its session, but not any more.
-    Ended(Ended),
+/// What `ValidateSession` calls it.
+fn verdict_of(ended: Ended) -> pb::Verdict {
+    match ended {
+        Ended::Idle => pb::Verdict::IdleExpired,
+        Ended::Lifetime => pb::Verdict::Expired,
+        Ended::Revoked => pb::Verdict::Revoked,
+    }
 }
 
-impl Refused {
-    /// As an rpc other than `ValidateSession` answers it.
-    pub fn into_refusal(self) -> Refusal {
-        match self {
-            Self::Unknown => Refusal::new(Reason::SessionUnknown, "the session token is of no live session"),
-            Self::Ended(why) => ended(why),
-        }
-    }
-
-    fn verdict(&self) -> pb::Verdict {
-        match self {
-            Self::Unknown => pb::Verdict::SessionUnknown,
-            Self::Ended(Ended::Idle) => pb::Verdict::IdleExpired,
-            Self::Ended(Ended::Lifetime) => pb::Verdict::Expired,
-            Self::Ended(Ended::Revoked) => pb::Verdict::Revoked,
-        }
-    }
+fn unknown() -> Refusal {
+    Refusal::new(Reason::SessionUnknown, "the session token is of no live session")
 }
 
 /// A session as it is seen here, and the visit that its row has.
@@ -76,12 +63,12 @@ impl Seen {
 
 impl App {
     /// The verdict on a token that was presented at a touchpoint.
-    pub async fn validate(
+    pub(super) async fn validate(
         &self,
-        caller: &Caller,
-        request: pb::ValidateSessionRequest,
+        request: Request<pb::ValidateSessionRequest>,
     ) -> Result<pb::ValidateSessionResponse, Failure> {
-        let pb::ValidateSessionRequest { session_token, touchpoint, consistency } = request;
+        let caller = Caller::of(&request)?;
+        let pb::ValidateSessionRequest { session_token, touchpoint, consistency } = request.into_inner();
         let touchpoint = parse("touchpoint", &touchpoint)?;
         let consistency: pb::Consistency = known_or_default("consistency", consistency)?;
         if session_token.is_empty() {
@@ -105,7 +92,7 @@ impl App {
                 return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
             }
             if let Err(why) = seen.session.standing(policy, now) {
-                return Ok(verdict(Refused::Ended(why).verdict(), fresh_as_of, degraded));
+                return Ok(verdict(verdict_of(why), fresh_as_of, degraded));
             }
             let visit = self.visit(&caller.tenant, &seen.session, &at.entry.value, now);
             let moves =
@@ -137,17 +124,17 @@ impl App {
         token: &str,
         now: Time,
     ) -> Result<(Session, Arc<Entry<Touchpoint>>), Failure> {
-        let token = SessionToken::parse(token).map_err(|_| Refused::Unknown.into_refusal())?;
+        let token = SessionToken::parse(token).map_err(|_| unknown())?;
         let tenant = &caller.tenant;
         let touch = self.touches.peek(tenant, token.session_id());
         let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
             .await?
             .filter(|session| session.token_hash == token.hash())
-            .ok_or_else(|| Refused::Unknown.into_refusal())?;
+            .ok_or_else(unknown)?;
         let Seen { session, stored, .. } = Seen::new(session, touch.as_ref(), now);
         caller.require_touchpoint(&session.touchpoint)?;
         let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
-        session.standing(&touchpoint.value.policy, now).map_err(ended)?;
+        session.standing(&touchpoint.value.policy, now)?;
         let visit = self.visit(tenant, &session, &touchpoint.value, now);
         let begun = (visit.started_at != session.visit.started_at).then_some((visit, stored));
         self.touches.note(tenant, session.id, now, begun);

@@ -6,30 +6,25 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 use shared::auth::Caller;
-use shared::edge::Deadline;
 use shared::id::{SessionId, ShopperId};
 use shared::keyring::Purpose;
-use shared::outbox::Event;
+use shared::mutation::{Begun, Call};
 use shared::page::{self, List};
-use shared::parse::{known, line, optional, parse};
+use shared::parse::{known, line, optional, parse, required};
 use shared::pb::session as pb;
 use shared::pb::session::revoke_session_request::Target;
 use shared::pb::session::session_service_server::SessionService;
-use shared::replay::Replay;
+use shared::replay::Replayed;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 
 use super::{App, no_touchpoint, overtaken};
-use crate::OUTBOX;
 use crate::domain::session::{Ended, RevokeReason, Session, State, Subject};
 use crate::domain::token::SessionToken;
-use crate::domain::touchpoint::SessionPolicy;
+use crate::domain::touchpoint::{SessionPolicy, Touchpoint};
 use crate::domain::visit::{self, Arm, Pins, Visit};
 use crate::store;
-
-/// Answers `SessionService`.
-pub struct SessionRpc(pub Arc<App>);
 
 /// Bytes that a token's secret is derived from, with a key of the ring.
 const SALT: usize = 16;
@@ -37,87 +32,90 @@ const SALT: usize = 16;
 impl App {
     async fn create_session(
         &self,
-        caller: &Caller,
-        deadline: Option<std::time::Instant>,
-        request: pb::CreateSessionRequest,
+        request: Request<pb::CreateSessionRequest>,
     ) -> Result<pb::CreateSessionResponse, Failure> {
-        let body = pb::CreateSessionRequest { request_id: String::new(), ..request.clone() };
-        let pb::CreateSessionRequest { touchpoint, subject, device, request_id } = request;
+        let (call, message) = Call::of(request, "CreateSession", |message| &mut message.request_id)?;
+        let pb::CreateSessionRequest { touchpoint, subject, device, request_id: _ } = message;
         let touchpoint = parse("touchpoint", &touchpoint)?;
         let subject = subject.map(parse_subject).transpose()?;
         let device = Some(line("device", device, 0, 120)?).filter(|device| !device.is_empty());
-        let replay = Replay::new(caller, "CreateSession", &request_id, &body)?;
+        let caller = Arc::clone(&call.caller);
         caller.require_touchpoint(&touchpoint)?;
         if subject.is_some() {
             caller.require_scope("session.assert")?;
         }
-        let now = self.clock.now();
-        let touchpoint = self.required_touchpoint(&caller.tenant, &touchpoint, false, now).await?.entry;
-        let touchpoint = &touchpoint.value;
-
-        let mut tx = self.db.begin(deadline).await?;
-        if let Some(before) = replay.claim::<pb::CreateSessionResponse>(&OUTBOX, &mut tx, now).await? {
-            let id = before
-                .answer
-                .session
-                .as_ref()
-                .map(|session| session.session_id.as_str())
-                .unwrap_or_default();
-            let id = id
-                .parse()
-                .map_err(|_| Failure::Bug("a kept answer without a session".to_owned()))?;
-            let token = self.derive_token(caller, id, before.salt.as_deref().unwrap_or_default())?;
-            return Ok(pb::CreateSessionResponse { session_token: token.expose(), ..before.answer });
-        }
-        let id = SessionId::new(now, self.entropy.bytes());
+        let found = self
+            .required_touchpoint(&caller.tenant, &touchpoint, false, self.clock.now())
+            .await?;
+        let touchpoint = &found.entry.value;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(work) => work,
+            Begun::Replayed(before) => return self.repeat(&caller, before),
+        };
+        let id = SessionId::new(work.now, self.entropy.bytes());
         let salt = self.new_salt()?;
-        let token = self.derive_token(caller, id, &salt)?;
+        let token = self.derive_token(&caller, id, &salt)?;
+        let session = self.new_session(&caller, touchpoint, id, &token, work.now);
+        let session = Session { subject, device, ..session };
+        let digest = session
+            .subject
+            .as_ref()
+            .map(|subject| self.subject_digest(&caller, subject))
+            .transpose()?;
+        let digest = digest.as_ref().map(<[u8; 32]>::as_slice);
+        store::session::insert(&mut work.tx, &caller.tenant, &session, digest).await?;
+        // An anonymous session is one insert and no event, so that bots stay cheap.
+        if session.subject.is_some() {
+            let data = json!({"touchpoint": session.touchpoint.as_str()});
+            work.tell("session.created", id.to_string(), data).await?;
+        }
+        let answer = pb::CreateSessionResponse {
+            session: Some(session_to_proto(&session, &touchpoint.policy, work.now)),
+            session_token: String::new(),
+            pins: pins_to_proto(&session.visit.pins),
+        };
+        let answer = work.answer_without_secret(answer, Some(&salt)).await?;
+        Ok(pb::CreateSessionResponse { session_token: token.expose(), ..answer })
+    }
+
+    fn new_session(
+        &self,
+        caller: &Caller,
+        touchpoint: &Touchpoint,
+        id: SessionId,
+        token: &SessionToken,
+        now: Time,
+    ) -> Session {
         let pins = self.routes.with(&caller.tenant, &touchpoint.components, now, |routing| {
             visit::begin(id, &Pins::new(), routing)
         });
-        let session = Session {
+        Session {
             id,
             touchpoint: touchpoint.id.clone(),
             token_hash: token.hash(),
             // Until someone logs in, a session's shopper is nobody else's.
             shopper: touchpoint.has_shoppers.then(|| ShopperId::from_uuid(id.uuid())),
-            subject,
-            device,
+            subject: None,
+            device: None,
             created_at: now,
             last_seen_at: now,
             absolute_deadline: now + touchpoint.policy.absolute_lifetime,
             visit: Visit { started_at: now, pins },
             checkout: None,
             state: State::Open,
-        };
-        let digest = session
-            .subject
-            .as_ref()
-            .map(|subject| self.subject_digest(caller, subject))
-            .transpose()?;
-        store::session::insert(&mut tx, &caller.tenant, &session, digest.as_ref().map(<[u8; 32]>::as_slice))
-            .await?;
-        if session.subject.is_some() {
-            OUTBOX
-                .append(
-                    &mut tx,
-                    &event(
-                        caller,
-                        "session.created",
-                        &session,
-                        now,
-                        json!({"touchpoint": session.touchpoint.as_str()}),
-                    ),
-                )
-                .await?;
         }
-        let answer = pb::CreateSessionResponse {
-            session: Some(session_to_proto(&session, &touchpoint.policy, now)),
-            session_token: String::new(),
-            pins: pins_to_proto(&session.visit.pins),
-        };
-        replay.record(&OUTBOX, &mut tx, &answer, Some(&salt)).await?;
-        tx.commit().await?;
+    }
+
+    /// The answer given before, with its token derived again.
+    fn repeat(
+        &self,
+        caller: &Caller,
+        before: Replayed<pb::CreateSessionResponse>,
+    ) -> Result<pb::CreateSessionResponse, Failure> {
+        let Replayed { answer, salt } = before;
+        let id = answer.session.as_ref().and_then(|session| session.session_id.parse().ok());
+        let id = id.ok_or_else(|| Failure::Bug("a kept answer without a session".to_owned()))?;
+        let token = self.derive_token(caller, id, salt.as_deref().unwrap_or_default())?;
         Ok(pb::CreateSessionResponse { session_token: token.expose(), ..answer })
     }
 
@@ -149,10 +147,10 @@ impl App {
 
     async fn get_session(
         &self,
-        caller: &Caller,
-        request: pb::GetSessionRequest,
+        request: Request<pb::GetSessionRequest>,
     ) -> Result<pb::GetSessionResponse, Failure> {
-        let pb::GetSessionRequest { session_id } = request;
+        let caller = Caller::of(&request)?;
+        let pb::GetSessionRequest { session_id } = request.into_inner();
         let (id, now) = (parse("session_id", &session_id)?, self.clock.now());
         let touch = self.touches.peek(&caller.tenant, id);
         let mut session = store::session::find(&mut *self.db.connection().await?, &caller.tenant, id)
@@ -175,10 +173,11 @@ impl App {
 
     async fn list_sessions(
         &self,
-        caller: &Caller,
-        request: pb::ListSessionsRequest,
+        request: Request<pb::ListSessionsRequest>,
     ) -> Result<pb::ListSessionsResponse, Failure> {
-        let pb::ListSessionsRequest { touchpoint, subject, include_ended, page_size, page_token } = request;
+        let caller = Caller::of(&request)?;
+        let pb::ListSessionsRequest { touchpoint, subject, include_ended, page_size, page_token } =
+            request.into_inner();
         let touchpoint = optional("touchpoint", &touchpoint)?;
         let subject = subject.map(parse_subject).transpose()?;
         let size = page::size(page_size)?;
@@ -195,7 +194,7 @@ impl App {
         }
         let digest = subject
             .as_ref()
-            .map(|subject| self.subject_digest(caller, subject))
+            .map(|subject| self.subject_digest(&caller, subject))
             .transpose()?;
         let encoded = digest.map(|digest| URL_SAFE_NO_PAD.encode(digest));
         let filter = format!("{touchpoint:?} {encoded:?} {include_ended}");
@@ -231,76 +230,49 @@ impl App {
 
     async fn revoke_session(
         &self,
-        caller: &Caller,
-        deadline: Option<std::time::Instant>,
-        request: pb::RevokeSessionRequest,
+        mut request: Request<pb::RevokeSessionRequest>,
     ) -> Result<pb::RevokeSessionResponse, Failure> {
-        let pb::RevokeSessionRequest { target, reason, request_id } = request;
-        let (id, token) = match shared::parse::required("target", target)? {
+        let caller = Caller::of(&request)?;
+        let (id, hash) = match required("target", request.get_mut().target.take())? {
             Target::SessionToken(text) => {
-                let token = SessionToken::parse(&text)
-                    .map_err(|_| Refusal::new(Reason::SessionNotFound, "not a session's token"))?;
-                (token.session_id(), Some(token))
+                let unknown = |_| Refusal::new(Reason::SessionNotFound, "not a session's token");
+                let token = SessionToken::parse(&text).map_err(unknown)?;
+                (token.session_id(), Some(token.hash()))
             }
             Target::SessionId(text) => {
                 caller.require_scope("session.any")?;
                 (parse("session_id", &text)?, None)
             }
         };
-        let reason_sent: pb::RevokeReason = known("reason", reason)?;
-        // The body without its credential.
-        let body = pb::RevokeSessionRequest {
-            target: Some(Target::SessionId(id.to_string())),
-            reason,
-            request_id: String::new(),
+        // What a repetition must equal names the session, and holds no credential.
+        request.get_mut().target = Some(Target::SessionId(id.to_string()));
+        let (call, message) = Call::of(request, "RevokeSession", |message| &mut message.request_id)?;
+        let reason: pb::RevokeReason = known("reason", message.reason)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(work) => work,
+            Begun::Replayed(before) => return Ok(before.answer),
         };
-        let replay = Replay::new(caller, "RevokeSession", &request_id, &body)?;
-        let now = self.clock.now();
-        let mut tx = self.db.begin(deadline).await?;
-        if let Some(before) = replay.claim::<pb::RevokeSessionResponse>(&OUTBOX, &mut tx, now).await? {
-            return Ok(before.answer);
-        }
-        let is_its_own =
-            |session: &Session| token.as_ref().is_none_or(|token| session.token_hash == token.hash());
-        let session = store::session::find(&mut tx, &caller.tenant, id)
-            .await?
-            .filter(is_its_own)
-            .ok_or_else(|| no_session(id))?;
+        let session = store::session::find(&mut work.tx, &caller.tenant, id).await?;
+        let session = session.filter(|session| hash.is_none_or(|hash| session.token_hash == hash));
+        let session = session.ok_or_else(|| no_session(id))?;
         caller.require_touchpoint(&session.touchpoint)?;
-        let touchpoint = store::touchpoint::find(&mut tx, &caller.tenant, &session.touchpoint).await?;
+        let touchpoint = store::touchpoint::find(&mut work.tx, &caller.tenant, &session.touchpoint).await?;
         let touchpoint = touchpoint.ok_or_else(|| no_touchpoint(&session.touchpoint))?;
         let was_open = session.state == State::Open;
-        let session = session.revoke(now, reason_to_domain(reason_sent));
-        if was_open && let State::Revoked { reason, .. } = session.state {
-            if !store::session::revoke(&mut tx, &caller.tenant, id, now, reason).await? {
+        let session = session.revoke(work.now, reason_to_domain(reason));
+        if was_open && let State::Revoked { at, reason: why } = session.state {
+            if !store::session::revoke(&mut work.tx, &caller.tenant, id, at, why).await? {
                 return Err(overtaken());
             }
-            OUTBOX
-                .append(
-                    &mut tx,
-                    &event(
-                        caller,
-                        "session.revoked",
-                        &session,
-                        now,
-                        json!({"reason": reason_sent.as_str_name()}),
-                    ),
-                )
+            work.tell("session.revoked", id.to_string(), json!({"reason": reason.as_str_name()}))
                 .await?;
         }
-        let answer =
-            pb::RevokeSessionResponse { session: Some(session_to_proto(&session, &touchpoint.policy, now)) };
-        replay.record(&OUTBOX, &mut tx, &answer, None).await?;
-        tx.commit().await?;
+        let session = session_to_proto(&session, &touchpoint.policy, work.now);
+        let answer = work.answer(pb::RevokeSessionResponse { session: Some(session) }).await?;
         // The feed tells the other replicas; here it must hold before the caller hears of it.
         self.sessions.invalidate(&(caller.tenant.clone(), id));
         Ok(answer)
     }
-}
-
-fn event(caller: &Caller, kind: &'static str, session: &Session, at: Time, data: serde_json::Value) -> Event {
-    let (tenant, principal) = (caller.tenant.clone(), caller.principal.clone());
-    Event { tenant, kind, subject: session.id.to_string(), principal, at, data }
 }
 
 fn no_session(id: SessionId) -> Refusal {
@@ -321,7 +293,7 @@ fn reason_to_domain(reason: pb::RevokeReason) -> RevokeReason {
 }
 
 /// To the wire, as it stands at `now`.
-pub fn session_to_proto(session: &Session, policy: &SessionPolicy, now: Time) -> pb::Session {
+pub(super) fn session_to_proto(session: &Session, policy: &SessionPolicy, now: Time) -> pb::Session {
     let state = match session.standing(policy, now) {
         Ok(()) => pb::SessionState::Active,
         Err(Ended::Idle) => pb::SessionState::IdleExpired,
@@ -356,7 +328,7 @@ pub fn session_to_proto(session: &Session, policy: &SessionPolicy, now: Time) ->
 }
 
 /// To the wire, by component.
-pub fn pins_to_proto(pins: &Pins) -> Vec<pb::ReleasePin> {
+pub(super) fn pins_to_proto(pins: &Pins) -> Vec<pb::ReleasePin> {
     let pin = |(component, pin): (&shared::id::ComponentId, &visit::Pin)| pb::ReleasePin {
         component: component.to_string(),
         version: pin.release.version.clone(),
@@ -373,44 +345,39 @@ pub fn pins_to_proto(pins: &Pins) -> Vec<pb::ReleasePin> {
 }
 
 #[tonic::async_trait]
-impl SessionService for SessionRpc {
+impl SessionService for App {
     async fn create_session(
         &self,
         request: Request<pb::CreateSessionRequest>,
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
-        let (caller, deadline) = (Caller::of(&request).map_err(Failure::from)?, Deadline::of(&request));
-        Ok(Response::new(self.0.create_session(&caller, deadline, request.into_inner()).await?))
+        Ok(Response::new(self.create_session(request).await?))
     }
 
     async fn validate_session(
         &self,
         request: Request<pb::ValidateSessionRequest>,
     ) -> Result<Response<pb::ValidateSessionResponse>, Status> {
-        let caller = Caller::of(&request).map_err(Failure::from)?;
-        Ok(Response::new(self.0.validate(&caller, request.into_inner()).await?))
+        Ok(Response::new(self.validate(request).await?))
     }
 
     async fn get_session(
         &self,
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
-        let caller = Caller::of(&request).map_err(Failure::from)?;
-        Ok(Response::new(self.0.get_session(&caller, request.into_inner()).await?))
+        Ok(Response::new(self.get_session(request).await?))
     }
 
     async fn list_sessions(
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        let caller = Caller::of(&request).map_err(Failure::from)?;
-        Ok(Response::new(self.0.list_sessions(&caller, request.into_inner()).await?))
+        Ok(Response::new(self.list_sessions(request).await?))
     }
 
     async fn revoke_session(
         &self,
         request: Request<pb::RevokeSessionRequest>,
     ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
-        let (caller, deadline) = (Caller::of(&request).map_err(Failure::from)?, Deadline::of(&request));
-        Ok(Response::new(self.0.revoke_session(&caller, deadline, request.into_inner()).await?))
+        Ok(Response::new(self.revoke_session(request).await?))
     }
 }

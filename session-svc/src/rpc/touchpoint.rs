@@ -1,0 +1,213 @@
+//! `TouchpointService`.
+
+use serde_json::json;
+use shared::auth::Caller;
+use shared::id::TouchpointId;
+use shared::mutation::{Begun, Call, Mutation};
+use shared::page::{self, List};
+use shared::parse::{at_most, duration, etag, etag_of, line, parse, required};
+use shared::pb::session as pb;
+use shared::pb::session::touchpoint_service_server::TouchpointService;
+use shared::status::{Failure, Reason, Refusal};
+use shared::time::{Time, duration_to_proto, to_proto};
+use tonic::{Request, Response, Status};
+
+use super::{App, no_touchpoint, overtaken};
+use crate::domain::touchpoint::{SessionPolicy, Touchpoint};
+use crate::store;
+
+const COMPONENTS_MAX: usize = 32;
+
+impl App {
+    async fn create_touchpoint(
+        &self,
+        request: Request<pb::CreateTouchpointRequest>,
+    ) -> Result<pb::CreateTouchpointResponse, Failure> {
+        let (call, message) = Call::of(request, "CreateTouchpoint", |message| &mut message.request_id)?;
+        let pb::CreateTouchpointRequest { touchpoint, request_id: _ } = message;
+        let (touchpoint, _) = touchpoint_from_proto(touchpoint)?;
+        call.caller.require_touchpoint(&touchpoint.id)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(work) => work,
+            Begun::Replayed(before) => return Ok(before.answer),
+        };
+        let touchpoint = Touchpoint { created_at: work.now, ..touchpoint };
+        let tenant = work.actor.tenant.clone();
+        if !store::touchpoint::insert(&mut work.tx, &tenant, &touchpoint).await? {
+            let text = format!("there is a touchpoint {} already", touchpoint.id);
+            return Err(Refusal::new(Reason::TouchpointExists, text)
+                .with("touchpoint", &touchpoint.id)
+                .into());
+        }
+        tell(&mut work, "touchpoint.created", &touchpoint).await?;
+        let answer = pb::CreateTouchpointResponse { touchpoint: Some((&touchpoint).into()) };
+        let answer = work.answer(answer).await?;
+        self.touchpoints.invalidate(&(tenant, touchpoint.id));
+        Ok(answer)
+    }
+
+    async fn get_touchpoint(
+        &self,
+        request: Request<pb::GetTouchpointRequest>,
+    ) -> Result<pb::GetTouchpointResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::GetTouchpointRequest { touchpoint } = request.into_inner();
+        let id: TouchpointId = parse("touchpoint", &touchpoint)?;
+        caller.require_touchpoint(&id)?;
+        let touchpoint = self.required_touchpoint(&caller.tenant, &id, true, self.clock.now()).await?;
+        Ok(pb::GetTouchpointResponse { touchpoint: Some((&touchpoint.entry.value).into()) })
+    }
+
+    async fn list_touchpoints(
+        &self,
+        request: Request<pb::ListTouchpointsRequest>,
+    ) -> Result<pb::ListTouchpointsResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::ListTouchpointsRequest { page_size, page_token } = request.into_inner();
+        let list = List { name: "ListTouchpoints", tenant: &caller.tenant, filter: "" };
+        let (size, after) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
+        let mut db = self.db.connection().await?;
+        let after = after.as_deref().unwrap_or_default();
+        let mut rows = store::touchpoint::list(&mut db, &caller.tenant, after, size + 1).await?;
+        let next_page_token =
+            list.cut(&self.keys, &mut rows, size, |touchpoint| touchpoint.id.to_string())?;
+        let visible = rows
+            .iter()
+            .filter(|touchpoint| caller.require_touchpoint(&touchpoint.id).is_ok());
+        Ok(pb::ListTouchpointsResponse { touchpoints: visible.map(Into::into).collect(), next_page_token })
+    }
+
+    async fn update_touchpoint(
+        &self,
+        request: Request<pb::UpdateTouchpointRequest>,
+    ) -> Result<pb::UpdateTouchpointResponse, Failure> {
+        let (call, message) = Call::of(request, "UpdateTouchpoint", |message| &mut message.request_id)?;
+        let pb::UpdateTouchpointRequest { touchpoint, request_id: _ } = message;
+        let (touchpoint, sent_etag) = touchpoint_from_proto(touchpoint)?;
+        call.caller.require_touchpoint(&touchpoint.id)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(work) => work,
+            Begun::Replayed(before) => return Ok(before.answer),
+        };
+        let tenant = work.actor.tenant.clone();
+        let current = store::touchpoint::find(&mut work.tx, &tenant, &touchpoint.id).await?;
+        let current = current.ok_or_else(|| no_touchpoint(&touchpoint.id))?;
+        etag(&sent_etag, current.version)?;
+        let touchpoint =
+            Touchpoint { created_at: current.created_at, version: current.version + 1, ..touchpoint };
+        if !store::touchpoint::update(&mut work.tx, &tenant, &touchpoint).await? {
+            return Err(overtaken());
+        }
+        tell(&mut work, "touchpoint.updated", &touchpoint).await?;
+        let answer = pb::UpdateTouchpointResponse { touchpoint: Some((&touchpoint).into()) };
+        let answer = work.answer(answer).await?;
+        self.touchpoints.invalidate(&(tenant, touchpoint.id));
+        Ok(answer)
+    }
+}
+
+async fn tell(work: &mut Mutation, kind: &'static str, touchpoint: &Touchpoint) -> sqlx::Result<()> {
+    work.tell(kind, touchpoint.id.to_string(), json!({"etag": etag_of(touchpoint.version)}))
+        .await
+}
+
+/// From the wire, with the etag that was sent.
+fn touchpoint_from_proto(touchpoint: Option<pb::Touchpoint>) -> Result<(Touchpoint, String), Refusal> {
+    let pb::Touchpoint {
+        touchpoint,
+        display_name,
+        group,
+        components,
+        session_policy,
+        has_shoppers,
+        create_time: _,
+        etag,
+    } = required("touchpoint", touchpoint)?;
+    let id: TouchpointId = parse("touchpoint.touchpoint", &touchpoint)?;
+    at_most("touchpoint.components", &components, COMPONENTS_MAX)?;
+    let components = components.iter().map(|name| parse("touchpoint.components", name));
+    let mut components = components.collect::<Result<Vec<_>, _>>()?;
+    components.sort();
+    components.dedup();
+    let group = if group.is_empty() { id.as_str() } else { &group };
+    let touchpoint = Touchpoint {
+        group: parse("touchpoint.group", group)?,
+        id,
+        display_name: line("touchpoint.display_name", display_name, 0, 200)?,
+        components,
+        policy: policy_from_proto(session_policy.unwrap_or_default())?,
+        has_shoppers,
+        created_at: Time::default(),
+        version: 1,
+    };
+    Ok((touchpoint, etag))
+}
+
+fn policy_from_proto(policy: pb::SessionPolicy) -> Result<SessionPolicy, Refusal> {
+    let pb::SessionPolicy { idle_timeout, absolute_lifetime, visit_gap, staleness_bound, outage_bound } =
+        policy;
+    let field = |name: &str| format!("touchpoint.session_policy.{name}");
+    let or = SessionPolicy::default();
+    let policy = SessionPolicy {
+        idle_timeout: duration(&field("idle_timeout"), idle_timeout)?.unwrap_or(or.idle_timeout),
+        absolute_lifetime: duration(&field("absolute_lifetime"), absolute_lifetime)?
+            .unwrap_or(or.absolute_lifetime),
+        visit_gap: duration(&field("visit_gap"), visit_gap)?.unwrap_or(or.visit_gap),
+        staleness_bound: duration(&field("staleness_bound"), staleness_bound)?.unwrap_or(or.staleness_bound),
+        outage_bound: duration(&field("outage_bound"), outage_bound)?.unwrap_or(or.outage_bound),
+    };
+    Ok(policy.check()?)
+}
+
+impl From<&Touchpoint> for pb::Touchpoint {
+    fn from(touchpoint: &Touchpoint) -> Self {
+        let policy = &touchpoint.policy;
+        Self {
+            touchpoint: touchpoint.id.to_string(),
+            display_name: touchpoint.display_name.clone(),
+            group: touchpoint.group.to_string(),
+            components: touchpoint.components.iter().map(ToString::to_string).collect(),
+            session_policy: Some(pb::SessionPolicy {
+                idle_timeout: Some(duration_to_proto(policy.idle_timeout)),
+                absolute_lifetime: Some(duration_to_proto(policy.absolute_lifetime)),
+                visit_gap: Some(duration_to_proto(policy.visit_gap)),
+                staleness_bound: Some(duration_to_proto(policy.staleness_bound)),
+                outage_bound: Some(duration_to_proto(policy.outage_bound)),
+            }),
+            has_shoppers: touchpoint.has_shoppers,
+            create_time: Some(to_proto(touchpoint.created_at)),
+            etag: etag_of(touchpoint.version),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl TouchpointService for App {
+    async fn create_touchpoint(
+        &self,
+        request: Request<pb::CreateTouchpointRequest>,
+    ) -> Result<Response<pb::CreateTouchpointResponse>, Status> {
+        Ok(Response::new(self.create_touchpoint(request).await?))
+    }
+
+    async fn get_touchpoint(
+        &self,
+        request: Request<pb::GetTouchpointRequest>,
+    ) -> Result<Response<pb::GetTouchpointResponse>, Status> {
+        Ok(Response::new(self.get_touchpoint(request).await?))
+    }
+
+    async fn list_touchpoints(
+        &self,
+        request: Request<pb::ListTouchpointsRequest>,
+    ) -> Result<Response<pb::ListTouchpointsResponse>, Status> {
+        Ok(Response::new(self.list_touchpoints(request).await?))
+    }
+
+    async fn update_touchpoint(
+        &self,
+        request: Request<pb::UpdateTouchpointRequest>,
+    ) -> Result<Response<pb::UpdateTouchpointResponse>, Status> {
+        Ok(Response::new(self.update_touchpoint(request).await?))
+    }
+}

@@ -1,0 +1,122 @@
+//! The frame of every mutation: who asks, until when, and whether for the first time; then one instant and one
+//! transaction, at whose end the answer is kept for whoever asks again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost::Message;
+use serde_json::Value;
+use tonic::Request;
+
+use crate::auth::Caller;
+use crate::db::{Db, Tx};
+use crate::edge::Deadline;
+use crate::id::TenantId;
+use crate::outbox::{Event, Outbox};
+use crate::replay::{Replay, Replayed};
+use crate::status::{Failure, Refusal};
+use crate::time::Time;
+
+/// A mutation that was asked for.
+#[derive(Debug)]
+pub struct Call {
+    /// By whom.
+    pub caller: Arc<Caller>,
+    deadline: Option<Instant>,
+    replay: Replay,
+}
+
+impl Call {
+    /// Takes the request's id out: what is left is what a repetition must equal.
+    pub fn of<T: Message>(
+        request: Request<T>,
+        method: &'static str,
+        request_id: fn(&mut T) -> &mut String,
+    ) -> Result<(Self, T), Refusal> {
+        let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
+        let mut message = request.into_inner();
+        let id = std::mem::take(request_id(&mut message));
+        let replay = Replay::new(&caller, method, &id, &message)?;
+        Ok((Self { caller, deadline, replay }, message))
+    }
+
+    /// Begins the transaction and claims the request's id in it, first thing.
+    pub async fn begin<T: Message + Default>(
+        self,
+        db: &Db,
+        outbox: &'static Outbox,
+        now: Time,
+    ) -> Result<Begun<T>, Failure> {
+        let Self { caller, deadline, replay } = self;
+        let mut tx = db.begin(deadline).await?;
+        if let Some(replayed) = replay.claim(outbox, &mut tx, now).await? {
+            return Ok(Begun::Replayed(replayed));
+        }
+        let actor = Actor { tenant: caller.tenant.clone(), principal: caller.principal.clone(), now };
+        Ok(Begun::Fresh(Box::new(Mutation { caller, actor, now, tx, replay, outbox })))
+    }
+}
+
+/// A mutation, or what it was answered before.
+pub enum Begun<T> {
+    /// To be done.
+    Fresh(Box<Mutation>),
+    /// Done.
+    Replayed(Replayed<T>),
+}
+
+/// A mutation under way.
+pub struct Mutation {
+    /// By whom.
+    pub caller: Arc<Caller>,
+    /// The same, as events name them.
+    pub actor: Actor,
+    /// At which instant.
+    pub now: Time,
+    /// In which transaction.
+    pub tx: Tx,
+    replay: Replay,
+    outbox: &'static Outbox,
+}
+
+impl Mutation {
+    /// Appends an event of the caller's.
+    pub async fn tell(&mut self, kind: &'static str, subject: String, data: Value) -> sqlx::Result<()> {
+        self.outbox.append(&mut self.tx, &self.actor.event(kind, subject, data)).await
+    }
+
+    /// Keeps the answer for a repetition, and commits.
+    pub async fn answer<T: Message>(self: Box<Self>, answer: T) -> Result<T, Failure> {
+        self.answer_without_secret(answer, None).await
+    }
+
+    /// As [`Mutation::answer`], for an answer whose secret was taken out; `salt` is what it is derived again from.
+    pub async fn answer_without_secret<T: Message>(
+        mut self: Box<Self>,
+        answer: T,
+        salt: Option<&[u8]>,
+    ) -> Result<T, Failure> {
+        self.replay.record(self.outbox, &mut self.tx, &answer, salt).await?;
+        self.tx.commit().await?;
+        Ok(answer)
+    }
+}
+
+/// Who acts, for whom, and when.
+#[derive(Debug, Clone)]
+pub struct Actor {
+    /// For whom.
+    pub tenant: TenantId,
+    /// `issuer|sub`, or `system`.
+    pub principal: String,
+    /// When.
+    pub now: Time,
+}
+
+impl Actor {
+    /// Something that it did.
+    pub fn event(&self, kind: &'static str, subject: String, data: Value) -> Event {
+        let (tenant, principal) = (self.tenant.clone(), self.principal.clone());
+        Event { tenant, kind, subject, principal, at: self.now, data }
+    }
+}

@@ -1,0 +1,13 @@
+//! The whole stack as a newcomer starts it: `tandem up` as a process, with services and PostgreSQL of its own, on free
+//! ports and in a folder that is gone afterwards. What no test inside one process can show is shown here: signals, kills,
+//! exit codes, pasted commands, and what an independent collector of telemetry sees.
+
+mod fault;
+mod harness;
+mod lifecycle;
+mod observed;
+mod paste;
+mod process;
+mod refusal;
+mod secret;
+mod telemetry;

@@ -1,0 +1,184 @@
+//! Secrets stay where they belong: what was issued in a run is in no log at the finest level, in no telemetry, and in no
+//! column of the database.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::Value;
+use shared::pb::session::{CreateSessionRequest, RevokeReason, RevokeSessionRequest, revoke_session_request};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::harness::Stack;
+use crate::observed::Observed;
+use crate::process::{self, said};
+
+const REPLAY_LIMIT: Duration = Duration::from_mins(1);
+/// Text that is a secret wherever it is seen, also of those that others have made: a session token, and an access token
+/// with its signature.
+const SHAPES: [(&str, usize); 2] = [("tds_", 40), ("eyJ", 100)];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
+    let stack = Observed::stack();
+    let mut secrets = vec![Secret::of("an access token", stack.token())];
+    secrets.extend(use_sessions(&stack).await);
+    secrets.extend(mistakes(&stack).await);
+    let mut replay = stack.tandem(&["replay", "--sessions", "20", "--duration", "3s"]);
+    let replay = process::run(&mut replay, REPLAY_LIMIT);
+    assert!(replay.status.success(), "{}", said(&replay));
+    secrets.extend(files(&stack));
+
+    // What the calls above have caused is exported and written by then.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let logs = ["up.err", "session.log", "release.log", "postgres/postgres.log"];
+    let mut places: Vec<_> = logs.map(|name| (name.to_owned(), stack.log(name))).into();
+    places.push(("the replay's output".to_owned(), said(&replay)));
+    places.push(("telemetry".to_owned(), stack.collected()));
+    for (name, text) in &places[1..3] {
+        assert!(text.contains("TRACE"), "{name} is not at the finest level");
+    }
+    places.extend(tables(&stack).await);
+    for (place, text) in &places {
+        for secret in &secrets {
+            assert!(!secret.is_in(text), "{} is in {place}", secret.what);
+        }
+        for (begin, length) in SHAPES {
+            assert_eq!(shaped(text, begin, length), None, "something of the shape of a secret is in {place}");
+        }
+    }
+}
+
+/// Every way in which a session token goes over the wire.
+async fn use_sessions(stack: &Stack) -> Vec<Secret> {
+    let mut secrets = Vec::new();
+    for request_id in ["", "0b9b7e4e-5f0e-4d3c-9c53-1d2b8f3f6a11"] {
+        let request = CreateSessionRequest {
+            touchpoint: "web".to_owned(),
+            device: "a test".to_owned(),
+            request_id: request_id.to_owned(),
+            ..CreateSessionRequest::default()
+        };
+        let created = stack
+            .sessions()
+            .create_session(stack.ask(request))
+            .await
+            .expect("a session is made");
+        let token = created.into_inner().session_token;
+        stack.validate(&token).await.expect("the call is answered");
+        secrets.push(Secret::of("a session token", &token));
+        let bytes = URL_SAFE_NO_PAD.decode(&token["tds_".len()..]).expect("base64");
+        // Version and id before it, a checksum after it, are no secrets.
+        secrets.push(Secret::of_bytes("a session's secret", &bytes[17..bytes.len() - 4]));
+        let request = RevokeSessionRequest {
+            target: Some(revoke_session_request::Target::SessionToken(token)),
+            reason: RevokeReason::Logout.into(),
+            request_id: String::new(),
+        };
+        stack
+            .sessions()
+            .revoke_session(stack.ask(request))
+            .await
+            .expect("the session is revoked");
+    }
+    secrets
+}
+
+/// Secrets where they do not belong, and bad ones, come back as errors.
+async fn mistakes(stack: &Stack) -> Vec<Secret> {
+    let narrow = stack.sign(&["--scope", "session.validate", "--sub", "mallory"]);
+    let expired = stack.sign(&["--ttl", "0s"]);
+    let token = stack.create_session().await.session_token;
+    for access in [&narrow, &expired] {
+        let _ = stack.validate_as(access, &token).await;
+        let _ = stack.validate_as(access, access).await;
+    }
+    let mut broken = narrow.clone();
+    broken.truncate(broken.len() - 4);
+    assert!(stack.validate_as(&broken, &token).await.is_err(), "a broken signature is taken");
+    let misplaced = CreateSessionRequest { touchpoint: token.clone(), ..CreateSessionRequest::default() };
+    assert!(stack.sessions().create_session(stack.ask(misplaced)).await.is_err(), "a token is no touchpoint");
+    let tokens = [("an access token of little scope", narrow), ("an expired access token", expired)];
+    let mut secrets: Vec<_> = tokens.iter().map(|(what, token)| Secret::of(what, token)).collect();
+    secrets.push(Secret::of("a session token", &token));
+    secrets
+}
+
+/// Keys and tokens that lie in the stack's folder.
+fn files(stack: &Stack) -> Vec<Secret> {
+    let mut secrets = vec![Secret::of("session-svc's access token", stack.log("session-svc.token").trim())];
+    let pem = stack.log("issuer/issuer-key.pem");
+    let key: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let der = STANDARD.decode(&key).expect("base64");
+    secrets.push(Secret::of("the issuer's key", &key));
+    secrets.push(Secret::of_bytes("the issuer's key", &der[der.len() - 32..]));
+    let ring: Value = serde_json::from_str(&stack.log("keyring.json")).expect("JSON");
+    for key in ring["keys"].as_array().expect("keys") {
+        let secret = STANDARD.decode(key["secret"].as_str().expect("a secret")).expect("base64");
+        secrets.push(Secret::of_bytes("a key of the ring", &secret));
+    }
+    assert!(secrets.len() >= 6, "not all secrets were found");
+    secrets
+}
+
+/// Every row of every table of ours as PostgreSQL prints it, bytes in hexadecimal.
+async fn tables(stack: &Stack) -> Vec<(String, String)> {
+    let socket = stack.path("postgres/socket");
+    let url = format!("postgres://tandem@localhost/tandem?host={}&port=5432", socket.display());
+    let mut db = PgConnection::connect(&url).await.expect("the stack's PostgreSQL");
+    let names = "select format('%I.%I', schemaname, tablename) from pg_tables \
+                 where schemaname not in ('pg_catalog', 'information_schema') order by 1";
+    let names: Vec<String> = sqlx::query_scalar(names).fetch_all(&mut db).await.expect("tables");
+    assert!(names.iter().any(|name| name.ends_with(".sessions")), "no sessions among {names:?}");
+    let mut tables = Vec::new();
+    for name in names {
+        let rows = format!("select coalesce(string_agg(t::text, e'\\n'), '') from {name} t");
+        let text: String = sqlx::query_scalar(AssertSqlSafe(rows)).fetch_one(&mut db).await.expect("rows");
+        tables.push((format!("table {name}"), text));
+    }
+    tables
+}
+
+/// A secret in all the forms in which it might show.
+struct Secret {
+    what: String,
+    forms: Vec<String>,
+}
+
+impl Secret {
+    fn of(what: &str, text: &str) -> Self {
+        assert!(text.len() >= 32, "{what} is not what it should be");
+        Self { what: what.to_owned(), forms: vec![text.to_owned(), hex(text.as_bytes())] }
+    }
+
+    fn of_bytes(what: &str, bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), 32, "{what} is not what it should be");
+        let list = bytes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        // The ends of base64 depend on what stands beside it.
+        let shifted = |padding: usize| {
+            let text = URL_SAFE_NO_PAD.encode([&vec![0; padding], bytes].concat());
+            text[4..text.len() - 4].to_owned()
+        };
+        let forms = vec![hex(bytes), list, STANDARD.encode(bytes), shifted(0), shifted(1), shifted(2)];
+        Self { what: what.to_owned(), forms }
+    }
+
+    fn is_in(&self, text: &str) -> bool {
+        self.forms.iter().any(|form| text.contains(form.as_str()))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+}
+
+/// A word that begins so and is so long, cut so that the message does not tell it.
+fn shaped(text: &str, begin: &str, length: usize) -> Option<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let words = text.match_indices(begin).map(|(at, _)| &text[at..]);
+    let mut words = words.map(|rest| rest.split(|c| !is_part(c)).next().unwrap_or_default());
+    words
+        .find(|word| word.len() >= length)
+        .map(|word| format!("{}...", &word[..begin.len() + 6]))
+}
