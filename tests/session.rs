@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::TimeDelta;
 use shared::pb::session as pb;
 use shared::pb::session::revoke_session_request::Target;
@@ -251,7 +253,10 @@ async fn within_the_outage_bound_the_last_verdict_is_given_and_flagged() {
     let session_policy = Some(pb::SessionPolicy { outage_bound: Some(seconds(60)), ..Default::default() });
     let mut watch = Watch::open(caller.session_events()).await;
     create_touchpoint(&caller, pb::Touchpoint { session_policy, ..web() }).await;
-    // What the feed tells of later would forget what is remembered.
+    // What the feed tells of later would forget what is remembered. The first event may be read beside the feed; with
+    // the second, the feed has told of the first.
+    watch.next_of("touchpoint.created").await;
+    create_touchpoint(&caller, pb::Touchpoint { touchpoint: "other".to_owned(), ..web() }).await;
     watch.next_of("touchpoint.created").await;
     let (_, token) = create_session(&caller).await;
     assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Active);
@@ -309,7 +314,7 @@ async fn sessions_are_listed_by_subject_and_touchpoint_without_those_that_ended(
     assert_eq!(list(Some(subject("lena")), false).await, [first.clone(), second.clone()]);
     assert_eq!(list(None, false).await.len(), 4);
     revoke(&caller, &lena).await;
-    assert_eq!(list(Some(subject("lena")), false).await, [second.clone()]);
+    assert_eq!(list(Some(subject("lena")), false).await, std::slice::from_ref(&second));
     assert_eq!(list(Some(subject("lena")), true).await, [first.clone(), second.clone()]);
     stack.advance(TimeDelta::minutes(31));
     assert_eq!(
@@ -348,13 +353,10 @@ async fn no_secret_is_in_the_database() {
     };
     let token = caller.sessions().create_session(request).await.answer().session_token;
     crate::harness::shop::add_line(&caller, &token, "85123A", 1).await;
-    let secret = {
-        use base64::Engine as _;
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(&token[4..]).unwrap()[17..49].to_vec()
-    };
-    let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let secret = URL_SAFE_NO_PAD.decode(&token[4..]).unwrap()[17..49].to_vec();
+    let hex = format!("{:032x}", u128::from_be_bytes(*secret.first_chunk().unwrap()));
     let dump = dump(&stack).await;
-    assert!(dump.contains("85123A") || dump.len() > 1000, "the dump holds what is stored");
+    assert!(dump.contains("cart.line_added"), "the dump holds what is stored");
     for trace in [&token[..], &token[28..70], &hex[..]] {
         assert!(!dump.contains(trace), "a secret is stored");
     }

@@ -79,7 +79,7 @@ async fn of_two_updates_of_what_was_read_one_stands() {
     let (mut one, mut two) = (caller.touchpoints(), caller.touchpoints());
     let (a, b) = tokio::join!(one.update_touchpoint(named("a")), two.update_touchpoint(named("b")));
     assert_eq!(u8::from(a.is_ok()) + u8::from(b.is_ok()), 1, "{a:?} {b:?}");
-    let lost = a.err().or(b.err()).unwrap();
+    let lost = a.err().xor(b.err()).unwrap();
     assert_eq!(lost.code(), Code::Aborted, "{lost:?}");
 }
 

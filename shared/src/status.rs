@@ -306,6 +306,22 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_list_every_reason_with_its_code() {
+        let docs = include_str!("../../docs/errors.md");
+        for reason in (1..200).filter_map(|number| Reason::try_from(number).ok()) {
+            let code = format!("{:?}", code(reason)).chars().fold(String::new(), |mut text, c| {
+                if c.is_ascii_uppercase() && !text.is_empty() {
+                    text.push('_');
+                }
+                text.push(c.to_ascii_uppercase());
+                text
+            });
+            let row = format!("| `{}` | `{code}` |", name(reason));
+            assert!(docs.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn a_refusal_carries_its_reason_fields_and_metadata() {
         let status = Refusal::field("quantity", "must be at least 1").into_status();
         let details = status.get_error_details();

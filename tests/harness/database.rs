@@ -123,11 +123,7 @@ impl Keeper {
     }
 
     async fn start() -> Self {
-        let id: String = Entropy::system()
-            .bytes::<4>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let id = format!("{:08x}", u32::from_be_bytes(Entropy::system().bytes()));
         let (run, given) = (format!("tandem_test_{id}"), variable("DATABASE_URL"));
         let private = match given {
             Some(_) => None,

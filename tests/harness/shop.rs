@@ -94,18 +94,24 @@ pub(crate) fn pin(pins: &[pb::ReleasePin]) -> (&str, pb::Arm) {
     pin.map_or(("", pb::Arm::Unspecified), |pin| (pin.version.as_str(), pin.arm()))
 }
 
-pub(crate) fn owner(token: &str) -> Option<pb::CartOwner> {
-    Some(pb::CartOwner { owner: Some(Owner::SessionToken(token.to_owned())) })
+pub(crate) fn owner(token: &str) -> pb::CartOwner {
+    pb::CartOwner { owner: Some(Owner::SessionToken(token.to_owned())) }
 }
 
-pub(crate) fn euros(minor_units: i64) -> Option<Money> {
-    Some(Money { currency_code: "EUR".to_owned(), minor_units })
+pub(crate) fn euros(minor_units: i64) -> Money {
+    Money { currency_code: "EUR".to_owned(), minor_units }
 }
 
 /// So many more of an article at 2.55 EUR.
 pub(crate) fn line(token: &str, sku: &str, quantity: i32) -> pb::AddCartLineRequest {
     let (sku, request_id) = (sku.to_owned(), String::new());
-    pb::AddCartLineRequest { owner: owner(token), sku, quantity, unit_price: euros(255), request_id }
+    pb::AddCartLineRequest {
+        owner: Some(owner(token)),
+        sku,
+        quantity,
+        unit_price: Some(euros(255)),
+        request_id,
+    }
 }
 
 pub(crate) async fn add_line(caller: &Caller, token: &str, sku: &str, quantity: i32) -> pb::Cart {
@@ -119,13 +125,20 @@ pub(crate) async fn add_line(caller: &Caller, token: &str, sku: &str, quantity: 
 }
 
 pub(crate) async fn get_cart(caller: &Caller, token: &str) -> pb::Cart {
-    let request =
-        pb::GetCartRequest { owner: owner(token), currency_code: "EUR".to_owned(), cart_id: String::new() };
+    let request = pb::GetCartRequest {
+        owner: Some(owner(token)),
+        currency_code: "EUR".to_owned(),
+        cart_id: String::new(),
+    };
     caller.carts().get_cart(request).await.answer().cart.unwrap()
 }
 
 pub(crate) fn checkout(token: &str) -> pb::BeginCheckoutRequest {
-    pb::BeginCheckoutRequest { owner: owner(token), currency_code: "EUR".to_owned(), ..Default::default() }
+    pb::BeginCheckoutRequest {
+        owner: Some(owner(token)),
+        currency_code: "EUR".to_owned(),
+        ..Default::default()
+    }
 }
 
 pub(crate) async fn begin_checkout(caller: &Caller, token: &str) -> pb::Cart {
@@ -134,7 +147,7 @@ pub(crate) async fn begin_checkout(caller: &Caller, token: &str) -> pb::Cart {
 
 pub(crate) fn completion(token: &str, order_ref: &str) -> pb::CompleteCheckoutRequest {
     pb::CompleteCheckoutRequest {
-        owner: owner(token),
+        owner: Some(owner(token)),
         currency_code: "EUR".to_owned(),
         order_ref: order_ref.to_owned(),
         request_id: String::new(),
