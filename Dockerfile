@@ -22,8 +22,6 @@ LABEL org.opencontainers.image.title="Tandem" \
       org.opencontainers.image.description="gRPC services for sessions that survive releases, and the releases" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Issuers' keys are fetched over TLS.
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /src/target/release/tandem /usr/local/bin/
 # A named volume mounted here takes over the folder's owner, so that `tandem init` may write into it.
 RUN install -d -o 10001 -g 10001 -m 0700 /etc/tandem

@@ -21,7 +21,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_types::StatusExt as _;
 
 use crate::harness::shop::{create_session, create_touchpoint, validate, validation, web};
-use crate::harness::{Answer as _, Caller, START, Stack, raw, workload};
+use crate::harness::{Answer as _, Caller, START, Stack, raw, system, workload};
 
 fn start() -> (Stack, Caller) {
     let stack = Stack::sessions();
@@ -194,6 +194,23 @@ async fn an_issuer_speaks_for_its_own_tenants_only() {
         .list_touchpoints(ListTouchpointsRequest::default())
         .await
         .answer();
+}
+
+#[tokio::test]
+async fn only_an_issuer_of_all_tenants_gives_the_scope_that_reaches_them() {
+    let mut stack = Stack::prepare();
+    let method = "/tandem.release.v1.RoutingService/ReportApplied";
+    let system = stack.caller(&system("session-svc"));
+    for (tenants, expected) in
+        [(json!(["shop"]), Code::PermissionDenied), (json!(["*"]), Code::InvalidArgument)]
+    {
+        let issuers = json!([{"issuer": "tandem-local", "audience": "tandem", "jwks_file": "jwks.json", "tenants": tenants}]);
+        std::fs::write(stack.folder().join("issuers.json"), issuers.to_string()).unwrap();
+        stack.release = Some(stack.release_svc(&crate::harness::Options::default()));
+        let at = system.at_release(stack.release.as_ref().unwrap());
+        let status = raw::call(at.release_channel(), method, vec![]).await.unwrap_err();
+        assert_eq!(status.code(), expected, "{status:?}");
+    }
 }
 
 #[tokio::test]

@@ -102,6 +102,28 @@ async fn an_update_asks_for_the_etag_that_was_read() {
 }
 
 #[tokio::test]
+async fn another_approval_policy_takes_the_scope_of_policies_and_none_keeps_it() {
+    let (stack, caller) = start();
+    create_policy(&caller, "strict", 2).await;
+    let strict = pb::Component { approval_policy: "strict".to_owned(), ..component("storefront", &[]) };
+    let writer = Grant { scope: "catalog.write".to_owned(), ..workload("writer") };
+    let writer = stack.caller(&writer);
+    create_component(&writer, strict.clone()).await;
+    for same in [component("storefront", &[]), strict.clone()] {
+        let updated = writer.catalog().update_component(update(same)).await.answer().component;
+        assert_eq!(updated.unwrap().approval_policy, "strict");
+    }
+    let lax = pb::Component { approval_policy: "starter".to_owned(), ..strict };
+    writer
+        .catalog()
+        .update_component(update(lax.clone()))
+        .await
+        .refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
+    let updated = caller.catalog().update_component(update(lax)).await.answer().component;
+    assert_eq!(updated.unwrap().approval_policy, "starter");
+}
+
+#[tokio::test]
 async fn only_its_owners_change_and_release_a_component() {
     let (stack, _) = start();
     let member = stack.caller(&Grant { groups: vec!["shop-team".to_owned()], ..person("ada") });

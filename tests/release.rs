@@ -245,6 +245,22 @@ async fn versions_rise_within_their_line_and_a_new_line_above_all() {
 }
 
 #[tokio::test]
+async fn a_draft_holds_no_submission_up() {
+    let (_stack, author) = start(0).await;
+    let drafts = [create_release(&author, "1.0").await, create_release(&author, "1.0.1").await];
+    submit(&author, &drafts[0]).await;
+    let overtaken = create_release(&author, "1.0.2").await;
+    submit(&author, &create_release(&author, "1.0.3").await).await;
+    for late in [&drafts[1], &overtaken] {
+        author
+            .releases()
+            .submit_release(submission(late))
+            .await
+            .refused(Code::FailedPrecondition, "RELEASE_VERSION_NOT_GREATER");
+    }
+}
+
+#[tokio::test]
 async fn of_two_drafts_of_one_version_at_once_one_is_made() {
     let (_stack, author) = start(0).await;
     let (mut one, mut two) = (author.releases(), author.releases());

@@ -30,6 +30,13 @@ async fn release_state(caller: &Caller, rollout: &pb::Rollout) -> ReleaseState {
     get_release(caller, &release).await.state()
 }
 
+async fn rolled_back(caller: &Caller, rollout: &pb::Rollout) {
+    eventually("the end of the rollback", || async {
+        (get_rollout(caller, rollout).await.state() == RolloutState::RolledBack).then_some(())
+    })
+    .await;
+}
+
 /// A session service that does nothing but watch.
 struct Replica {
     caller: Caller,
@@ -60,12 +67,20 @@ impl Replica {
     }
 
     async fn report(&self, epoch: &str, revision: i64) {
-        let (tenant, component) = ("shop".to_owned(), "storefront".to_owned());
+        self.report_of(&["shop"], epoch, revision).await;
+    }
+
+    async fn report_of(&self, tenants: &[&str], epoch: &str, revision: i64) {
+        let applied = tenants.iter().map(|tenant| pb::AppliedRoute {
+            tenant: (*tenant).to_owned(),
+            component: "storefront".to_owned(),
+            revision,
+        });
         let request = pb::ReportAppliedRequest {
             environment: ENVIRONMENT.to_owned(),
             replica_id: self.id.clone(),
             table_epoch: epoch.to_owned(),
-            routes: vec![pb::AppliedRoute { tenant, component, revision }],
+            routes: applied.collect(),
         };
         self.caller.routing().report_applied(request).await.answer();
     }
@@ -106,6 +121,35 @@ async fn a_rollout_goes_step_by_step_and_supersedes_what_it_replaces() {
     refused.refused(Code::FailedPrecondition, "ROLLOUT_WRONG_STATE");
     let refused = caller.rollouts().roll_back_rollout(rollback(&rollout)).await;
     refused.refused(Code::FailedPrecondition, "ROLLOUT_WRONG_STATE");
+}
+
+#[tokio::test]
+async fn a_release_is_superseded_when_every_environment_is_past_it() {
+    let (_stack, caller) = start().await;
+    let environment = Some(pb::Environment { environment: "staging".to_owned(), ..Default::default() });
+    let request = pb::CreateEnvironmentRequest { environment, request_id: String::new() };
+    caller.catalog().create_environment(request).await.answer();
+    let to_staging = async |release: &pb::Release| {
+        let request =
+            pb::StartRolloutRequest { environment: "staging".to_owned(), ..rollout_of(release, &[10_000]) };
+        let rollout = caller.rollouts().start_rollout(request).await.answer().rollout.unwrap();
+        if rollout.state() == RolloutState::Running {
+            advance_rollout(&caller, &rollout).await;
+        }
+    };
+    let state = async |release| get_release(&caller, release).await.state();
+    let old = ship(&caller, "1.0", &[]).await;
+    let first = submit(&caller, &create_release(&caller, "1.1").await).await;
+    to_staging(&first).await;
+    let second = submit(&caller, &create_release(&caller, "1.2").await).await;
+    to_staging(&second).await;
+    // Nobody is served 1.1 now, but 1.0 is still out there, where 1.1 can go.
+    assert_eq!(state(&first).await, ReleaseState::Released);
+    let rollout = caller.rollouts().start_rollout(rollout_of(&second, &[10_000])).await;
+    advance_rollout(&caller, &rollout.answer().rollout.unwrap()).await;
+    assert_eq!(state(&first).await, ReleaseState::Superseded);
+    assert_eq!(state(&second).await, ReleaseState::Released);
+    assert_eq!(release_state(&caller, &old).await, ReleaseState::Superseded);
 }
 
 #[tokio::test]
@@ -211,8 +255,50 @@ async fn a_rollback_is_over_when_every_session_service_says_so() {
     one.report(&one.epoch, withdrawn.revision + 7).await;
     assert_eq!(get_rollout(&caller, &rollout).await.state(), RolloutState::RollingBack);
     one.report(&one.epoch, withdrawn.revision).await;
-    assert_eq!(get_rollout(&caller, &rollout).await.state(), RolloutState::RolledBack);
+    rolled_back(&caller, &rollout).await;
     assert_eq!(one.next().await.rollout, None);
+}
+
+#[tokio::test]
+async fn while_a_watch_opens_no_rollback_ends() {
+    let (stack, caller) = start().await;
+    ship(&caller, "1.0", &[]).await;
+    let (mut replica, _) = Replica::open(&stack, 1).await;
+    let rollout = ship(&caller, "1.1", &[1000]).await;
+    replica.next().await;
+    let mut opening = stack.database.connect().await;
+    let enter = "begin; select pg_advisory_xact_lock_shared(hashtextextended('release.watch local', 0))";
+    sqlx::raw_sql(enter).execute(&mut opening).await.unwrap();
+    roll_back(&caller, &rollout).await;
+    let withdrawn = replica.next().await;
+    replica.report(&replica.epoch, withdrawn.revision).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await; // a pass of the worker goes by
+    assert_eq!(get_rollout(&caller, &rollout).await.state(), RolloutState::RollingBack);
+    sqlx::raw_sql("commit").execute(&mut opening).await.unwrap();
+    rolled_back(&caller, &rollout).await;
+}
+
+#[tokio::test]
+async fn a_locked_component_holds_up_no_other_tenants_rollback() {
+    let (stack, caller) = start().await;
+    let other = stack.caller(&shared::issuer::Grant { tenant: "acme".to_owned(), ..person("zoe") });
+    create_catalog(&other).await;
+    let (replica, _) = Replica::open(&stack, 1).await;
+    let mut rollouts = Vec::new();
+    for tenant in [&other, &caller] {
+        ship(tenant, "1.0", &[]).await;
+        let rollout = ship(tenant, "1.1", &[1000]).await;
+        assert_eq!(roll_back(tenant, &rollout).await.state(), RolloutState::RollingBack);
+        rollouts.push(rollout);
+    }
+    let mut busy = stack.database.connect().await;
+    let lock = "begin; select from release.components where tenant_id = 'acme' for update";
+    sqlx::raw_sql(lock).execute(&mut busy).await.unwrap();
+    replica.report_of(&["acme", "shop"], &replica.epoch, 4).await;
+    rolled_back(&caller, &rollouts[1]).await;
+    assert_eq!(get_rollout(&other, &rollouts[0]).await.state(), RolloutState::RollingBack);
+    sqlx::raw_sql("commit").execute(&mut busy).await.unwrap();
+    rolled_back(&other, &rollouts[0]).await;
 }
 
 #[tokio::test]
@@ -223,14 +309,11 @@ async fn a_session_service_that_went_away_is_waited_for_as_long_as_its_lease() {
     let rollout = ship(&caller, "1.1", &[1000]).await;
     drop(gone);
     assert_eq!(roll_back(&caller, &rollout).await.state(), RolloutState::RollingBack);
-    stack.advance(TimeDelta::seconds(299));
+    stack.advance(TimeDelta::seconds(309)); // the lease, and what it may be renewed after
     tokio::time::sleep(Duration::from_millis(2500)).await; // a pass of the worker goes by
     assert_eq!(get_rollout(&caller, &rollout).await.state(), RolloutState::RollingBack);
     stack.advance(TimeDelta::seconds(2));
-    eventually("the end of the rollback", || async {
-        (get_rollout(&caller, &rollout).await.state() == RolloutState::RolledBack).then_some(())
-    })
-    .await;
+    rolled_back(&caller, &rollout).await;
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn a_rollback_is_confirmed_by_the_link_and_waits_while_it_is_down() {
         RolloutState::RollingBack,
         "the old replica may live"
     );
-    stack.advance(TimeDelta::seconds(301));
+    stack.advance(TimeDelta::seconds(311));
     eventually("the end of the rollback", || async {
         (get_rollout(&caller, &rollout).await.state() == RolloutState::RolledBack).then_some(())
     })

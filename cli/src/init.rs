@@ -1,5 +1,5 @@
-//! `tandem init`: the files that both services need to start, made where they are missing. For a deployment without an
-//! identity provider of its own, such as docker-compose.yml.
+//! `tandem init`: the files that both services need to start, made where they are missing; session-svc's token is signed
+//! anew each time. For a deployment without an identity provider of its own, such as docker-compose.yml.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -21,7 +21,7 @@ const TOKEN_LIFETIME: TimeDelta = TimeDelta::days(365);
 /// Options of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder to fill; it may exist, and what is in it is kept
+    /// Folder to fill; it may exist, and what is in it is kept, but for session-svc's token, which is renewed
     #[arg(long, value_name = "FOLDER")]
     folder: PathBuf,
 }
@@ -34,9 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     LocalIssuer::open(folder, &Entropy::system()).map_err(StackError::from)?;
     stack::make_keyring(&folder.join(KEYRING_FILE))?;
     let token = folder.join(TOKEN_FILE);
-    if !token.exists() {
-        stack::write_session_token(folder, &token, TOKEN_LIFETIME)?;
-    }
+    stack::write_session_token(folder, &token, TOKEN_LIFETIME)?;
     for name in ["issuer-key.pem", "jwks.json", ISSUERS_FILE, KEYRING_FILE, TOKEN_FILE] {
         let path = folder.join(name);
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|error| unusable(&path, &error))?;

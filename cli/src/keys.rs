@@ -1,5 +1,8 @@
 //! `tandem keys`: what is in the key ring, and new keys for it. Secrets stay in the file.
 
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -85,14 +88,44 @@ impl Ring {
 }
 
 fn rotate(purpose: Purpose, file: &Path) -> Result<ExitCode, Error> {
+    // Where it is a link, what it points to is replaced.
+    let target = fs::canonicalize(file).map_err(|error| unusable(file, &error))?;
+    let lock = lock_folder(&target).map_err(|error| unusable(file, &error))?;
+    let id = add_key(purpose, &target)?;
+    drop(lock);
+    term::say(format_args!("key {id} is new in {}; services use it when started again", file.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn add_key(purpose: Purpose, file: &Path) -> Result<u32, Error> {
     let mut ring = parse(file, read(file)?.expose())?;
     let id = ring
         .rotate(purpose, &Entropy::system())
         .map_err(|error| unusable(file, &error))?;
     let json = Secret::new(ring.to_json().map_err(|error| unusable(file, &error))?);
-    write_private(file, json.expose().as_bytes()).map_err(|error| unusable(file, &error))?;
-    term::say(format_args!("key {id} is new in {}; services use it when started again", file.display()));
-    Ok(ExitCode::SUCCESS)
+    replace(file, json.expose().as_bytes()).map_err(|error| unusable(file, &error))?;
+    Ok(id)
+}
+
+/// Makes a rotation wait for another one. The folder is locked, as the file itself is replaced.
+fn lock_folder(file: &Path) -> io::Result<File> {
+    let folder = File::open(file.parent().unwrap_or_else(|| Path::new("/")))?;
+    folder.lock()?;
+    Ok(folder)
+}
+
+/// Replaces the file, all of it or nothing, by one of the same owner and mode.
+fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    let before = fs::metadata(file)?;
+    let new = file.with_extension("new");
+    let replaced = write_private(&new, content)
+        .and_then(|()| chown(&new, Some(before.uid()), Some(before.gid())))
+        .and_then(|()| fs::set_permissions(&new, before.permissions()))
+        .and_then(|()| fs::rename(&new, file));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    replaced
 }
 
 fn list(file: &Path) -> Result<ExitCode, Error> {
@@ -116,7 +149,7 @@ fn name(purpose: Purpose) -> &'static str {
 }
 
 fn read(file: &Path) -> Result<Secret<String>, Error> {
-    std::fs::read_to_string(file)
+    fs::read_to_string(file)
         .map(Secret::new)
         .map_err(|error| unusable(file, &error))
 }
@@ -127,4 +160,34 @@ fn parse(file: &Path, json: &str) -> Result<KeyRing, Error> {
 
 fn unusable(file: &Path, error: &dyn std::error::Error) -> Error {
     Error::Unusable(format!("{}: {error}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn rotations_at_once_all_count_and_keep_the_mode() {
+        let folder = std::env::temp_dir().join(format!("tandem-keys-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("keyring.json");
+        stack::make_keyring(&file).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let count = || {
+            let listing: Listing = serde_json::from_str(read(&file).unwrap().expose()).unwrap();
+            listing.keys.len()
+        };
+        let before = count();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| rotate(Purpose::Token, &file).unwrap());
+            }
+        });
+        assert_eq!(count(), before + 8);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "something is left beside the ring");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

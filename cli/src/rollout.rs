@@ -4,14 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use shared::pb::release::{
-    AdvanceRolloutRequest, GetRolloutRequest, ListRolloutsRequest, RollBackRolloutRequest, Rollout,
-    RolloutState,
+    AdvanceRolloutRequest, GetRolloutRequest, RollBackRolloutRequest, Rollout, RolloutState,
 };
 
 use crate::client::ReleaseClients;
 use crate::error::Error;
 use crate::percent::Percent;
-use crate::ship::ENVIRONMENT;
+use crate::ship::{self, ENVIRONMENT};
 use crate::stack::{self, Stack};
 use crate::term;
 use crate::token::Identity;
@@ -65,21 +64,19 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Rollback { reason, .. } => roll_back(&mut clients, rollout, reason).await?,
     };
     show(&rollout);
+    if matches!(command, Command::Rollback { .. }) && rollout.state() == RolloutState::RollingBack {
+        return Err(Error::Failed(format!(
+            "exposure is 0, but that was not confirmed within {} s; `tandem rollout show` tells when it is",
+            CONFIRM_LIMIT.as_secs()
+        )));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn newest(clients: &mut ReleaseClients, args: &Args) -> Result<Rollout, Error> {
     let Args { component, environment, .. } = args;
-    let request = ListRolloutsRequest {
-        component: component.clone(),
-        environment: environment.clone(),
-        page_size: 1,
-        ..ListRolloutsRequest::default()
-    };
-    let rollouts = clients.rollouts.list_rollouts(request).await?.into_inner().rollouts;
-    rollouts
-        .into_iter()
-        .next()
+    ship::newest_rollout(clients, component, environment, &[])
+        .await?
         .ok_or_else(|| Error::Failed(format!("{component} has no rollout in {environment}")))
 }
 
@@ -135,7 +132,7 @@ fn show(rollout: &Rollout) {
             rollout.rollback_reason
         )),
         RolloutState::RolledBack => term::say(format_args!(
-            "{what}: rolled back to {before} ({}), confirmed by every session service",
+            "{what}: rolled back to {before} ({}); no session service exposes it any more",
             rollout.rollback_reason
         )),
         RolloutState::Unspecified => term::say(format_args!("{what}: unknown to this version of tandem")),

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use shared::pb::common::Reason;
 use shared::pb::release::{
-    AssignmentPolicy, Component, CreateComponentRequest, CreateEnvironmentRequest, Environment, ReleaseState,
+    AssignmentPolicy, Component, CreateComponentRequest, CreateEnvironmentRequest, Environment,
 };
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::touchpoint_service_client::TouchpointServiceClient;
 use shared::pb::session::{
-    CreateSessionRequest, CreateTouchpointRequest, RevokeReason, RevokeSessionRequest, Touchpoint,
-    ValidateSessionRequest, revoke_session_request,
+    CreateSessionRequest, CreateTouchpointRequest, GetTouchpointRequest, ReleasePin, RevokeReason,
+    RevokeSessionRequest, Touchpoint, ValidateSessionRequest, revoke_session_request,
 };
 use shared::secret::Secret;
 use tonic::{Response, Status};
@@ -24,7 +24,7 @@ use crate::ship::{self, ENVIRONMENT, Plan, Shipped};
 const TOUCHPOINT: &str = "web";
 const COMPONENT: &str = "storefront";
 const VERSION: &str = "1.0";
-/// How long a route takes at most from release-svc to session-svc before something is wrong.
+/// How long a route takes at most from release-svc to session-svc before people are told.
 const ROUTE_LIMIT: Duration = Duration::from_secs(15);
 const ROUTE_POLL: Duration = Duration::from_millis(50);
 
@@ -33,10 +33,17 @@ pub(crate) async fn run(
     session: SocketAddr,
     release: SocketAddr,
     token: &Secret<String>,
+    note: impl Fn(&str),
 ) -> Result<(), Error> {
     let is_routed = make_release(&mut ReleaseClients::new(release, token)).await?;
-    make_touchpoint(session, token).await?;
-    if is_routed { wait_for_route(session, token).await } else { Ok(()) }
+    let is_carried = make_touchpoint(session, token).await?;
+    if is_routed && is_carried && !wait_for_route(session, token).await? {
+        note(&format!(
+            "session-svc did not hear of a release of {COMPONENT} within {} s; session.log says why",
+            ROUTE_LIMIT.as_secs()
+        ));
+    }
+    Ok(())
 }
 
 /// Whether visits can be pinned to a release now.
@@ -56,6 +63,13 @@ async fn make_release(clients: &mut ReleaseClients) -> Result<bool, Error> {
     };
     let request = CreateComponentRequest { component: Some(component), request_id: String::new() };
     unless(Reason::ComponentExists, clients.catalog.create_component(request).await)?;
+    // What the environment serves is not the example's business any more.
+    if ship::newest_rollout(clients, COMPONENT, ENVIRONMENT, &ship::EXPOSED)
+        .await?
+        .is_some()
+    {
+        return Ok(true);
+    }
     let plan = Plan {
         component: COMPONENT.to_owned(),
         version: VERSION.to_owned(),
@@ -66,13 +80,12 @@ async fn make_release(clients: &mut ReleaseClients) -> Result<bool, Error> {
     };
     match ship::ship(clients, &plan, |_| {}).await? {
         Shipped::Rollout(..) => Ok(true),
-        Shipped::Waits(_) => Ok(false),
-        // A newer one took its place.
-        Shipped::Ended(release) => Ok(release.state() == ReleaseState::Superseded),
+        Shipped::Waits(_) | Shipped::Ended(_) => Ok(false),
     }
 }
 
-async fn make_touchpoint(session: SocketAddr, token: &Secret<String>) -> Result<(), Error> {
+/// Whether it carries the component, which someone may have changed since it was made.
+async fn make_touchpoint(session: SocketAddr, token: &Secret<String>) -> Result<bool, Error> {
     let touchpoint = Touchpoint {
         touchpoint: TOUCHPOINT.to_owned(),
         display_name: "Web shop".to_owned(),
@@ -82,11 +95,19 @@ async fn make_touchpoint(session: SocketAddr, token: &Secret<String>) -> Result<
     };
     let mut client = TouchpointServiceClient::with_interceptor(client::channel(session), Bearer::new(token));
     let request = CreateTouchpointRequest { touchpoint: Some(touchpoint), request_id: String::new() };
-    unless(Reason::TouchpointExists, client.create_touchpoint(request).await)
+    unless(Reason::TouchpointExists, client.create_touchpoint(request).await)?;
+    let request = GetTouchpointRequest { touchpoint: TOUCHPOINT.to_owned() };
+    let stored = client
+        .get_touchpoint(request)
+        .await?
+        .into_inner()
+        .touchpoint
+        .unwrap_or_default();
+    Ok(stored.components.iter().any(|component| component == COMPONENT))
 }
 
-/// Looks with a session of its own, which it ends again.
-async fn wait_for_route(session: SocketAddr, token: &Secret<String>) -> Result<(), Error> {
+/// Whether a session got pinned within the limit. Looks with one of its own, which it ends again.
+async fn wait_for_route(session: SocketAddr, token: &Secret<String>) -> Result<bool, Error> {
     let mut client = SessionServiceClient::with_interceptor(client::channel(session), Bearer::new(token));
     let request = CreateSessionRequest {
         touchpoint: TOUCHPOINT.to_owned(),
@@ -97,13 +118,8 @@ async fn wait_for_route(session: SocketAddr, token: &Secret<String>) -> Result<(
     let session_token = created.session_token;
     let mut pins = created.pins;
     let began = Instant::now();
-    while !pins.iter().any(|pin| pin.component == COMPONENT) {
-        if began.elapsed() > ROUTE_LIMIT {
-            return Err(Error::Failed(format!(
-                "session-svc did not hear of {COMPONENT} {VERSION} within {} s; session.log says why",
-                ROUTE_LIMIT.as_secs()
-            )));
-        }
+    let is_pinned = |pins: &[ReleasePin]| pins.iter().any(|pin| pin.component == COMPONENT);
+    while !is_pinned(&pins) && began.elapsed() < ROUTE_LIMIT {
         tokio::time::sleep(ROUTE_POLL).await;
         let request = ValidateSessionRequest {
             session_token: session_token.clone(),
@@ -118,7 +134,7 @@ async fn wait_for_route(session: SocketAddr, token: &Secret<String>) -> Result<(
         request_id: String::new(),
     };
     client.revoke_session(request).await?;
-    Ok(())
+    Ok(is_pinned(&pins))
 }
 
 /// What exists already is as good as made.

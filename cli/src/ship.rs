@@ -21,6 +21,8 @@ use crate::up::hints::Shell;
 
 /// The environment of the local stack.
 pub(crate) const ENVIRONMENT: &str = "local";
+/// States in which visits get the release; the newest rollout in one of them decides.
+pub(crate) const EXPOSED: [RolloutState; 2] = [RolloutState::Running, RolloutState::Succeeded];
 
 /// Options of the command.
 #[derive(Debug, clap::Args)]
@@ -144,10 +146,11 @@ pub(crate) async fn ship(
         | ReleaseState::RolledBack
         | ReleaseState::Superseded => return Ok(Shipped::Ended(release)),
     }
-    if let Some(rollout) = newest_of(clients, plan, &release.release_id).await? {
+    let newest = newest_rollout(clients, component, &plan.environment, &[]).await?;
+    if let Some(rollout) = under_way(clients, plan, &release.release_id, newest.as_ref()).await? {
         return Ok(Shipped::Rollout(rollout, false));
     }
-    let rollout = start(clients, plan, release).await?;
+    let rollout = start(clients, plan, release.release_id, newest).await?;
     Ok(Shipped::Rollout(rollout, true))
 }
 
@@ -182,34 +185,54 @@ async fn create(clients: &mut ReleaseClients, plan: &Plan, say: impl Fn(String))
     Ok(release)
 }
 
-/// The newest rollout of the release in the environment, unless it was taken back.
-async fn newest_of(
+/// The newest rollout of a component in an environment that is in one of these states, or in any where none is named.
+pub(crate) async fn newest_rollout(
     clients: &mut ReleaseClients,
-    plan: &Plan,
-    release_id: &str,
+    component: &str,
+    environment: &str,
+    states: &[RolloutState],
 ) -> Result<Option<Rollout>, Error> {
     let request = ListRolloutsRequest {
-        component: plan.component.clone(),
-        environment: plan.environment.clone(),
-        states: vec![
-            RolloutState::Running.into(),
-            RolloutState::Succeeded.into(),
-            RolloutState::RollingBack.into(),
-        ],
-        page_size: 1000,
+        component: component.to_owned(),
+        environment: environment.to_owned(),
+        states: states.iter().map(|state| (*state).into()).collect(),
+        page_size: 1,
         page_token: String::new(),
     };
     let rollouts = clients.rollouts.list_rollouts(request).await?.into_inner().rollouts;
-    Ok(rollouts.into_iter().find(|rollout| rollout.release_id == release_id))
+    Ok(rollouts.into_iter().next())
 }
 
-/// The etag tells this start from an earlier one that was taken back since.
-async fn start(clients: &mut ReleaseClients, plan: &Plan, release: Release) -> Result<Rollout, Error> {
-    let Release { release_id, etag, .. } = release;
+/// The rollout that says where the release stands. None where it was taken back, or where visits get another one since:
+/// then it takes a new rollout.
+async fn under_way(
+    clients: &mut ReleaseClients,
+    plan: &Plan,
+    release_id: &str,
+    newest: Option<&Rollout>,
+) -> Result<Option<Rollout>, Error> {
+    let is_ours = |rollout: &Rollout| rollout.release_id == release_id;
+    let ending = newest.filter(|newest| is_ours(newest) && newest.state() == RolloutState::RollingBack);
+    if let Some(rollout) = ending {
+        return Ok(Some(rollout.clone()));
+    }
+    // One that was taken back has left the one before it in place.
+    let exposed = newest_rollout(clients, &plan.component, &plan.environment, &EXPOSED).await?;
+    Ok(exposed.filter(is_ours))
+}
+
+/// The newest rollout before it tells this start from an earlier one that was taken back since.
+async fn start(
+    clients: &mut ReleaseClients,
+    plan: &Plan,
+    release_id: String,
+    newest: Option<Rollout>,
+) -> Result<Rollout, Error> {
+    let newest = newest.map(|rollout| rollout.rollout_id).unwrap_or_default();
     let steps = plan.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let policy = plan.assignment.as_str_name();
     let request = StartRolloutRequest {
-        request_id: request_id(&["start", &release_id, &etag, &plan.environment, &steps, policy]),
+        request_id: request_id(&["start", &release_id, &newest, &plan.environment, &steps, policy]),
         release_id,
         environment: plan.environment.clone(),
         step_exposures_bps: plan.steps.clone(),

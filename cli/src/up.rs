@@ -70,6 +70,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
         )));
     }
     let lock = stack.lock()?;
+    // What a run that was killed left behind names processes that are gone.
+    stack.unpublish();
     let mut running = Running::default();
     let outcome = tokio::select! {
         () = shared::serve::stop_signal(false) => {
@@ -143,7 +145,7 @@ async fn start(args: &Args, stack: &Stack, lock: &Lock, running: &mut Running) -
     let step = Step::begin("entering the example");
     let identity = Identity { sub: "dev".to_owned(), tenant: "shop".to_owned(), groups: Vec::new() };
     let token = stack.sign(&identity.grant(), TimeDelta::minutes(10))?;
-    seed::run(session_address, release_address, &token).await?;
+    seed::run(session_address, release_address, &token, step.notes()).await?;
     step.done("tenant shop, touchpoint web, component storefront 1.0");
 
     if let Some(state) = running.state() {

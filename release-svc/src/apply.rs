@@ -2,6 +2,7 @@
 //! caller's transaction. Both `rpc` and `workers` get here, so that a transition is the same whoever caused it.
 
 use serde_json::{Map, Value, json};
+use shared::db::Db;
 use shared::id::{ReleaseId, RolloutId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
@@ -11,9 +12,12 @@ use sqlx::PgConnection;
 
 use crate::domain::component::{ApprovalPolicy, Component, Environment};
 use crate::domain::release::{self, Ending, Release};
-use crate::domain::rollout::{self, State};
+use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
+
+/// Releases that one success supersedes at most; the next one takes the rest.
+const REPLACED_MAX: i64 = 100;
 
 /// A write found its row changed, which the row locks should have kept from happening.
 pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
@@ -103,7 +107,7 @@ fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>)
 }
 
 /// A transition of a rollout, whose component the caller has locked; with it the route's next revision, and what it
-/// means to the release and to the one it replaces.
+/// means to the release and to those it replaces.
 pub(crate) async fn rollout(
     db: &mut PgConnection,
     actor: &Actor,
@@ -135,19 +139,19 @@ pub(crate) async fn rollout(
         "route_revision": route.revision,
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
-    let endings = match &rollout.state {
-        State::Running => return expose(db, actor, rollout.release.id).await,
-        State::RollingBack { .. } => return Ok(()),
-        State::RolledBack { .. } => vec![(rollout.release.id, Ending::RolledBack)],
+    match &rollout.state {
+        State::Running => expose(db, actor, rollout.release.id).await,
+        State::RollingBack { .. } => Ok(()),
+        State::RolledBack { .. } => settle(db, actor, rollout.release.id, Ending::RolledBack).await,
         State::Succeeded { .. } => {
-            let previous = rollout.previous.iter().map(|previous| (previous.id, Ending::Superseded));
-            [(rollout.release.id, Ending::Superseded)].into_iter().chain(previous).collect()
+            settle(db, actor, rollout.release.id, Ending::Superseded).await?;
+            // Also those that were replaced before and waited for this environment.
+            for id in store::release::list_replaced(db, tenant, component, REPLACED_MAX).await? {
+                settle(db, actor, id, Ending::Superseded).await?;
+            }
+            Ok(())
         }
-    };
-    for (release, ending) in endings {
-        settle(db, actor, release, ending).await?;
     }
-    Ok(())
 }
 
 async fn expose(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<(), Failure> {
@@ -171,24 +175,48 @@ async fn locked_release(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> 
     release.ok_or_else(|| Failure::Bug(format!("release {id} of a rollout is not there")))
 }
 
-/// Ends a rollback if every session service acts on exposure 0. The caller has locked the rollout's component.
-pub(crate) async fn confirm(db: &mut PgConnection, actor: &Actor, id: RolloutId) -> Result<bool, Failure> {
+/// Ends a rollback if every session service acts on exposure 0; the rollout as it is then. While a watch is just opening
+/// it is not known who acts on what; then the worker ends the rollback later. The caller has locked the rollout's
+/// component.
+pub(crate) async fn confirm(
+    db: &mut PgConnection,
+    actor: &Actor,
+    id: RolloutId,
+) -> Result<Option<Rollout>, Failure> {
+    let locked = store::rollout::lock(db, &actor.tenant, id).await?;
+    let environment = locked.as_ref().map(|rollout| rollout.environment.clone());
+    let decision = locked.and_then(|rollout| rollout.confirm(actor.now));
+    let (Some(environment), Some(decision)) = (environment, decision) else { return Ok(None) };
+    if !store::route::try_hold_watches(db, &environment).await? {
+        return Ok(None);
+    }
     let (began_at, margin) = (lease_began_at(actor.now), margin_secs());
     if store::rollout::list_confirmed(db, began_at, margin, Some(id), 1)
         .await?
         .is_empty()
     {
-        return Ok(false);
+        return Ok(None);
     }
-    let locked = store::rollout::lock(db, &actor.tenant, id).await?;
-    let Some(decision) = locked.and_then(|rollout| rollout.confirm(actor.now)) else { return Ok(false) };
     rollout(db, actor, &decision).await?;
-    Ok(true)
+    Ok(Some(decision.rollout))
 }
 
-/// Replicas that were last seen before this instant have no exposure lease any more.
+/// [`confirm`] in a transaction of its own, which leaves alone what another one has locked.
+#[tracing::instrument(name = "rollback.confirm", skip_all, fields(%id))]
+pub(crate) async fn try_confirm(db: &Db, actor: &Actor, id: RolloutId) -> Result<bool, Failure> {
+    let mut tx = db.begin(None).await?;
+    if !store::component::try_lock_of_rollout(&mut tx, &actor.tenant, id).await? {
+        return Ok(false);
+    }
+    let ended = confirm(&mut tx, actor, id).await?;
+    tx.commit().await?;
+    Ok(ended.is_some())
+}
+
+/// Replicas that were last seen before this instant have no exposure lease any more. What renews a lease is sent up to
+/// [`REPLICA_MARGIN`] after its replica was seen.
 pub(crate) fn lease_began_at(now: Time) -> Time {
-    now - EXPOSURE_LEASE
+    now - EXPOSURE_LEASE - REPLICA_MARGIN
 }
 
 /// [`REPLICA_MARGIN`] as PostgreSQL takes it.

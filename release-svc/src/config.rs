@@ -5,7 +5,7 @@ use shared::config::{Problems, ServiceArgs, ServiceConfig};
 const LISTEN: &str = "127.0.0.1:50052";
 
 /// Flags and variables as text.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub service: ServiceArgs,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use shared::db::{self, Db, DbError};
+use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::outbox::Outbox;
 use shared::secret::Entropy;
@@ -40,7 +40,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 pub static OUTBOX: Outbox = shared::outbox!("release");
 
 /// Without a message of release-svc for this long, a session service assigns no visit to a canary any more. Hence a
-/// replica that was not seen for so long exposes nothing.
+/// replica that was not seen for so long, and [`REPLICA_MARGIN`], exposes nothing.
 pub const EXPOSURE_LEASE: Duration = Duration::from_mins(5);
 /// What is told to a replica is told after it was written down, at most so long before: more than the seconds between two
 /// such writes, and than replicas' clocks are apart.
@@ -68,10 +68,16 @@ pub async fn serve(
     let url = service.database_url.expose();
     let db = Db::new(url, service.database_connections, "release-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
-    db.read_clock(&clock).await.map_err(DbError::Refused)?;
-    let cluster = db.cluster().await.map_err(DbError::Refused)?;
-
     let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
+    let cluster = db::once_there(&lifecycle.stop, async || {
+        db.read_clock(&clock).await?;
+        // Before anything is served, so that nothing falls between a watcher's snapshot and the feed's first poll.
+        feed.begin().await?;
+        db.cluster().await
+    })
+    .await?;
+    shared::serve::observe_pool(&db);
+    shared::serve::observe_feed(&feed, &clock);
     let app = Arc::new(rpc::App {
         db: db.clone(),
         keys: Arc::new(service.keys),

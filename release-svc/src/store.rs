@@ -1,8 +1,9 @@
 //! All SQL of release-svc: a function a statement, on a connection that the caller brings.
 //!
-//! Rows are locked in this order: component, release, rollout, route. As the component comes first, everything about one
-//! component happens in one transaction at a time. Each guard of the domain is a condition of the write, too; a write
-//! that finds its row changed says `false`.
+//! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
+//! the transition means something to. As the component comes first, everything about one component happens in one
+//! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
+//! write, too; a write that finds its row changed says `false`.
 
 pub mod component;
 pub mod release;

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use shared::id::{RolloutId, TenantId};
 use shared::mutation::Actor;
 use shared::replay::RETENTION;
 use shared::serve::Lifecycle;
-use shared::status::Failure;
+use shared::status::{Failure, is_away};
 use tokio::sync::Notify;
 
 use crate::apply;
@@ -36,7 +35,7 @@ pub fn spawn(app: &Arc<App>, lifecycle: &Lifecycle) {
     });
 }
 
-/// Ends rollbacks whose last unconfirmed replica went away; what replicas report themselves is confirmed at once.
+/// Ends rollbacks whose last unconfirmed replica went away, and those that were busy when their last replica reported.
 pub async fn confirm_rollbacks(app: &App) -> sqlx::Result<u64> {
     let (began_at, margin) = (apply::lease_began_at(app.clock.now()), apply::margin_secs());
     let mut connection = app.db.connection().await?;
@@ -44,27 +43,15 @@ pub async fn confirm_rollbacks(app: &App) -> sqlx::Result<u64> {
     drop(connection);
     let mut count = 0;
     for (tenant, rollout) in confirmed {
-        match confirm(app, tenant, rollout).await {
+        let actor = Actor { tenant, principal: "system".to_owned(), now: app.clock.now() };
+        match apply::try_confirm(&app.db, &actor, rollout).await {
             Ok(is_confirmed) => count += u64::from(is_confirmed),
-            Err(Failure::Storage(error)) => return Err(error),
-            Err(failure @ (Failure::Refused(_) | Failure::Bug(_))) => {
-                tracing::error!(%rollout, error = %failure, "rollback not confirmed");
-            }
+            Err(Failure::Storage(error)) if is_away(&error) => return Err(error),
+            // What is wrong with one does not keep the others from ending.
+            Err(failure) => tracing::error!(%rollout, error = ?failure, "rollback not confirmed"),
         }
     }
     Ok(count)
-}
-
-#[tracing::instrument(name = "worker.confirm_rollback", skip_all, fields(%rollout))]
-async fn confirm(app: &App, tenant: TenantId, rollout: RolloutId) -> Result<bool, Failure> {
-    let mut tx = app.db.begin(None).await?;
-    if !store::component::try_lock_of_rollout(&mut tx, &tenant, rollout).await? {
-        return Ok(false);
-    }
-    let actor = Actor { tenant, principal: "system".to_owned(), now: app.clock.now() };
-    let is_confirmed = apply::confirm(&mut tx, &actor, rollout).await?;
-    tx.commit().await?;
-    Ok(is_confirmed)
 }
 
 /// Forgets what is past its time.

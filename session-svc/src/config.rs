@@ -12,7 +12,7 @@ use crate::link::LinkConfig;
 const LISTEN: &str = "127.0.0.1:50051";
 
 /// Flags and variables.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub(crate) service: ServiceArgs,

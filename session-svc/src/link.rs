@@ -121,21 +121,34 @@ impl Link<'_> {
             let message = tokio::time::timeout(SILENCE_MAX, stream.message())
                 .await
                 .map_err(|_| Broken::Silent)??;
-            let pb::WatchRoutesResponse { table_epoch, exposure_lease, message } =
+            let pb::WatchRoutesResponse { table_epoch, exposure_lease, send_time, message } =
                 message.ok_or(Broken::Ended)?;
             let routes = match message {
                 Some(Message::Snapshot(snapshot)) => self.take_snapshot(&table_epoch, snapshot).await?,
                 Some(Message::Route(route)) => vec![self.take_route(&table_epoch, route).await?],
                 None => vec![],
             };
-            let lease = exposure_lease
-                .and_then(|lease| Duration::try_from(lease).ok())
-                .unwrap_or_default();
-            self.app.routes.heard_of(self.app.clock.now(), lease);
+            self.renew_lease(send_time, exposure_lease)?;
             for (span, applied) in by_trace(routes) {
                 self.report(&mut client, &table_epoch, applied).instrument(span).await?;
             }
         }
+    }
+
+    /// A message that waited on the way, or for us to wake up, must not renew more than release-svc counts on.
+    fn renew_lease(
+        &self,
+        send_time: Option<prost_types::Timestamp>,
+        lease: Option<prost_types::Duration>,
+    ) -> Result<(), Broken> {
+        let lease = shared::parse::duration("exposure_lease", lease);
+        let lease = lease.map_err(|refusal| Broken::Route(Failure::from(refusal).to_string()))?;
+        let sent = send_time.and_then(shared::time::from_proto);
+        let (Some(lease), Some(sent)) = (lease, sent) else {
+            return Err(Broken::Route("a message without lease or time".to_owned()));
+        };
+        self.app.routes.heard_of(sent.min(self.app.clock.now()), lease);
+        Ok(())
     }
 
     async fn connect(&self) -> Result<Client, Broken> {

@@ -23,6 +23,9 @@ use crate::time::Time;
 const LEEWAY: TimeDelta = TimeDelta::seconds(5);
 /// Longest bearer that is looked at.
 const TOKEN_MAX_BYTES: usize = 8 * 1024;
+const ALL_TENANTS: &str = "*";
+/// Reaches every tenant, so only issuers that may speak for all of them can give it.
+const SYSTEM_SCOPE: &str = "tandem.system";
 const CACHE_TTL: Duration = Duration::from_mins(5);
 const REFRESH_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
@@ -136,6 +139,9 @@ pub enum IssuersError {
     /// The file is not what it should be.
     #[error("{0}: {1}")]
     Json(PathBuf, serde_json::Error),
+    /// Two principals could get one name.
+    #[error("{0}: the issuer {1:?} must not contain `|`")]
+    Bar(PathBuf, String),
     /// Nobody could call.
     #[error("{0} names no issuer")]
     Empty(PathBuf),
@@ -199,6 +205,10 @@ impl Authenticator {
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         let mut issuers = BTreeMap::new();
         for config in configs {
+            // `issuer|sub` must name one principal only.
+            if config.issuer.contains('|') {
+                return Err(IssuersError::Bar(path.to_owned(), config.issuer));
+            }
             let jwks_path = folder.join(&config.jwks_file);
             let jwks = std::fs::read_to_string(&jwks_path)
                 .map_err(|error| IssuersError::Read(jwks_path.clone(), error))?;
@@ -344,6 +354,10 @@ impl Issuer {
         self.caller(data.claims, now)
     }
 
+    fn speaks_for_all(&self) -> bool {
+        self.config.tenants.iter().any(|allowed| allowed == ALL_TENANTS)
+    }
+
     fn caller(&self, claims: Claims, now: Time) -> Result<Caller, Refusal> {
         let audience = &self.config.audience;
         let is_for_us = match &claims.aud {
@@ -361,12 +375,7 @@ impl Issuer {
             return Err(Refusal::new(Reason::CallerCredentialNotYetValid, "the token is not valid yet"));
         }
         let tenant: TenantId = claims.tenant.parse().map_err(|error| malformed(format!("tenant {error}")))?;
-        if !self
-            .config
-            .tenants
-            .iter()
-            .any(|allowed| allowed == "*" || allowed == tenant.as_str())
-        {
+        if !self.speaks_for_all() && !self.config.tenants.iter().any(|allowed| allowed == tenant.as_str()) {
             return Err(Refusal::new(
                 Reason::CallerTenantRefused,
                 "the token's issuer may not speak for its tenant",
@@ -376,12 +385,16 @@ impl Issuer {
         if !(1..=255).contains(&claims.sub.len()) || claims.sub.contains(char::is_control) {
             return Err(malformed("`sub` must have 1 to 255 bytes, none of them a control character"));
         }
+        let scopes = claims.scope.split_ascii_whitespace();
         let (claim, value) = &self.config.person_claim;
         Ok(Caller {
             tenant,
             principal: format!("{}|{}", self.config.issuer, claims.sub),
             is_person: claims.other.get(claim).and_then(|found| found.as_str()) == Some(value),
-            scopes: claims.scope.split_ascii_whitespace().map(str::to_owned).collect(),
+            scopes: scopes
+                .filter(|scope| self.speaks_for_all() || *scope != SYSTEM_SCOPE)
+                .map(str::to_owned)
+                .collect(),
             groups: claims.groups,
             touchpoints: claims.touchpoints,
             not_after,

@@ -12,7 +12,7 @@ use crate::keyring::KeyRing;
 use crate::secret::Secret;
 
 /// Settings of either service.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ServiceArgs {
     /// Address to listen on, IP:PORT; port 0 lets the system choose
     #[arg(long, env = "TANDEM_LISTEN", value_name = "ADDRESS")]
@@ -26,12 +26,9 @@ pub struct ServiceArgs {
     /// JSON file that names the issuers of callers' access tokens (docs/configuration.md)
     #[arg(long, env = "TANDEM_ISSUERS", value_name = "FILE")]
     pub issuers: Option<String>,
-    /// JSON file with the key ring (docs/configuration.md)
+    /// JSON file with the key ring (docs/configuration.md); `TANDEM_KEYRING_JSON`, its content, goes before it
     #[arg(long, env = "TANDEM_KEYRING", value_name = "FILE")]
     pub keyring: Option<String>,
-    /// The key ring itself, instead of a file
-    #[arg(long, env = "TANDEM_KEYRING_JSON", hide_env_values = true, value_name = "JSON")]
-    pub keyring_json: Option<String>,
     /// Whether to answer gRPC reflection, true or false [default: false]
     #[arg(long, env = "TANDEM_REFLECTION", value_name = "BOOL")]
     pub reflection: Option<String>,
@@ -186,7 +183,7 @@ impl ServiceArgs {
                 .map_err(|error| problems.add("TANDEM_ISSUERS", error))
                 .ok()
         });
-        let keys = read_keys(self.keyring.as_deref(), self.keyring_json.as_deref(), problems);
+        let keys = read_keys(self.keyring.as_deref(), problems);
         Some(ServiceConfig {
             listen: listen?,
             database_url: Secret::new(url?),
@@ -202,9 +199,10 @@ impl ServiceArgs {
     }
 }
 
-fn read_keys(file: Option<&str>, json: Option<&str>, problems: &mut Problems) -> Option<KeyRing> {
-    let (setting, text) = match (json, file) {
-        (Some(json), _) => ("TANDEM_KEYRING_JSON", Ok(json.to_owned())),
+/// From the variable, which shows in no list of processes, or from the file.
+fn read_keys(file: Option<&str>, problems: &mut Problems) -> Option<KeyRing> {
+    let (setting, text) = match (variable("TANDEM_KEYRING_JSON"), file) {
+        (Some(json), _) => ("TANDEM_KEYRING_JSON", Ok(json)),
         (None, Some(file)) => ("TANDEM_KEYRING", std::fs::read_to_string(file)),
         (None, None) => {
             problems.add("TANDEM_KEYRING", "is required (or TANDEM_KEYRING_JSON)");
@@ -244,8 +242,7 @@ mod tests {
             database_url: None,
             database_connections: Some("1".to_owned()),
             issuers: Some("/no/such/file".to_owned()),
-            keyring: None,
-            keyring_json: Some("{}".to_owned()),
+            keyring: Some("/no/such/file".to_owned()),
             reflection: Some("perhaps".to_owned()),
             in_flight_max: None,
             drain_seconds: None,
@@ -257,7 +254,7 @@ mod tests {
         let mut problems = Problems::default();
         assert!(args.parse("127.0.0.1:0", None, &mut problems).is_none());
         let text = problems.to_string();
-        for setting in ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "KEYRING_JSON", "REFLECTION"] {
+        for setting in ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "KEYRING", "REFLECTION"] {
             assert_eq!(text.matches(setting).count(), 1, "{setting} in {text}");
         }
     }

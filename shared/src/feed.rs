@@ -62,6 +62,11 @@ impl Feed {
         Ok(())
     }
 
+    /// Names the service whose events these are.
+    pub(crate) fn schema(&self) -> &'static str {
+        self.outbox.schema
+    }
+
     /// Batches from now on. Empty ones come, too: they say that nothing happened.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Batch>> {
         self.batches.subscribe()

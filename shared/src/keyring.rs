@@ -36,7 +36,10 @@ impl Purpose {
 pub enum KeyRingError {
     /// Not the form below.
     #[error(
-        "the key ring is not valid JSON of the form {{\"keys\":[{{\"id\":1,\"purpose\":\"token\",\"secret\":\"<32 bytes in base64>\"}}]}}: {0}"
+        "the key ring is not JSON of the form {{\"keys\":[{{\"id\":1,\"purpose\":\"token\",\"secret\":\"<32 bytes in \
+         base64>\"}}]}} (line {}, column {})",
+        .0.line(),
+        .0.column()
     )]
     Json(#[from] serde_json::Error),
     /// Not 32 bytes in base64.

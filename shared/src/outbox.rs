@@ -54,6 +54,8 @@ pub struct Stored {
 /// The statements on one schema. Make it with [`crate::outbox!`].
 pub struct Outbox {
     #[doc(hidden)]
+    pub schema: &'static str,
+    #[doc(hidden)]
     pub append: &'static str,
     #[doc(hidden)]
     pub read: &'static str,
@@ -72,6 +74,7 @@ pub struct Outbox {
 macro_rules! outbox {
     ($schema:literal) => {
         $crate::outbox::Outbox {
+            schema: $schema,
             append: concat!(
                 "insert into ", $schema, ".events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent) ",
                 "values ($1, $2, $3, $4, $5, $6, $7)"

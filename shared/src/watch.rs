@@ -82,6 +82,11 @@ impl From<sqlx::Error> for End {
     }
 }
 
+/// Why a reader that falls behind is cut off.
+pub fn too_slow() -> Refusal {
+    Refusal::new(Reason::ReaderTooSlow, "the reader did not keep up; reconnect")
+}
+
 impl Events {
     /// Watches of one service. `cluster` names its database, so that positions in another are known as foreign.
     pub fn new(
@@ -96,13 +101,14 @@ impl Events {
         Self { feed, keys, clock, cluster, stop, tasks }
     }
 
+    fn context<'a>(&self, tenant: &'a TenantId) -> [&'a [u8]; 3] {
+        [b"resume", self.feed.schema().as_bytes(), tenant.as_str().as_bytes()]
+    }
+
     fn open(&self, tenant: &TenantId, token: &str) -> Result<Cursor, Refusal> {
         let invalid =
             || Refusal::new(Reason::ResumeTokenInvalid, "not a resume token of this service and tenant");
-        let bytes = self
-            .keys
-            .open(&[b"resume", tenant.as_str().as_bytes()], token)
-            .ok_or_else(invalid)?;
+        let bytes = self.keys.open(&self.context(tenant), token).ok_or_else(invalid)?;
         let text = String::from_utf8(bytes).map_err(|_| invalid())?;
         let (cluster, cursor) = text.split_once('@').ok_or_else(invalid)?;
         if cluster != self.cluster {
@@ -149,11 +155,7 @@ impl Events {
             let batch = match batches.recv().await {
                 Ok(batch) => batch,
                 Err(broadcast::error::RecvError::Lagged(_)) => {
-                    return Err(Failure::from(Refusal::new(
-                        Reason::ReaderTooSlow,
-                        "the reader did not keep up; reconnect",
-                    ))
-                    .into());
+                    return Err(Failure::from(too_slow()).into());
                 }
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
@@ -204,17 +206,15 @@ impl Events {
         cursor: &Cursor,
     ) -> Result<(), End> {
         let position = format!("{}@{cursor}", self.cluster);
-        let context: [&[u8]; 2] = [b"resume", filter.tenant.as_str().as_bytes()];
-        let resume_token = self.keys.seal(&context, position.as_bytes()).map_err(Failure::from)?;
+        let resume_token = self
+            .keys
+            .seal(&self.context(&filter.tenant), position.as_bytes())
+            .map_err(Failure::from)?;
         let response = pb::WatchEventsResponse { message: Some(message), resume_token };
         match tokio::time::timeout(READER_PATIENCE, sender.send(Ok(response))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::ReaderGone),
-            Err(_) => Err(Failure::from(Refusal::new(
-                Reason::ReaderTooSlow,
-                "the reader did not keep up; reconnect",
-            ))
-            .into()),
+            Err(_) => Err(Failure::from(too_slow()).into()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The stack's private PostgreSQL: started, given its database, and started again when it dies, under the same URL, so
 //! that the services go on when it is back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::config;
 use shared::postgres::{Postgres, Settings};
@@ -17,9 +17,10 @@ const DATABASE: &str = "tandem";
 /// A running one.
 pub(super) struct Database {
     settings: Settings,
-    /// `None` only while it is started again.
+    /// `None` only until it is started again.
     server: Option<Postgres>,
     url: String,
+    /// When it was up.
     born: Instant,
 }
 
@@ -60,23 +61,28 @@ impl Database {
     /// Starts it again whenever it dies, and tells; ends when that does not help.
     pub(super) async fn keep(&mut self, changed: impl Fn(u32)) -> Error {
         let mut restarts = Restarts::default();
-        let mut failure = "it stopped".to_owned();
+        let mut how = "died".to_owned();
         loop {
-            if let Some(server) = &mut self.server {
-                server.wait().await;
-            }
+            let lived = match &mut self.server {
+                Some(server) => {
+                    server.wait().await;
+                    self.born.elapsed()
+                }
+                None => Duration::ZERO,
+            };
             // What it left behind stops when this is dropped; the new one waits for that.
             self.server = None;
-            let Some(delay) = restarts.after(self.born, Instant::now()) else {
-                return Error::Failed(format!("PostgreSQL dies again and again: {failure}"));
+            let Some(delay) = restarts.after(lived) else {
+                return Error::Failed(format!("PostgreSQL does not stay up: it {how}"));
             };
-            term::note(format_args!("PostgreSQL died; it is started again in {:.1} s", delay.as_secs_f64()));
+            term::note(format_args!("PostgreSQL {how}; it is started again in {:.1} s", delay.as_secs_f64()));
             tokio::time::sleep(delay).await;
-            self.born = Instant::now();
             match Postgres::start(self.settings.clone(), |line| term::note(line)).await {
                 Ok(server) if server.url(DATABASE) == self.url => {
                     changed(server.pid());
                     self.server = Some(server);
+                    self.born = Instant::now();
+                    "died".clone_into(&mut how);
                 }
                 // Only where the folder's path is too long for a socket, and the old one was left behind.
                 Ok(server) => {
@@ -85,7 +91,7 @@ impl Database {
                         "PostgreSQL's socket had to move: start the stack again".to_owned(),
                     );
                 }
-                Err(error) => failure = Error::from(error).to_string(),
+                Err(error) => how = format!("did not start: {}", Error::from(error)),
             }
         }
     }

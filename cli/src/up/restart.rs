@@ -1,34 +1,31 @@
 //! When to start again what has died: at once at first, more slowly when that does not help, and not for ever.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const DELAY_MIN: Duration = Duration::from_millis(500);
 const DELAY_MAX: Duration = Duration::from_secs(10);
-/// Who lived longer than this did come up.
-const CAME_UP: Duration = Duration::from_secs(5);
-const DEATHS_MAX: usize = 10;
-const DEATHS_WITHIN: Duration = Duration::from_mins(1);
+/// Who lived this long did come up.
+const CAME_UP: Duration = Duration::from_secs(10);
+const EARLY_DEATHS_MAX: usize = 10;
 
-/// Deaths of late.
+/// Early deaths in a row.
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
-    deaths: VecDeque<Instant>,
+    early_deaths: usize,
     delay: Duration,
 }
 
 impl Restarts {
-    /// How long to wait before the next start, after a death at `now` of what was started at `born`; `None` where
-    /// starting again does not help.
-    pub(super) fn after(&mut self, born: Instant, now: Instant) -> Option<Duration> {
-        self.deaths.retain(|death| now - *death < DEATHS_WITHIN);
-        self.deaths.push_back(now);
-        if self.deaths.len() >= DEATHS_MAX {
-            return None;
+    /// How long to wait before the next start, after the death of what lived this long; zero where it never became
+    /// ready. `None` where starting again does not help.
+    pub(super) fn after(&mut self, lived: Duration) -> Option<Duration> {
+        if lived >= CAME_UP {
+            *self = Self::default();
+        } else {
+            self.early_deaths += 1;
         }
-        let did_come_up = now - born >= CAME_UP;
-        self.delay = if did_come_up { DELAY_MIN } else { (self.delay * 2).clamp(DELAY_MIN, DELAY_MAX) };
-        Some(self.delay)
+        self.delay = (self.delay * 2).clamp(DELAY_MIN, DELAY_MAX);
+        (self.early_deaths < EARLY_DEATHS_MAX).then_some(self.delay)
     }
 }
 
@@ -39,24 +36,29 @@ mod tests {
     #[test]
     fn delays_double_to_a_limit_and_begin_anew_for_who_came_up() {
         let mut restarts = Restarts::default();
-        let mut now = Instant::now();
         for millis in [500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
-            assert_eq!(restarts.after(now, now), Some(Duration::from_millis(millis)));
+            assert_eq!(restarts.after(Duration::ZERO), Some(Duration::from_millis(millis)));
         }
-        let born = now;
-        now += Duration::from_secs(5);
-        assert_eq!(restarts.after(born, now), Some(DELAY_MIN));
+        assert_eq!(restarts.after(CAME_UP), Some(DELAY_MIN));
     }
 
     #[test]
-    fn ten_deaths_within_a_minute_are_enough_and_old_ones_are_forgotten() {
-        let mut restarts = Restarts::default();
-        let mut now = Instant::now();
-        for _ in 0..30 {
-            assert!(restarts.after(now, now).is_some());
-            now += Duration::from_secs(7);
+    fn ten_early_deaths_in_a_row_are_enough_however_long_they_take() {
+        for lived in [Duration::ZERO, Duration::from_millis(500), Duration::from_millis(9999)] {
+            let mut restarts = Restarts::default();
+            let starts = (0..30).take_while(|_| restarts.after(lived).is_some()).count();
+            assert_eq!(starts, EARLY_DEATHS_MAX - 1, "for lives of {lived:?}");
         }
+    }
+
+    #[test]
+    fn a_long_life_forgives_the_early_deaths_before_it() {
         let mut restarts = Restarts::default();
-        assert_eq!((0..30).take_while(|_| restarts.after(now, now).is_some()).count(), DEATHS_MAX - 1);
+        for _ in 0..30 {
+            for _ in 1..EARLY_DEATHS_MAX {
+                assert!(restarts.after(Duration::from_millis(500)).is_some());
+            }
+            assert!(restarts.after(CAME_UP).is_some());
+        }
     }
 }

@@ -116,10 +116,12 @@ impl Service {
         loop {
             let Some(running) = &mut self.running else { return self.hopeless("it is not running") };
             let status = running.child.wait().await;
-            let born = running.born;
+            let age = running.born.elapsed();
+            // Who wrote no address did not get to listen.
+            let lived = if self.read_address().is_some() { age } else { Duration::ZERO };
             self.running = None;
             let how = status.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string());
-            let Some(delay) = restarts.after(born, Instant::now()) else { return self.hopeless(&how) };
+            let Some(delay) = restarts.after(lived) else { return self.hopeless(&how) };
             term::note(format_args!(
                 "{}-svc died ({how}); it is started again in {:.1} s",
                 self.name,

@@ -104,14 +104,16 @@ pub enum VoteRefused {
     Again(String),
 }
 
-/// In how many environments a release is what everyone gets, and in how many it is being rolled out or back.
+/// In how many environments a release is what everyone gets, in how many it is being rolled out or back, and whether
+/// every environment that has its component serves a greater version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
     pub stable_in: i64,
     pub under_way_in: i64,
+    pub is_surpassed: bool,
 }
 
-/// What became of a release that no environment has any more.
+/// What became of a release in an environment that has it no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     RolledBack,
@@ -163,7 +165,7 @@ impl State {
 }
 
 impl Release {
-    /// Hands a draft in. `latest` leaves this release out.
+    /// Hands a draft in. `latest` leaves drafts out.
     pub fn submit(
         self,
         submitter: String,
@@ -258,7 +260,8 @@ impl Release {
         }
     }
 
-    /// Takes in where it stands after a rollout of it, or of its successor, ended. Nothing where that changes nothing.
+    /// Takes in where it stands after a rollout of it, or of its successor, ended. Nothing where that changes nothing:
+    /// what was replaced can still be rolled out until every environment is past it.
     pub fn settle(self, standing: Standing, ending: Ending) -> Option<Decision> {
         let (State::Active(submission) | State::Released(submission)) = &self.state else { return None };
         let submission = submission.clone();
@@ -266,7 +269,10 @@ impl Release {
             (Standing { stable_in: 1.., .. }, _) => (State::Released(submission), "release.released"),
             (Standing { under_way_in: 1.., .. }, _) => (State::Active(submission), "release.activated"),
             (_, Ending::RolledBack) => (State::RolledBack(submission), "release.rolled_back"),
-            (_, Ending::Superseded) => (State::Superseded(submission), "release.superseded"),
+            (Standing { is_surpassed: true, .. }, Ending::Superseded) => {
+                (State::Superseded(submission), "release.superseded")
+            }
+            (Standing { is_surpassed: false, .. }, Ending::Superseded) => return None,
         };
         (to != self.state).then(|| self.passed_to(to, kind))
     }
@@ -360,7 +366,7 @@ mod tests {
         Vote { voter: voter.to_owned(), approve, reason: "looked at it".to_owned(), at: at(2) }
     }
 
-    const NOWHERE: Standing = Standing { stable_in: 0, under_way_in: 0 };
+    const NOWHERE: Standing = Standing { stable_in: 0, under_way_in: 0, is_surpassed: true };
 
     /// What an event makes of a release; none where it is refused or changes nothing.
     fn after(event: &str, release: Release) -> Option<&'static str> {
@@ -372,8 +378,11 @@ mod tests {
             "expose" => release.expose(),
             "roll back" => release.settle(NOWHERE, Ending::RolledBack),
             "supersede" => release.settle(NOWHERE, Ending::Superseded),
-            "serve" => release.settle(Standing { stable_in: 1, under_way_in: 1 }, Ending::RolledBack),
-            "go on" => release.settle(Standing { stable_in: 0, under_way_in: 1 }, Ending::RolledBack),
+            "replace" => release.settle(Standing { is_surpassed: false, ..NOWHERE }, Ending::Superseded),
+            "serve" => {
+                release.settle(Standing { stable_in: 1, under_way_in: 1, ..NOWHERE }, Ending::RolledBack)
+            }
+            "go on" => release.settle(Standing { under_way_in: 1, ..NOWHERE }, Ending::RolledBack),
             _ => panic!("{event}"),
         };
         decision.map(|decision| decision.release.state.name())
@@ -381,7 +390,7 @@ mod tests {
 
     #[test]
     fn every_event_does_in_every_state_what_the_table_says() {
-        let table: [(&str, &[(&str, &str)]); 9] = [
+        let table: [(&str, &[(&str, &str)]); 10] = [
             ("submit", &[("DRAFT", "PENDING_APPROVAL")]),
             ("approve", &[("PENDING_APPROVAL", "APPROVED")]),
             ("reject", &[("PENDING_APPROVAL", "REJECTED")]),
@@ -392,6 +401,7 @@ mod tests {
             ("expose", &[("APPROVED", "ACTIVE")]),
             ("roll back", &[("ACTIVE", "ROLLED_BACK"), ("RELEASED", "ROLLED_BACK")]),
             ("supersede", &[("ACTIVE", "SUPERSEDED"), ("RELEASED", "SUPERSEDED")]),
+            ("replace", &[]),
             ("serve", &[("ACTIVE", "RELEASED")]),
             ("go on", &[("RELEASED", "ACTIVE")]),
         ];
@@ -462,7 +472,8 @@ mod tests {
         fn final_states_stay(
             from in proptest::sample::select(FINAL.as_slice()),
             event in proptest::sample::select(vec![
-                "submit", "approve", "reject", "cancel", "expose", "roll back", "supersede", "serve", "go on",
+                "submit", "approve", "reject", "cancel", "expose", "roll back", "supersede", "replace", "serve",
+                "go on",
             ]),
         ) {
             prop_assert_eq!(after(event, in_state(from, 0)), None);

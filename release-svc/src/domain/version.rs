@@ -33,7 +33,7 @@ pub struct NotGreater {
     pub last: Version,
 }
 
-/// The greatest versions that a component has, but for those that were rejected or cancelled.
+/// The greatest versions that a component has, of those that count.
 #[derive(Debug, Clone, Default)]
 pub struct Latest {
     /// Of the line that is asked about.

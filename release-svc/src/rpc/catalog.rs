@@ -2,10 +2,10 @@
 
 use shared::auth::Caller;
 use shared::db::broken_constraint;
-use shared::id::{ApprovalPolicyId, TenantId};
+use shared::id::{ApprovalPolicyId, ComponentId, TenantId};
 use shared::mutation::{Actor, Begun, Call};
 use shared::page::{self, List};
-use shared::parse::{at_most, etag, etag_of, known, line, parse, required, within};
+use shared::parse::{at_most, etag, etag_of, known, line, optional, parse, required, within};
 use shared::pb::release as pb;
 use shared::pb::release::catalog_service_server::CatalogService;
 use shared::status::{Failure, Reason, Refusal};
@@ -19,23 +19,32 @@ use crate::domain::component::{ApprovalPolicy, Component, Environment, Profile, 
 use crate::store;
 use crate::store::component::{COMPONENT_KEY, COMPONENT_POLICY_KEY, ENVIRONMENT_KEY, POLICY_KEY};
 
+/// Scope of changes to what a release needs before it may be rolled out.
+const POLICY_SCOPE: &str = "policy.write";
+
 /// What people set in a component.
-fn parse_component(component: Option<pb::Component>) -> Result<(Component, String), Refusal> {
+struct Settings {
+    name: ComponentId,
+    display_name: String,
+    owner_groups: Vec<String>,
+    /// None leaves it as it is.
+    approval_policy: Option<ApprovalPolicyId>,
+    etag: String,
+}
+
+fn parse_component(component: Option<pb::Component>) -> Result<Settings, Refusal> {
     let pb::Component { component: name, display_name, owner_groups, approval_policy, create_time: _, etag } =
         required("component", component)?;
     at_most("component.owner_groups", &owner_groups, 16)?;
     let groups = owner_groups.into_iter().enumerate();
     let groups = groups.map(|(i, group)| line(&format!("component.owner_groups[{i}]"), group, 1, 200));
-    let policy = if approval_policy.is_empty() { STARTER_POLICY } else { &approval_policy };
-    let component = Component {
+    Ok(Settings {
         name: parse("component.component", &name)?,
         display_name: line("component.display_name", display_name, 0, 200)?,
         owner_groups: groups.collect::<Result<_, _>>()?,
-        approval_policy: parse("component.approval_policy", policy)?,
-        created_at: Time::default(),
-        row_version: 1,
-    };
-    Ok((component, etag))
+        approval_policy: optional("component.approval_policy", &approval_policy)?,
+        etag,
+    })
 }
 
 fn parse_environment(environment: Option<pb::Environment>) -> Result<Environment, Refusal> {
@@ -142,13 +151,23 @@ impl App {
     ) -> Result<pb::CreateComponentResponse, Failure> {
         let (call, message) = Call::of(request, "CreateComponent", |message| &mut message.request_id)?;
         let pb::CreateComponentRequest { component, request_id: _ } = message;
-        let (component, _) = parse_component(component)?;
-        call.caller.require_owner(&component.owner_groups)?;
+        let Settings { name, display_name, owner_groups, approval_policy, etag: _ } =
+            parse_component(component)?;
+        let approval_policy =
+            approval_policy.map_or_else(|| parse("component.approval_policy", STARTER_POLICY), Ok)?;
+        call.caller.require_owner(&owner_groups)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let component = Component { created_at: work.now, ..component };
+        let component = Component {
+            name,
+            display_name,
+            owner_groups,
+            approval_policy,
+            created_at: work.now,
+            row_version: 1,
+        };
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
         store::component::insert(&mut work.tx, &work.actor.tenant, &component)
             .await
@@ -192,18 +211,29 @@ impl App {
     ) -> Result<pb::UpdateComponentResponse, Failure> {
         let (call, message) = Call::of(request, "UpdateComponent", |message| &mut message.request_id)?;
         let pb::UpdateComponentRequest { component, request_id: _ } = message;
-        let (asked, sent_etag) = parse_component(component)?;
+        let Settings { name, display_name, owner_groups, approval_policy, etag: sent_etag } =
+            parse_component(component)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
-        let stored = store::component::lock(&mut work.tx, tenant, &asked.name).await?;
-        let stored = stored.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &asked.name))?;
+        let stored = store::component::lock(&mut work.tx, tenant, &name).await?;
+        let stored = stored.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &name))?;
         work.caller.require_owner(&stored.owner_groups)?;
         etag(&sent_etag, stored.row_version)?;
-        let component =
-            Component { created_at: stored.created_at, row_version: stored.row_version + 1, ..asked };
+        let approval_policy = approval_policy.unwrap_or_else(|| stored.approval_policy.clone());
+        if approval_policy != stored.approval_policy {
+            work.caller.require_scope(POLICY_SCOPE)?;
+        }
+        let component = Component {
+            name,
+            display_name,
+            owner_groups,
+            approval_policy,
+            created_at: stored.created_at,
+            row_version: stored.row_version + 1,
+        };
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
         let is_written = store::component::update(&mut work.tx, tenant, &component)
             .await

@@ -127,7 +127,7 @@ impl App {
         let owner = owner.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &component))?;
         work.caller.require_owner(&owner.owner_groups)?;
         require_unused(&mut work.tx, &work.caller, &component, &version).await?;
-        store::release::latest(&mut work.tx, tenant, &component, &version, None)
+        store::release::latest(&mut work.tx, tenant, &component, &version, true)
             .await?
             .admit(&version)?;
         let release = Release {
@@ -223,7 +223,7 @@ impl App {
         let policy =
             policy.ok_or_else(|| Failure::Bug(format!("component {} has no policy", component.name)))?;
         let version = &release.version;
-        let latest = store::release::latest(&mut work.tx, tenant, &component.name, version, Some(id)).await?;
+        let latest = store::release::latest(&mut work.tx, tenant, &component.name, version, false).await?;
         let principal = work.actor.principal.clone();
         let submitted = release.submit(principal, policy.quorum, &latest, work.now)?;
         let more = Map::from_iter([("quorum".to_owned(), policy.quorum.into())]);

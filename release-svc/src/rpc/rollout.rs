@@ -205,22 +205,13 @@ impl App {
         let mut rollout = lock(&mut work, id).await?;
         if let Some(decision) = rollout.clone().roll_back(reason)? {
             apply::rollout(&mut work.tx, &work.actor, &decision).await?;
-            rollout = confirm_unseen(&mut work, decision.rollout).await?;
+            // Where no session service can know of the rollout, nobody has to confirm it.
+            let ended = apply::confirm(&mut work.tx, &work.actor, id).await?;
+            rollout = ended.unwrap_or(decision.rollout);
         }
         work.answer(pb::RollBackRolloutResponse { rollout: Some((&rollout).into()) })
             .await
     }
-}
-
-/// Ends a rollback that no session service has to confirm, because none can know of the rollout. While watches are just
-/// opening that is not known; then the worker ends it.
-async fn confirm_unseen(work: &mut Mutation, rollout: Rollout) -> Result<Rollout, Failure> {
-    let is_held = store::route::try_hold_watches(&mut work.tx, &rollout.environment).await?;
-    if !is_held || !apply::confirm(&mut work.tx, &work.actor, rollout.id).await? {
-        return Ok(rollout);
-    }
-    let ended = store::rollout::find(&mut work.tx, &work.actor.tenant, rollout.id).await?;
-    ended.ok_or_else(|| no_rollout(rollout.id).into())
 }
 
 #[tonic::async_trait]

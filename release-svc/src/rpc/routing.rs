@@ -20,7 +20,8 @@ use shared::pb::release::routing_service_server::RoutingService;
 use shared::pb::release::watch_routes_response::Message;
 use shared::secret::sha256;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::duration_to_proto;
+use shared::time::{duration_to_proto, to_proto};
+use shared::watch::too_slow;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -210,6 +211,7 @@ impl Watch {
         let response = pb::WatchRoutesResponse {
             table_epoch: self.table_epoch.clone(),
             exposure_lease: Some(duration_to_proto(EXPOSURE_LEASE)),
+            send_time: Some(to_proto(self.app.clock.now())),
             message,
         };
         match timeout(READER_PATIENCE, self.sender.send(Ok(response))).await {
@@ -218,10 +220,6 @@ impl Watch {
             Err(_) => Err(too_slow().into()),
         }
     }
-}
-
-fn too_slow() -> Refusal {
-    Refusal::new(Reason::ReaderTooSlow, "the reader did not keep up; reconnect")
 }
 
 /// What a replica says it acts on, each route once, in the order of their keys.
@@ -257,24 +255,23 @@ impl App {
         let applied = parse_applied(routes)?;
         let is_current = epoch == table_epoch(&self.db).await?;
         let now = self.clock.now();
-        // On its own, so that the replica's watch never waits for the locks below.
-        let mut db = self.db.connection().await?;
-        store::route::upsert_replica(&mut db, &environment, replica, now).await?;
-        drop(db);
         let mut tx = self.db.begin(deadline).await?;
+        store::route::upsert_replica(&mut tx, &environment, replica, now).await?;
+        let mut waiting = Vec::new();
         if is_current && !applied.tenants.is_empty() {
             store::route::upsert_applied(&mut tx, &environment, replica, &applied, now).await?;
             let Applied { tenants, components, revisions: _ } = &applied;
-            let waiting =
-                store::rollout::list_rolling_back(&mut tx, &environment, tenants, components).await?;
-            for (tenant, rollout) in waiting {
-                // The last of several replicas that report at once sees what the others wrote.
-                store::component::lock_of_rollout(&mut tx, &tenant, rollout).await?;
-                let actor = Actor { tenant, principal: caller.principal.clone(), now };
-                apply::confirm(&mut tx, &actor, rollout).await?;
+            waiting = store::rollout::list_rolling_back(&mut tx, &environment, tenants, components).await?;
+        }
+        // Before anything is confirmed, so that of several replicas that report at once one sees what the others wrote.
+        tx.commit().await?;
+        for (tenant, rollout) in waiting {
+            let actor = Actor { tenant, principal: caller.principal.clone(), now };
+            // What one component holds up is left to the worker: the replica speaks for every tenant.
+            if let Err(failure) = apply::try_confirm(&self.db, &actor, rollout).await {
+                tracing::warn!(%rollout, error = ?failure, "rollback not confirmed with the report");
             }
         }
-        tx.commit().await?;
         Ok(pb::ReportAppliedResponse {})
     }
 }

@@ -143,7 +143,8 @@ pub async fn lock_of_rollout(
     .await
 }
 
-/// As [`lock_of_rollout`], but none, too, where another transaction holds the lock.
+/// Locks the component that the rollout is of, without waiting; false where another transaction holds the lock or there is
+/// no such rollout.
 #[tracing::instrument(name = "db.component.try_lock_of_rollout", skip_all)]
 pub async fn try_lock_of_rollout(
     db: &mut PgConnection,

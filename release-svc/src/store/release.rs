@@ -206,15 +206,15 @@ pub async fn list(
         .collect()
 }
 
-/// The greatest versions of a component but for `except` and for those that were rejected or cancelled: of all, and of
-/// the line of `version`.
+/// The greatest versions of a component but for those that were rejected or cancelled: of all, and of the line of
+/// `version`. Drafts count where somebody asks for a new version, not where one of them is submitted.
 #[tracing::instrument(name = "db.release.latest", skip_all)]
 pub async fn latest(
     db: &mut PgConnection,
     tenant: &TenantId,
     component: &ComponentId,
     version: &Version,
-    except: Option<ReleaseId>,
+    with_drafts: bool,
 ) -> sqlx::Result<Latest> {
     let row = sqlx::query!(
         r#"with counted as (
@@ -222,7 +222,7 @@ pub async fn latest(
             from release.releases
             where tenant_id = $1 and component = $2
                 and state not in ('REJECTED', 'CANCELLED')
-                and ($4::uuid is null or release_id <> $4)
+                and ($4 or state <> 'DRAFT')
         )
         select
             (select semver from counted where starts_with(semver_key, $3) order by semver_key desc limit 1) as of_line,
@@ -230,7 +230,7 @@ pub async fn latest(
         tenant.as_str(),
         component.as_str(),
         version.line_key(),
-        except.map(ReleaseId::uuid),
+        with_drafts,
     )
     .fetch_one(db)
     .await?;
@@ -241,7 +241,8 @@ pub async fn latest(
     Ok(Latest { of_line: parse(row.of_line)?, of_all: parse(row.of_all)? })
 }
 
-/// In how many environments it is stable, and in how many it is being rolled out or back.
+/// In how many environments it is stable, in how many it is being rolled out or back, and whether all environments with
+/// the component serve a greater version.
 #[tracing::instrument(name = "db.release.standing", skip_all)]
 pub async fn standing(
     db: &mut PgConnection,
@@ -256,12 +257,47 @@ pub async fn standing(
                 where tenant_id = $1 and component = $2 and stable_release_id = $3) as "stable_in!",
             (select count(*) from release.rollouts
                 where tenant_id = $1 and component = $2 and release_id = $3
-                    and state in ('RUNNING', 'ROLLING_BACK')) as "under_way_in!""#,
+                    and state in ('RUNNING', 'ROLLING_BACK')) as "under_way_in!",
+            not exists (
+                select
+                from release.routes route
+                join release.releases stable
+                    on stable.tenant_id = route.tenant_id and stable.release_id = route.stable_release_id
+                join release.releases this on this.tenant_id = route.tenant_id and this.release_id = $3
+                where route.tenant_id = $1 and route.component = $2 and stable.semver_key <= this.semver_key
+            ) as "is_surpassed!""#,
         tenant.as_str(),
         component.as_str(),
         id.uuid(),
     )
     .fetch_one(db)
+    .await
+}
+
+/// Releases of a component that are RELEASED but stable in no environment any more.
+#[tracing::instrument(name = "db.release.list_replaced", skip_all)]
+pub async fn list_replaced(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    limit: i64,
+) -> sqlx::Result<Vec<ReleaseId>> {
+    sqlx::query_scalar!(
+        r#"select release_id as "release_id: ReleaseId"
+        from release.releases this
+        where tenant_id = $1 and component = $2 and state = 'RELEASED'
+            and not exists (
+                select
+                from release.routes route
+                where route.tenant_id = $1 and route.component = $2 and route.stable_release_id = this.release_id
+            )
+        order by semver_key
+        limit $3"#,
+        tenant.as_str(),
+        component.as_str(),
+        limit,
+    )
+    .fetch_all(db)
     .await
 }
 
