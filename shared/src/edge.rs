@@ -28,6 +28,8 @@ use crate::time::Clock;
 
 /// Longest a unary call may take, whatever its caller allows.
 const CALL_MAX: Duration = Duration::from_secs(30);
+/// Upper bounds of the histogram's buckets, as OpenTelemetry's conventions for rpc advise.
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// tonic's own timer makes a reply that cannot be given a reason any more; ours fires so much before.
 const HEAD_START: Duration = Duration::from_millis(2);
 
@@ -87,6 +89,7 @@ impl Edge {
             durations: opentelemetry::global::meter("tandem")
                 .f64_histogram("rpc.server.call.duration")
                 .with_unit("s")
+                .with_boundaries(SECONDS.to_vec())
                 .build(),
         })
     }

@@ -28,22 +28,25 @@ async fn trace_of_a_rollout_goes_from_its_caller_through_both_services_to_sql() 
     }
     let started = format!("{:032x}", 0x51a7_u128 << 64 | u128::from(std::process::id()));
     let advanced = format!("{:032x}", 0xad7a_u128 << 64 | u128::from(std::process::id()));
-    roll_out(&stack, &started, &advanced).await;
-    for (trace, method, write) in
-        [(started, "StartRollout", "db.rollout.insert"), (advanced, "AdvanceRollout", "db.rollout.update")]
-    {
-        let method = format!("tandem.release.v1.RolloutService/{method}");
-        let report = "tandem.release.v1.RoutingService/ReportApplied";
-        let expected = [
-            [(RELEASE, method.as_str()), (RELEASE, write)],
-            [(RELEASE, method.as_str()), (SESSION, "routes.apply")],
-            [(SESSION, "routes.apply"), (SESSION, "db.route.save")],
-            [(RELEASE, method.as_str()), (RELEASE, report)],
-            [(SESSION, "routes.report"), (RELEASE, report)],
-            [(RELEASE, report), (RELEASE, "db.route_applied")],
-        ];
-        assert_traced(&stack, &trace, &method, &expected).await;
-    }
+    // One after the other: of two changes of a route that come together, session-svc is told the later one only.
+    let rollout = start_canary(&stack, &started).await;
+    assert_traced_through_the_pair(&stack, &started, "StartRollout", "db.rollout.insert").await;
+    advance(&stack, rollout, &advanced).await;
+    assert_traced_through_the_pair(&stack, &advanced, "AdvanceRollout", "db.rollout.update").await;
+}
+
+async fn assert_traced_through_the_pair(stack: &Observed, trace: &str, method: &str, write: &str) {
+    let method = format!("tandem.release.v1.RolloutService/{method}");
+    let report = "tandem.release.v1.RoutingService/ReportApplied";
+    let expected = [
+        [(RELEASE, method.as_str()), (RELEASE, write)],
+        [(RELEASE, method.as_str()), (SESSION, "routes.apply")],
+        [(SESSION, "routes.apply"), (SESSION, "db.route.save")],
+        [(RELEASE, method.as_str()), (RELEASE, report)],
+        [(SESSION, "routes.report"), (RELEASE, report)],
+        [(RELEASE, report), (RELEASE, "db.route_applied")],
+    ];
+    assert_traced(stack, trace, &method, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,27 +91,27 @@ async fn calls_of_both_services_are_measured() {
     }
 }
 
-/// A first release for everyone, then a canary that is advanced once.
-async fn roll_out(stack: &Observed, started: &str, advanced: &str) {
+/// A first release for everyone, then a canary.
+async fn start_canary(stack: &Observed, trace: &str) -> String {
     let component = Component {
         component: "traced".to_owned(),
         approval_policy: "starter".to_owned(),
         ..Component::default()
     };
     let request = CreateComponentRequest { component: Some(component), request_id: String::new() };
-    stack
-        .catalog()
-        .create_component(stack.ask(request))
-        .await
-        .expect("a component is made");
+    let made = stack.catalog().create_component(stack.ask(request)).await;
+    made.expect("a component is made");
     start(stack, "1.0", &[], "").await;
-    let rollout = start(stack, "1.1", &[1_000, 5_000], &trace_parent(started)).await;
-    let request = AdvanceRolloutRequest { rollout_id: rollout, ..AdvanceRolloutRequest::default() };
-    let advance = stack
+    start(stack, "1.1", &[1_000, 5_000], &trace_parent(trace)).await
+}
+
+async fn advance(stack: &Observed, rollout_id: String, trace: &str) {
+    let request = AdvanceRolloutRequest { rollout_id, ..AdvanceRolloutRequest::default() };
+    let advanced = stack
         .rollouts()
-        .advance_rollout(stack.ask_in(&trace_parent(advanced), request))
+        .advance_rollout(stack.ask_in(&trace_parent(trace), request))
         .await;
-    advance.expect("the rollout is advanced");
+    advanced.expect("the rollout is advanced");
 }
 
 async fn start(stack: &Observed, version: &str, steps: &[i32], trace_parent: &str) -> String {

@@ -104,7 +104,7 @@ pub struct Applied {
     pub request_id: Uuid,
     /// First half of the hash of method and body.
     pub body_hash: [u8; 16],
-    /// The line that an addition went to.
+    /// The line that it was about.
     pub line: Option<LineId>,
 }
 

@@ -70,7 +70,7 @@ impl Change {
 /// What a change did besides changing the cart.
 #[derive(Default)]
 struct Outcome {
-    /// The line that took an addition in.
+    /// The line that it was about.
     line: Option<LineId>,
     data: Value,
     /// Holds the visit of this session from now on.
@@ -164,7 +164,7 @@ impl App {
         }
         let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
         let held = holds.or(lets_go);
-        let data = event_data(data, &cart, held);
+        let data = event_data(data, &cart, line, held);
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
         tx.commit().await?;
         if let Some(session) = held {
@@ -321,8 +321,11 @@ fn no_cart() -> Refusal {
     Refusal::new(Reason::CartNotFound, "there is no such cart")
 }
 
-fn event_data(mut data: Value, cart: &Cart, held: Option<SessionId>) -> Value {
+fn event_data(mut data: Value, cart: &Cart, line: Option<LineId>, held: Option<SessionId>) -> Value {
     data["shopper_id"] = cart.shopper.to_string().into();
+    if let Some(line) = line {
+        data["line_id"] = line.to_string().into();
+    }
     if let Some(session) = held {
         data["session_id"] = session.to_string().into();
     }
