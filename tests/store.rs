@@ -54,6 +54,46 @@ async fn a_session_is_revoked_once() {
 }
 
 #[tokio::test]
+async fn a_session_is_held_until_the_last_of_its_checkouts_ends_in_the_visit_it_was_answered() {
+    let (stack, id, _) = a_session().await;
+    let mut db = stack.database.connect().await;
+    let stored = session::find(&mut db, &tenant(), id).await.unwrap().unwrap().visit;
+    let answered = Visit { started_at: stack.now() + TimeDelta::minutes(40), ..stored.clone() };
+    let (euros, pounds) =
+        (CartId::new(stack.now(), stack.entropy.bytes()), CartId::new(stack.now(), stack.entropy.bytes()));
+    for cart in [euros, pounds, euros] {
+        assert!(session::hold(&mut db, &tenant(), id, cart, &stored, &answered).await.unwrap());
+    }
+    for (cart, is_held) in [(pounds, true), (euros, false)] {
+        session::release_hold(&mut db, &tenant(), id, cart).await.unwrap();
+        let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
+        assert_eq!((session.in_checkout, &session.visit), (is_held, &answered));
+        assert_eq!(
+            session::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(),
+            !is_held
+        );
+    }
+    let elsewhere = Visit { started_at: stack.now(), ..answered };
+    assert!(
+        !session::hold(&mut db, &tenant(), id, euros, &elsewhere, &elsewhere)
+            .await
+            .unwrap()
+    );
+}
+
+#[tokio::test]
+async fn the_previous_binary_starts_on_the_schema_of_the_next() {
+    let (stack, ..) = a_session().await;
+    let mut db = stack.database.connect().await;
+    let next =
+        "insert into session._sqlx_migrations (version, description, success, checksum, execution_time)
+        values (9999, 'of the next', true, ''::bytea, 0)";
+    sqlx::raw_sql(next).execute(&mut db).await.unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    migrate(&stack.database.url, &session_svc::MIGRATOR, &stop).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_revoked_session_takes_no_hold_and_no_touch() {
     let (stack, id, _) = a_session().await;
     let mut db = stack.database.connect().await;
@@ -62,7 +102,11 @@ async fn a_revoked_session_takes_no_hold_and_no_touch() {
         .await
         .unwrap();
     let cart = CartId::new(stack.now(), stack.entropy.bytes());
-    assert!(!session::hold(&mut db, &tenant(), id, cart).await.unwrap());
+    assert!(
+        !session::hold(&mut db, &tenant(), id, cart, &before.visit, &before.visit)
+            .await
+            .unwrap()
+    );
     let seen_at = stack.now() + TimeDelta::minutes(5);
     let moved = Visit { started_at: seen_at, ..before.visit.clone() };
     let touch = Touch { tenant: tenant(), session: id, seen_at, visit: Some((moved, before.visit)) };

@@ -37,7 +37,7 @@ create table session.sessions (
     absolute_deadline timestamptz not null,
     visit_started_at timestamptz not null,
     pins bytea not null,
-    checkout_cart_id uuid,
+    checkout_cart_ids uuid[],
     revoked_at timestamptz,
     revoke_reason text,
     constraint sessions_pkey primary key (tenant_id, session_id),
@@ -52,7 +52,8 @@ comment on column session.sessions.token_hash is 'SHA-256 of the token''s secret
 comment on column session.sessions.subject_digest is 'HMAC of issuer and sub under the subject-digest key.';
 comment on column session.sessions.last_seen_at is 'Up to the flush interval behind; never goes back.';
 comment on column session.sessions.pins is 'tandem.session.storage.v1.VisitPins, equal bytes for equal pins.';
-comment on column session.sessions.checkout_cart_id is 'A cart in checkout, which holds the visit on its releases.';
+comment on column session.sessions.checkout_cart_ids is 'Carts in checkout, which hold the visit on its releases; null where there is none.';
+alter table session.sessions add constraint sessions_checkout_check check (cardinality(checkout_cart_ids) > 0);
 
 create table session.carts (
     tenant_id text not null,

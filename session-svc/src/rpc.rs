@@ -147,7 +147,9 @@ impl App {
                 Ok(Some(Found { entry, fresh_as_of: now, degraded: false }))
             }
             (Err(error), Some((fresh_as_of, entry)))
-                if is_away(&error) && is_within(fresh_as_of, now, entry.value.policy.outage_bound) =>
+                if !strong
+                    && is_away(&error)
+                    && is_within(fresh_as_of, now, entry.value.policy.outage_bound) =>
             {
                 Ok(Some(Found { entry, fresh_as_of, degraded: true }))
             }

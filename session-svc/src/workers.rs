@@ -6,11 +6,13 @@ use serde_json::json;
 use shared::id::{SessionId, TenantId};
 use shared::outbox::Event;
 use shared::replay;
+use shared::status::is_away;
 use shared::time::Time;
 
 use crate::OUTBOX;
 use crate::rpc::App;
 use crate::store;
+use crate::store::session::Touch;
 use crate::touches::BATCH;
 
 /// Twice the rate that idle deadlines allow for (`SessionPolicy::flush_interval`).
@@ -19,23 +21,40 @@ pub const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 pub const PURGE_INTERVAL: Duration = Duration::from_mins(1);
 const PURGE_BATCH: i64 = 1000;
 
-/// Writes what validations saw.
+/// Writes what validations saw. A batch that fails goes row by row, so that one row that somebody holds keeps back none but
+/// itself; it is tried again with the next pass.
 pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
     let touches = app.touches.pending();
+    let mut outcome = Ok(touches.len() as u64);
     for batch in touches.chunks(BATCH) {
-        let now = app.clock.now();
-        let mut tx = app.db.begin(None).await?;
-        let changed = store::session::touch(&mut tx, batch).await?;
-        for (tenant, session) in &changed {
-            OUTBOX.append(&mut tx, &pinned(tenant, *session, now)).await?;
+        match flush_batch(app, batch).await {
+            Ok(()) => {}
+            Err(error) if is_away(&error) => return Err(error),
+            Err(_) => {
+                for touch in batch {
+                    if let Err(error) = flush_batch(app, std::slice::from_ref(touch)).await {
+                        outcome = Err(error);
+                    }
+                }
+            }
         }
-        tx.commit().await?;
-        for key in changed {
-            app.sessions.invalidate(&key);
-        }
-        app.touches.written(batch);
     }
-    Ok(touches.len() as u64)
+    outcome
+}
+
+async fn flush_batch(app: &App, batch: &[Touch]) -> sqlx::Result<()> {
+    let now = app.clock.now();
+    let mut tx = app.db.begin(None).await?;
+    let changed = store::session::touch(&mut tx, batch).await?;
+    for (tenant, session) in &changed {
+        OUTBOX.append(&mut tx, &pinned(tenant, *session, now)).await?;
+    }
+    tx.commit().await?;
+    for key in changed {
+        app.sessions.invalidate(&key);
+    }
+    app.touches.written(batch);
+    Ok(())
 }
 
 /// A visit has other pins than before: every replica reads the session anew.

@@ -93,6 +93,15 @@ impl Caller {
         self.touchpoints.is_some()
     }
 
+    /// Refuses a caller who is limited to touchpoints.
+    pub fn require_unlimited(&self) -> Result<(), Refusal> {
+        if self.touchpoints.is_none() {
+            return Ok(());
+        }
+        let text = "a caller whose token is limited to touchpoints may not do this";
+        Err(Refusal::new(Reason::CallerTouchpointRefused, text))
+    }
+
     /// Refuses a workload.
     pub fn require_person(&self) -> Result<(), Refusal> {
         if self.is_person {

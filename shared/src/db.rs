@@ -221,6 +221,14 @@ pub async fn migrate(
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
     }
+    let migrator = Migrator {
+        migrations: migrator.migrations.clone(),
+        ignore_missing: true,
+        locking: migrator.locking,
+        no_tx: migrator.no_tx,
+        table_name: migrator.table_name.clone(),
+        create_schemas: migrator.create_schemas.clone(),
+    };
     migrator.run(&mut connection).await?;
     // Closing the connection gives the lock back.
     connection.close().await.map_err(DbError::Refused)

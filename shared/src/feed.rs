@@ -16,6 +16,7 @@ use crate::snapshot::{Cursor, Snapshot};
 use crate::time::{Clock, Time, from_micros};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
+const POLL_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 const PAGE: i64 = 500;
 /// Batches a listener may lag behind before it is cut off.
@@ -82,7 +83,9 @@ impl Feed {
         let mut cursor = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
             let began = clock.now();
-            let pause = match self.poll(cursor.clone(), began, &mut apply).await {
+            // The server's own limits do not help where it does not answer at all.
+            let polled = tokio::time::timeout(POLL_LIMIT, self.poll(cursor.clone(), began, &mut apply)).await;
+            let pause = match polled.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(next) => {
                     cursor = Some(next);
                     self.polled_at.fetch_max(began.timestamp_micros(), Ordering::AcqRel);

@@ -51,6 +51,9 @@ pub enum KeyRingError {
     /// Nothing to work with.
     #[error("the key ring has no key for {0:?}; `tandem keys` makes one")]
     Missing(Purpose),
+    /// Which of them made the digests that are stored?
+    #[error("the key ring has two keys for subject digests; there can only be one, for ever")]
+    TwoDigestKeys,
     /// It would make strangers of everyone known.
     #[error("the subject-digest key never rotates: the digests of everyone known hang on it")]
     Fixed,
@@ -91,6 +94,9 @@ impl KeyRing {
             if keys.insert(id, (purpose, key)).is_some() {
                 return Err(KeyRingError::Duplicate(id));
             }
+        }
+        if keys.values().filter(|(purpose, _)| *purpose == Purpose::SubjectDigest).count() > 1 {
+            return Err(KeyRingError::TwoDigestKeys);
         }
         let ring = Self { keys };
         match Purpose::ALL.into_iter().find(|purpose| ring.newest(*purpose).is_none()) {

@@ -33,6 +33,7 @@ const LOGS: &str = "info,sqlx::postgres::notice=warn";
 /// For connections to close once their last call is answered.
 const FAREWELL: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+const PING_LIMIT: Duration = Duration::from_secs(3);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 const KEYS_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -212,13 +213,15 @@ async fn monitor(
     let (mut seen_at, mut clock_at, mut keys_at) = (Instant::now(), None::<Instant>, Instant::now());
     let mut is_serving = true;
     loop {
-        let is_there = if clock_at.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {
-            let read = db.read_clock(&clock).await;
-            clock_at = read.is_ok().then(Instant::now).or(clock_at);
-            read.is_ok()
-        } else {
-            db.ping().await.is_ok()
-        };
+        // The server's own limits do not help where it does not answer at all.
+        let asked = tokio::time::timeout(PING_LIMIT, async {
+            if clock_at.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {
+                db.read_clock(&clock).await.map(|_| clock_at = Some(Instant::now()))
+            } else {
+                db.ping().await
+            }
+        });
+        let is_there = matches!(asked.await, Ok(Ok(())));
         if is_there {
             seen_at = Instant::now();
         }

@@ -177,7 +177,7 @@ fn storage_refusal(error: &sqlx::Error) -> Option<Refusal> {
                 .retry_after(Duration::from_millis(50)),
         ),
         "57014" => Some(Refusal::new(Reason::DeadlinePassed, "the statement took longer than allowed")),
-        "53300" | "53400" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" |
+        "53100" | "53200" | "53300" | "53400" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" |
         // What is refused while connecting: no such database, or one that takes no connections.
         "3D000" | "55000" => Some(unavailable()),
         code if code.starts_with("08") || code.starts_with("28") => Some(unavailable()),

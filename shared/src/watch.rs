@@ -160,7 +160,7 @@ impl Events {
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
             cursor = self.deliver(&batch, filter, cursor, sender).await?;
-            if heard_at.elapsed() >= HEARTBEAT {
+            if batch.is_last && heard_at.elapsed() >= HEARTBEAT {
                 let heartbeat = pb::Heartbeat {
                     complete_until: Some(to_proto(batch.complete_until.min(self.clock.now()))),
                 };
@@ -231,6 +231,7 @@ impl EventService for EventRpc {
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let caller = Caller::of(&request).map_err(Failure::from)?;
+        caller.require_unlimited().map_err(Failure::from)?;
         let pb::WatchEventsRequest { resume_token, types, subject } = request.into_inner();
         parse::at_most("types", &types, 32).map_err(Failure::from)?;
         let cursor = match resume_token.as_str() {

@@ -9,6 +9,9 @@ use opentelemetry::metrics::Counter;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// Longer than any pass takes against a database that answers.
+const PASS_LIMIT: Duration = Duration::from_mins(1);
+
 /// Runs `pass` every `interval`, jittered by a tenth so that replicas drift apart, and when nudged, until told to stop.
 /// A pass says how much it did.
 pub async fn run<F>(
@@ -31,7 +34,8 @@ pub async fn run<F>(
         // Listening begins before the pass looks, so that no nudge falls between the two.
         let nudged = nudge.notified();
         let worker = KeyValue::new("worker", name);
-        let outcome = match pass().await {
+        let finished = tokio::time::timeout(PASS_LIMIT, pass()).await;
+        let outcome = match finished.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(count) => {
                 if count > 0 {
                     tracing::debug!(worker = name, count, "pass");

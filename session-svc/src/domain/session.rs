@@ -1,6 +1,6 @@
 //! Sessions: when they live, when they ended, and why.
 
-use shared::id::{CartId, SessionId, ShopperId, TouchpointId};
+use shared::id::{SessionId, ShopperId, TouchpointId};
 use shared::time::Time;
 
 use super::token::TokenHash;
@@ -30,8 +30,8 @@ pub struct Session {
     pub absolute_deadline: Time,
     /// The present visit.
     pub visit: Visit,
-    /// A cart in checkout, which holds the visit on its releases.
-    pub checkout: Option<CartId>,
+    /// Whether a cart is in checkout, which holds the visit on its releases.
+    pub in_checkout: bool,
     /// Whether it was ended.
     pub state: State,
 }
@@ -130,7 +130,7 @@ mod tests {
             last_seen_at: at(1000),
             absolute_deadline: at(1000 + 24 * 3600),
             visit: Visit::default(),
-            checkout: None,
+            in_checkout: false,
             state: State::Open,
         }
     }

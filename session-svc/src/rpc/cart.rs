@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use shared::auth::Caller;
 use shared::db::Tx;
 use shared::edge::Deadline;
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId};
+use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TenantId};
 use shared::mutation::Actor;
 use shared::parse::{etag, etag_of, known, line, optional, parse, required, within};
 use shared::pb::common::Money;
@@ -23,10 +23,14 @@ use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::validate::Seen;
 use super::{App, overtaken};
 use crate::OUTBOX;
+use crate::cache::Entry;
 use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
 use crate::domain::session::Ended;
+use crate::domain::touchpoint::Touchpoint;
+use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::Place;
 
@@ -34,8 +38,14 @@ use crate::store::cart::Place;
 struct Shopper {
     id: ShopperId,
     group: GroupId,
-    /// The session that named it.
-    session: Option<SessionId>,
+    /// The session that named it, and its touchpoint; whether it lives is not asked yet.
+    named_by: Option<(Seen, Arc<Entry<Touchpoint>>)>,
+}
+
+impl Shopper {
+    fn session_id(&self) -> Option<SessionId> {
+        self.named_by.as_ref().map(|(seen, _)| seen.session.id)
+    }
 }
 
 /// One change of a cart, as it was asked for.
@@ -73,8 +83,8 @@ struct Outcome {
     /// The line that it was about.
     line: Option<LineId>,
     data: Value,
-    /// Holds the visit of this session from now on.
-    holds: Option<SessionId>,
+    /// Whether the visit of the shopper's session is held from now on.
+    holds: bool,
     /// Lets go of the visit of this session.
     lets_go: Option<SessionId>,
 }
@@ -88,25 +98,43 @@ impl App {
     ) -> Result<Shopper, Failure> {
         match required("owner", required("owner", owner)?.owner)? {
             Owner::SessionToken(token) => {
-                let (session, touchpoint) = self.live_session(caller, &token, now).await?;
+                let (seen, touchpoint) = self.session_of(caller, &token, now).await?;
                 let text = "the session's touchpoint has no shoppers, hence no cart";
-                let id = session.shopper.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
-                Ok(Shopper { id, group: touchpoint.value.group.clone(), session: Some(session.id) })
+                let id = seen.session.shopper;
+                let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
+                let group = touchpoint.value.group.clone();
+                Ok(Shopper { id, group, named_by: Some((seen, touchpoint)) })
             }
             Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group }) => {
                 caller.require_scope("shopper.any")?;
+                caller.require_unlimited()?;
                 let id = parse("owner.shopper.shopper_id", &shopper_id)?;
                 let group = parse("owner.shopper.touchpoint_group", &touchpoint_group)?;
-                Ok(Shopper { id, group, session: None })
+                Ok(Shopper { id, group, named_by: None })
             }
         }
+    }
+
+    /// Refuses a shopper whose session does not live; answers the visit that it is in.
+    fn require_live_shopper(
+        &self,
+        tenant: &TenantId,
+        shopper: &Shopper,
+        now: Time,
+    ) -> Result<Option<Visit>, Ended> {
+        let live = |(seen, touchpoint): &(Seen, Arc<Entry<Touchpoint>>)| {
+            self.require_live(tenant, seen, &touchpoint.value, now)
+        };
+        shopper.named_by.as_ref().map(live).transpose()
     }
 
     async fn get_cart(&self, request: Request<pb::GetCartRequest>) -> Result<pb::GetCartResponse, Failure> {
         let caller = Caller::of(&request)?;
         let pb::GetCartRequest { owner, currency_code, cart_id } = request.into_inner();
+        let now = self.clock.now();
         if let Some(id) = optional::<CartId>("cart_id", &cart_id)? {
-            let shopper = self.shopper(&caller, owner, self.clock.now()).await?;
+            let shopper = self.shopper(&caller, owner, now).await?;
+            self.require_live_shopper(&caller.tenant, &shopper, now)?;
             let mut db = self.db.connection().await?;
             let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
             let cart = cart.filter(|cart| cart.group == shopper.group);
@@ -114,7 +142,8 @@ impl App {
             return Ok(pb::GetCartResponse { cart: Some((&cart).into()) });
         }
         let currency = parse("currency_code", &currency_code)?;
-        let shopper = self.shopper(&caller, owner, self.clock.now()).await?;
+        let shopper = self.shopper(&caller, owner, now).await?;
+        self.require_live_shopper(&caller.tenant, &shopper, now)?;
         let place =
             Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let cart = store::cart::find_open(&mut *self.db.connection().await?, &place).await?;
@@ -135,13 +164,14 @@ impl App {
         let tenant = &caller.tenant;
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let mut tx = self.db.begin(deadline).await?;
-        let mut cart = self.lock_cart(&mut tx, &place, kind == ADDED, now).await?;
+        let mut cart = self.lock_cart(&mut tx, &place, kind == ADDED, request_id, now).await?;
         if let Some(id) = request_id
             && let Some(applied) = cart.applied(id)
         {
             let is_same = applied.body_hash == body_hash;
             return if is_same { Ok(((&cart).into(), applied.line)) } else { Err(reused(id).into()) };
         }
+        let visit = self.require_live_shopper(tenant, &shopper, now)?;
         // The last order stands in for a cart only to answer what was asked before.
         if matches!(cart.state, State::Ordered { .. }) {
             return Err(no_cart().into());
@@ -154,16 +184,18 @@ impl App {
         if !store::cart::update(&mut tx, tenant, &cart).await? {
             return Err(overtaken());
         }
-        if let Some(session) = holds
-            && !store::session::hold(&mut tx, tenant, session, cart.id).await?
-        {
-            return Err(Ended::Revoked.into());
+        if holds && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit) {
+            let id = seen.session.id;
+            if !store::session::hold(&mut tx, tenant, id, cart.id, &seen.stored, visit).await? {
+                return Err(overtaken());
+            }
+            self.touches.moved(tenant, id);
         }
         if let Some(session) = lets_go {
             store::session::release_hold(&mut tx, tenant, session, cart.id).await?;
         }
         let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
-        let held = holds.or(lets_go);
+        let held = if holds { shopper.session_id() } else { lets_go };
         let data = event_data(data, &cart, line, held);
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
         tx.commit().await?;
@@ -174,19 +206,22 @@ impl App {
     }
 
     /// The open cart, locked. Where there is none, an addition makes one, which inherits the request ids of the shopper's
-    /// last order, so that a change repeated after the order is still known; anything else gets that last order.
+    /// last order, so that a change repeated later is still known. What the last order knows, and anything but an addition,
+    /// gets that order.
     async fn lock_cart(
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
         makes_cart: bool,
+        request_id: Option<Uuid>,
         now: Time,
     ) -> Result<Cart, Failure> {
         if let Some(cart) = store::cart::lock_open(tx, place).await? {
             return Ok(cart);
         }
         let last = store::cart::find_last_ordered(tx, place).await?;
-        if !makes_cart {
+        let is_known = |cart: &Cart| request_id.is_some_and(|id| cart.applied(id).is_some());
+        if !makes_cart || last.as_ref().is_some_and(is_known) {
             return last.ok_or_else(|| no_cart().into());
         }
         let cart = Cart {
@@ -272,8 +307,8 @@ impl App {
         let pb::BeginCheckoutRequest { currency_code, etag: seen, owner: _, request_id: _ } = message;
         let decide = |cart: &mut Cart, shopper: &Shopper, now| {
             etag(&seen, cart.version)?;
-            cart.begin_checkout(shopper.session, now)?;
-            Ok(Outcome { holds: shopper.session, data: json!({}), ..Outcome::default() })
+            cart.begin_checkout(shopper.session_id(), now)?;
+            Ok(Outcome { holds: true, data: json!({}), ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
         Ok(pb::BeginCheckoutResponse { cart: Some(cart) })

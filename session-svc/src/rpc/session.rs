@@ -19,7 +19,7 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 
-use super::{App, no_touchpoint, overtaken};
+use super::{App, no_touchpoint};
 use crate::domain::session::{Ended, RevokeReason, Session, State, Subject};
 use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::{SessionPolicy, Touchpoint};
@@ -50,7 +50,7 @@ impl App {
         let touchpoint = &found.entry.value;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return self.repeat(&caller, before),
+            Begun::Replayed(before) => return self.repeat_creation(&caller, before, subject, device),
         };
         let id = SessionId::new(work.now, self.entropy.bytes());
         let salt = self.new_salt()?;
@@ -69,13 +69,15 @@ impl App {
             let data = json!({"touchpoint": session.touchpoint.as_str()});
             work.tell("session.created", id.to_string(), data).await?;
         }
-        let answer = pb::CreateSessionResponse {
-            session: Some(session_to_proto(&session, &touchpoint.policy, work.now)),
+        let proto = session_to_proto(&session, &touchpoint.policy, work.now);
+        let pins = pins_to_proto(&session.visit.pins);
+        let kept = pb::CreateSessionResponse {
+            session: Some(without_person(&proto)),
             session_token: String::new(),
-            pins: pins_to_proto(&session.visit.pins),
+            pins: pins.clone(),
         };
-        let answer = work.answer_without_secret(answer, Some(&salt)).await?;
-        Ok(pb::CreateSessionResponse { session_token: token.expose(), ..answer })
+        work.answer_without_secret(kept, Some(&salt)).await?;
+        Ok(pb::CreateSessionResponse { session: Some(proto), session_token: token.expose(), pins })
     }
 
     fn new_session(
@@ -101,22 +103,45 @@ impl App {
             last_seen_at: now,
             absolute_deadline: now + touchpoint.policy.absolute_lifetime,
             visit: Visit { started_at: now, pins },
-            checkout: None,
+            in_checkout: false,
             state: State::Open,
         }
     }
 
-    /// The answer given before, with its token derived again.
-    fn repeat(
+    /// The answer given before, with its token derived again, and the person from the request, which is the same.
+    fn repeat_creation(
         &self,
         caller: &Caller,
         before: Replayed<pb::CreateSessionResponse>,
+        subject: Option<Subject>,
+        device: Option<String>,
     ) -> Result<pb::CreateSessionResponse, Failure> {
         let Replayed { answer, salt } = before;
-        let id = answer.session.as_ref().and_then(|session| session.session_id.parse().ok());
-        let id = id.ok_or_else(|| Failure::Bug("a kept answer without a session".to_owned()))?;
+        let broken = || Failure::Bug("a kept answer without a session".to_owned());
+        let session = answer.session.ok_or_else(broken)?;
+        let id = session.session_id.parse().map_err(|_| broken())?;
         let token = self.derive_token(caller, id, salt.as_deref().unwrap_or_default())?;
-        Ok(pb::CreateSessionResponse { session_token: token.expose(), ..answer })
+        let subject = subject.map(subject_to_proto);
+        let session = pb::Session { subject, device: device.unwrap_or_default(), ..session };
+        Ok(pb::CreateSessionResponse {
+            session: Some(session),
+            session_token: token.expose(),
+            pins: answer.pins,
+        })
+    }
+
+    /// The answer given before, with the person from the session's row.
+    async fn repeat_revocation(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        answer: pb::RevokeSessionResponse,
+    ) -> Result<pb::RevokeSessionResponse, Failure> {
+        let row = store::session::find(&mut *self.db.connection().await?, &caller.tenant, id).await?;
+        let (subject, device) = row.map(|session| (session.subject, session.device)).unwrap_or_default();
+        let (subject, device) = (subject.map(subject_to_proto), device.unwrap_or_default());
+        let session = answer.session.map(|session| pb::Session { subject, device, ..session });
+        Ok(pb::RevokeSessionResponse { session })
     }
 
     /// Key id and random bytes: all that must be kept to make the same secret again.
@@ -250,7 +275,7 @@ impl App {
         let reason: pb::RevokeReason = known("reason", message.reason)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            Begun::Replayed(before) => return self.repeat_revocation(&caller, id, before.answer).await,
         };
         let session = store::session::find(&mut work.tx, &caller.tenant, id).await?;
         let session = session.filter(|session| hash.is_none_or(|hash| session.token_hash == hash));
@@ -258,25 +283,43 @@ impl App {
         caller.require_touchpoint(&session.touchpoint)?;
         let touchpoint = store::touchpoint::find(&mut work.tx, &caller.tenant, &session.touchpoint).await?;
         let touchpoint = touchpoint.ok_or_else(|| no_touchpoint(&session.touchpoint))?;
-        let was_open = session.state == State::Open;
-        let session = session.revoke(work.now, reason_to_domain(reason));
-        if was_open && let State::Revoked { at, reason: why } = session.state {
-            if !store::session::revoke(&mut work.tx, &caller.tenant, id, at, why).await? {
-                return Err(overtaken());
+        let now = work.now;
+        let revoked = session.clone().revoke(now, reason_to_domain(reason));
+        let session = match (&session.state, &revoked.state) {
+            (State::Open, State::Revoked { at, reason: why }) => {
+                if store::session::revoke(&mut work.tx, &caller.tenant, id, *at, *why).await? {
+                    let data = json!({"reason": reason.as_str_name()});
+                    work.tell("session.revoked", id.to_string(), data).await?;
+                    revoked
+                } else {
+                    // Somebody else was first: their revocation stands.
+                    let first = store::session::find(&mut work.tx, &caller.tenant, id).await?;
+                    first.ok_or_else(|| no_session(id))?
+                }
             }
-            work.tell("session.revoked", id.to_string(), json!({"reason": reason.as_str_name()}))
-                .await?;
-        }
-        let session = session_to_proto(&session, &touchpoint.policy, work.now);
-        let answer = work.answer(pb::RevokeSessionResponse { session: Some(session) }).await?;
+            _ => session,
+        };
+        let session = session_to_proto(&session, &touchpoint.policy, now);
+        let kept = pb::RevokeSessionResponse { session: Some(without_person(&session)) };
+        work.answer(kept).await?;
         // The feed tells the other replicas; here it must hold before the caller hears of it.
         self.sessions.invalidate(&(caller.tenant.clone(), id));
-        Ok(answer)
+        Ok(pb::RevokeSessionResponse { session: Some(session) })
     }
+}
+
+/// What may be kept to answer a repetition with: records of requests hold no personal data.
+fn without_person(session: &pb::Session) -> pb::Session {
+    pb::Session { subject: None, device: String::new(), ..session.clone() }
 }
 
 fn no_session(id: SessionId) -> Refusal {
     Refusal::new(Reason::SessionNotFound, "there is no such session").with("session_id", id)
+}
+
+fn subject_to_proto(subject: Subject) -> pb::Subject {
+    let Subject { issuer, sub } = subject;
+    pb::Subject { issuer, sub }
 }
 
 fn parse_subject(subject: pb::Subject) -> Result<Subject, Refusal> {

@@ -43,9 +43,9 @@ fn unknown() -> Refusal {
 }
 
 /// A session as it is seen here, and the visit that its row has.
-struct Seen {
-    session: Session,
-    stored: Visit,
+pub(super) struct Seen {
+    pub(super) session: Session,
+    pub(super) stored: Visit,
     fresh_as_of: Time,
     degraded: bool,
 }
@@ -76,14 +76,13 @@ impl App {
         }
         caller.require_touchpoint(&touchpoint)?;
         let (now, strong) = (self.clock.now(), consistency == pb::Consistency::Strong);
-        let at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
+        let mut at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
         let Ok(token) = SessionToken::parse(&session_token) else {
             return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
         };
-        let policy = &at.entry.value.policy;
         for attempt in 0..MOVE_ATTEMPTS {
-            let Some(seen) = self.session(&caller.tenant, &token, &at, strong || attempt > 0, now).await?
-            else {
+            let strong = strong || attempt > 0;
+            let Some(seen) = self.session(&caller.tenant, &token, &at, strong, now).await? else {
                 return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
             };
             let (fresh_as_of, degraded) =
@@ -91,21 +90,28 @@ impl App {
             if seen.session.touchpoint != touchpoint {
                 return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
             }
-            if let Err(why) = seen.session.standing(policy, now) {
-                return Ok(verdict(verdict_of(why), fresh_as_of, degraded));
-            }
-            let visit = self.visit(&caller.tenant, &seen.session, &at.entry.value, now);
-            let moves =
-                visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
-            if moves && !seen.degraded {
-                if !self.move_visit(&caller.tenant, &seen, &visit, now).await? {
+            let policy = &at.entry.value.policy;
+            match seen.session.standing(policy, now) {
+                Ok(()) => {}
+                // The policy may have changed, too; nobody is logged out by an old one.
+                Err(Ended::Idle) if at.fresh_as_of < now => {
+                    at = self.required_touchpoint(&caller.tenant, &touchpoint, true, now).await?;
                     continue;
                 }
-                self.touches.note(&caller.tenant, seen.session.id, now, None);
-            } else {
-                let changed = (visit != seen.session.visit).then(|| (visit.clone(), seen.stored));
-                self.touches.note(&caller.tenant, seen.session.id, now, changed);
+                Err(why) => return Ok(verdict(verdict_of(why), fresh_as_of, degraded)),
             }
+            let mut visit = self.visit(&caller.tenant, &seen.session, &at.entry.value, now);
+            let moves =
+                visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
+            if moves && seen.degraded {
+                // A checkout may have begun that is not known here.
+                visit = seen.session.visit.clone();
+            } else if moves && !self.move_visit(&caller.tenant, &seen, &visit, now).await? {
+                continue;
+            }
+            let begun =
+                (visit.started_at != seen.session.visit.started_at).then(|| (visit.clone(), seen.stored));
+            self.touches.note(&caller.tenant, seen.session.id, now, begun);
             let session = Session { visit, last_seen_at: seen.session.last_seen_at.max(now), ..seen.session };
             return Ok(pb::ValidateSessionResponse {
                 session: Some(session_to_proto(&session, policy, now)),
@@ -116,14 +122,13 @@ impl App {
         Err(overtaken())
     }
 
-    /// The live session of a token, read from the database, with its touchpoint. Counts as activity, but moves no visit:
-    /// nobody would be told.
-    pub async fn live_session(
+    /// The session of a token, read from the database, with its touchpoint. Whether it lives is not asked yet.
+    pub(super) async fn session_of(
         &self,
         caller: &Caller,
         token: &str,
         now: Time,
-    ) -> Result<(Session, Arc<Entry<Touchpoint>>), Failure> {
+    ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
         let token = SessionToken::parse(token).map_err(|_| unknown())?;
         let tenant = &caller.tenant;
         let touch = self.touches.peek(tenant, token.session_id());
@@ -131,14 +136,31 @@ impl App {
             .await?
             .filter(|session| session.token_hash == token.hash())
             .ok_or_else(unknown)?;
-        let Seen { session, stored, .. } = Seen::new(session, touch.as_ref(), now);
-        caller.require_touchpoint(&session.touchpoint)?;
-        let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
-        session.standing(&touchpoint.value.policy, now)?;
-        let visit = self.visit(tenant, &session, &touchpoint.value, now);
-        let begun = (visit.started_at != session.visit.started_at).then_some((visit, stored));
-        self.touches.note(tenant, session.id, now, begun);
-        Ok((session, touchpoint))
+        let seen = Seen::new(session, touch.as_ref(), now);
+        caller.require_touchpoint(&seen.session.touchpoint)?;
+        let touchpoint = self
+            .required_touchpoint(tenant, &seen.session.touchpoint, false, now)
+            .await?
+            .entry;
+        Ok((seen, touchpoint))
+    }
+
+    /// Refuses a session that does not live. Counts as activity, and so may begin a visit, but moves none: nobody would be
+    /// told. Answers the visit that it is in.
+    pub(super) fn require_live(
+        &self,
+        tenant: &TenantId,
+        seen: &Seen,
+        touchpoint: &Touchpoint,
+        now: Time,
+    ) -> Result<Visit, Ended> {
+        let session = &seen.session;
+        session.standing(&touchpoint.policy, now)?;
+        let visit = self.visit(tenant, session, touchpoint, now);
+        let begins = visit.started_at != session.visit.started_at;
+        self.touches
+            .note(tenant, session.id, now, begins.then(|| (visit.clone(), seen.stored.clone())));
+        Ok(if begins { visit } else { session.visit.clone() })
     }
 
     /// The session of a token with what was seen of it since it was read; `None` if there is none, or the secret is not
@@ -180,7 +202,9 @@ impl App {
                 Ok(Some(Seen::new(session, touch.as_ref(), now)))
             }
             (Err(error), Some(seen))
-                if is_away(&error) && is_within(seen.fresh_as_of, now, touchpoint.policy.outage_bound) =>
+                if !strong
+                    && is_away(&error)
+                    && is_within(seen.fresh_as_of, now, touchpoint.policy.outage_bound) =>
             {
                 Ok(Some(Seen { degraded: true, ..seen }))
             }
@@ -192,7 +216,7 @@ impl App {
     /// checkout holds the releases, however long the payment takes.
     fn visit(&self, tenant: &TenantId, session: &Session, touchpoint: &Touchpoint, now: Time) -> Visit {
         let is_new = now >= session.last_seen_at + touchpoint.policy.visit_gap;
-        let (before, in_checkout) = (&session.visit, session.checkout.is_some());
+        let (before, in_checkout) = (&session.visit, session.in_checkout);
         self.routes.with(tenant, &touchpoint.components, now, |routing| Visit {
             started_at: if is_new { now } else { before.started_at },
             pins: if is_new && !in_checkout {

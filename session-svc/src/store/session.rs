@@ -25,7 +25,7 @@ struct Row {
     absolute_deadline: Time,
     visit_started_at: Time,
     pins: Vec<u8>,
-    checkout_cart_id: Option<Uuid>,
+    in_checkout: bool,
     revoked_at: Option<Time>,
     revoke_reason: Option<String>,
 }
@@ -61,7 +61,7 @@ impl TryFrom<Row> for Session {
                 started_at: row.visit_started_at,
                 pins: read_pins(&row.pins).ok_or_else(|| bad("pins"))?,
             },
-            checkout: row.checkout_cart_id.map(CartId::from_uuid),
+            in_checkout: row.in_checkout,
             state,
         })
     }
@@ -72,10 +72,11 @@ impl TryFrom<Row> for Session {
 pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sqlx::Result<Option<Session>> {
     sqlx::query_as!(
         Row,
-        "select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
-            last_seen_at, absolute_deadline, visit_started_at, pins, checkout_cart_id, revoked_at, revoke_reason
+        r#"select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
+            last_seen_at, absolute_deadline, visit_started_at, pins,
+            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
         from session.sessions
-        where tenant_id = $1 and session_id = $2",
+        where tenant_id = $1 and session_id = $2"#,
         tenant.as_str(),
         id.uuid(),
     )
@@ -106,8 +107,9 @@ pub async fn list(
 ) -> sqlx::Result<Vec<Session>> {
     let rows = sqlx::query_as!(
         Row,
-        "select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
-            last_seen_at, absolute_deadline, visit_started_at, pins, checkout_cart_id, revoked_at, revoke_reason
+        r#"select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
+            last_seen_at, absolute_deadline, visit_started_at, pins,
+            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
         from session.sessions
         where tenant_id = $1
             and session_id > $2
@@ -115,7 +117,7 @@ pub async fn list(
             and ($4::bytea is null or subject_digest = $4)
             and ($5::timestamptz is null or (revoked_at is null and absolute_deadline > $5))
         order by session_id
-        limit $6",
+        limit $6"#,
         tenant.as_str(),
         after.uuid(),
         filter.touchpoint.map(TouchpointId::as_str),
@@ -189,28 +191,36 @@ pub async fn revoke(
     Ok(done.rows_affected() == 1)
 }
 
-/// Holds a session's visit for a cart in checkout; false if the session was revoked.
+/// Holds a session for a cart in checkout, in the visit that it is in and on the releases of that visit, which its row may
+/// not have yet; false if the session was revoked, or is in another visit by now.
 #[tracing::instrument(name = "db.session.hold", skip_all)]
 pub async fn hold(
     db: &mut PgConnection,
     tenant: &TenantId,
     id: SessionId,
     cart: CartId,
+    stored: &Visit,
+    visit: &Visit,
 ) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update session.sessions
-        set checkout_cart_id = $3
-        where tenant_id = $1 and session_id = $2 and revoked_at is null",
+        set checkout_cart_ids = array_append(array_remove(checkout_cart_ids, $3), $3), visit_started_at = $4, pins = $5
+        where tenant_id = $1 and session_id = $2 and revoked_at is null
+            and (visit_started_at = $6 and pins = $7 or visit_started_at = $4 and pins = $5)",
         tenant.as_str(),
         id.uuid(),
         cart.uuid(),
+        visit.started_at,
+        write_pins(&visit.pins),
+        stored.started_at,
+        write_pins(&stored.pins),
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Lets go of a visit that this cart holds.
+/// Lets go of a visit, as far as this cart holds it.
 #[tracing::instrument(name = "db.session.release_hold", skip_all)]
 pub async fn release_hold(
     db: &mut PgConnection,
@@ -220,8 +230,8 @@ pub async fn release_hold(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "update session.sessions
-        set checkout_cart_id = null
-        where tenant_id = $1 and session_id = $2 and checkout_cart_id = $3",
+        set checkout_cart_ids = nullif(array_remove(checkout_cart_ids, $3), '{}')
+        where tenant_id = $1 and session_id = $2 and $3 = any(checkout_cart_ids)",
         tenant.as_str(),
         id.uuid(),
         cart.uuid(),
@@ -244,7 +254,7 @@ pub async fn move_visit(
         "update session.sessions
         set visit_started_at = $3, pins = $4
         where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6
-            and checkout_cart_id is null and revoked_at is null",
+            and checkout_cart_ids is null and revoked_at is null",
         tenant.as_str(),
         id.uuid(),
         to.started_at,
@@ -291,7 +301,8 @@ pub async fn touch(db: &mut PgConnection, touches: &[Touch]) -> sqlx::Result<Vec
             select touch.*,
                 touch.pins is not null
                     and session.visit_started_at = touch.old_visit_started_at
-                    and session.pins = touch.old_pins as is_new_visit
+                    and session.pins = touch.old_pins
+                    and (session.checkout_cart_ids is null or session.pins = touch.pins) as is_new_visit
             from session.sessions session
             join touch using (tenant_id, session_id)
             where session.revoked_at is null
