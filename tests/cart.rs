@@ -81,12 +81,31 @@ async fn a_request_id_is_known_by_the_next_cart_after_the_order() {
     caller.carts().add_cart_line(add.clone()).await.answer();
     begin_checkout(&caller, &token).await;
     complete_checkout(&caller, &token, "order-1").await;
-    // A phone that was offline sends again what is in the order already.
-    caller.carts().add_cart_line(add.clone()).await.answer();
+    // A phone that was offline sends again what is in the order already, and is answered with the order.
+    let again = caller.carts().add_cart_line(add.clone()).await.answer().cart.unwrap();
+    assert_eq!((again.state(), again.order_ref.as_str()), (CartState::Ordered, "order-1"));
     assert_eq!(get_cart(&caller, &token).await.lines, []);
     add_line(&caller, &token, "71053", 1).await;
     caller.carts().add_cart_line(add).await.answer();
     assert_eq!(quantities(&get_cart(&caller, &token).await), [("71053", 1)]);
+}
+
+#[tokio::test]
+async fn a_change_repeated_after_its_session_has_ended_is_answered_all_the_same() {
+    let (_stack, caller, token) = start().await;
+    add_line(&caller, &token, "85123A", 2).await;
+    begin_checkout(&caller, &token).await;
+    let request = pb::CompleteCheckoutRequest { request_id: id(3), ..completion(&token, "order-1") };
+    let first = caller.carts().complete_checkout(request.clone()).await.answer();
+    let session = validate(&caller, &token).await.session.unwrap();
+    revoke(&caller, &session).await;
+    assert_eq!(caller.carts().complete_checkout(request).await.answer(), first);
+    let new = pb::CompleteCheckoutRequest { request_id: id(4), ..completion(&token, "order-1") };
+    caller
+        .carts()
+        .complete_checkout(new)
+        .await
+        .refused(Code::FailedPrecondition, "SESSION_REVOKED");
 }
 
 #[tokio::test]

@@ -37,7 +37,8 @@ enum Command {
     Serve(serve::Command),
     /// Print an access token of the local issuer
     Token(token::Args),
-    /// Create, submit and roll out a release in one go; run again, it goes on where it stopped
+    /// Create, submit and roll out a release in one go; run again, it goes on where it stopped. Exits with 3 while the
+    /// release waits for approval
     Ship(ship::Args),
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]

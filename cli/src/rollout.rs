@@ -132,7 +132,7 @@ fn show(rollout: &Rollout) {
             rollout.rollback_reason
         )),
         RolloutState::RolledBack => term::say(format_args!(
-            "{what}: rolled back to {before} ({}); no session service exposes it any more",
+            "{what}: rolled back to {before} ({}); no new visit gets it; visits with an open checkout keep it until that ends",
             rollout.rollback_reason
         )),
         RolloutState::Unspecified => term::say(format_args!("{what}: unknown to this version of tandem")),

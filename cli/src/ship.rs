@@ -24,6 +24,9 @@ pub(crate) const ENVIRONMENT: &str = "local";
 /// States in which visits get the release; the newest rollout in one of them decides.
 pub(crate) const EXPOSED: [RolloutState; 2] = [RolloutState::Running, RolloutState::Succeeded];
 
+/// Exit code of a release that waits for approval, so that a pipeline does not take it for shipped.
+const WAITS: u8 = 3;
+
 /// Options of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,8 +44,8 @@ pub(crate) struct Args {
     /// What changes for people
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     notes: String,
-    /// Move running visits, too, except those with an open checkout
-    #[arg(long)]
+    /// Move running visits, too, as they are seen while the rollout runs, except those with an open checkout
+    #[arg(long, requires = "canary")]
     all_sessions: bool,
     #[command(flatten)]
     identity: Identity,
@@ -106,9 +109,15 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
                 release.submitter,
                 shell.approve(address, &release.release_id),
             ));
-            Ok(ExitCode::SUCCESS)
+            Ok(ExitCode::from(WAITS))
         }
         Shipped::Rollout(rollout, is_new) => {
+            if !is_new
+                && !rollout.step_exposures_bps.starts_with(&plan.steps)
+                && rollout.state() == RolloutState::Running
+            {
+                term::note("it runs already, with the steps that it was started with");
+            }
             if is_new {
                 tell_governance(&mut releases, component, &shell, address).await?;
             }
@@ -291,7 +300,10 @@ fn tell_rollout(rollout: &Rollout, environment: &str, shell: &Shell) -> Result<E
             Ok(ExitCode::SUCCESS)
         }
         RolloutState::Succeeded => {
-            term::say(format_args!("{component} {version} is on every new visit in {environment}"));
+            term::say(format_args!(
+                "{component} {version} is on every new visit in {environment}; should it break, ship the old code under a \
+                 new version"
+            ));
             Ok(ExitCode::SUCCESS)
         }
         RolloutState::Unspecified | RolloutState::RollingBack | RolloutState::RolledBack => {

@@ -112,11 +112,7 @@ pub fn keep(session: SessionId, pins: &Pins, in_checkout: bool, routing: &Routin
 }
 
 fn go_on(session: SessionId, route: &Route, pin: &Pin, may_expose: bool) -> Pin {
-    if route.withdrawn.contains(&pin.release.id) {
-        let stable = route.stable.clone().filter(|stable| !route.withdrawn.contains(&stable.id));
-        let arm = pin.arm.map(|(rollout, _)| (rollout, Arm::Control));
-        return stable.map_or_else(|| pin.clone(), |release| Pin { release, arm });
-    }
+    let pin = if route.withdrawn.contains(&pin.release.id) { let_go(route, pin) } else { pin.clone() };
     let concerns_running = route.rollout.as_ref().is_some_and(|rollout| rollout.is_all_sessions);
     let assigned = concerns_running.then(|| assign(session, route, pin.arm, may_expose)).flatten();
     match assigned {
@@ -124,8 +120,21 @@ fn go_on(session: SessionId, route: &Route, pin: &Pin, may_expose: bool) -> Pin 
         Some(Pin { release, arm: Some((rollout, Arm::Canary)) }) => {
             Pin { release, arm: Some((rollout, Arm::Canary)) }
         }
-        _ => pin.clone(),
+        _ => pin,
     }
+}
+
+/// Off a withdrawn release, onto the stable one: the control of the rollout that it was, unless another one runs by now.
+fn let_go(route: &Route, pin: &Pin) -> Pin {
+    let Some(release) = route.stable.clone().filter(|stable| !route.withdrawn.contains(&stable.id)) else {
+        return pin.clone();
+    };
+    let is_other = |id| route.rollout.as_ref().is_some_and(|rollout| rollout.id != id);
+    let arm = pin
+        .arm
+        .filter(|(rollout, _)| !is_other(*rollout))
+        .map(|(rollout, _)| (rollout, Arm::Control));
+    Pin { release, arm }
 }
 
 fn assign(
@@ -237,6 +246,22 @@ mod tests {
         assert_eq!(served(&moved(true)), Some(release(CANARY).id));
         assert_eq!(served(&moved(false)), Some(release(STABLE).id));
         assert_eq!(moved(false)[&shop()].arm.map(|(_, arm)| arm), Some(Arm::Control));
+    }
+
+    #[test]
+    fn who_is_let_go_while_another_rollout_runs_is_no_control_of_the_old_one_and_moves_once() {
+        let pins = with(&route(10_000, false), true, |r| begin(session(1), &Pins::new(), r));
+        let next = |is_all_sessions| {
+            let id = RolloutId::from_uuid(uuid::Uuid::from_u128(10));
+            let next =
+                Rollout { id, release: release(3), exposure_bps: 10_000, salt: "t".into(), is_all_sessions };
+            Route { rollout: Some(next), withdrawn: vec![release(CANARY).id], ..route(0, false) }
+        };
+        let kept = with(&next(false), true, |r| keep(session(1), &pins, false, r));
+        assert_eq!(kept[&shop()], Pin { release: release(STABLE), arm: None });
+        let moved = with(&next(true), true, |r| keep(session(1), &pins, false, r));
+        assert_eq!(served(&moved), Some(release(3).id));
+        assert_eq!(with(&next(true), true, |r| keep(session(1), &moved, false, r)), moved);
     }
 
     #[test]

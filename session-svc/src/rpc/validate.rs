@@ -71,9 +71,6 @@ impl App {
         let pb::ValidateSessionRequest { session_token, touchpoint, consistency } = request.into_inner();
         let touchpoint = parse("touchpoint", &touchpoint)?;
         let consistency: pb::Consistency = known_or_default("consistency", consistency)?;
-        if session_token.is_empty() {
-            return Err(Refusal::field("session_token", "is required").into());
-        }
         caller.require_touchpoint(&touchpoint)?;
         let (now, strong) = (self.clock.now(), consistency == pb::Consistency::Strong);
         let mut at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
