@@ -184,12 +184,11 @@ impl App {
         if !store::cart::update(&mut tx, tenant, &cart).await? {
             return Err(overtaken());
         }
-        if holds && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit) {
-            let id = seen.session.id;
-            if !store::session::hold(&mut tx, tenant, id, cart.id, &seen.stored, visit).await? {
-                return Err(overtaken());
-            }
-            self.touches.moved(tenant, id);
+        if holds
+            && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit)
+            && !store::session::hold(&mut tx, tenant, seen.session.id, cart.id, &seen.stored, visit).await?
+        {
+            return Err(overtaken());
         }
         if let Some(session) = lets_go {
             store::session::release_hold(&mut tx, tenant, session, cart.id).await?;
@@ -200,6 +199,9 @@ impl App {
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
         tx.commit().await?;
         if let Some(session) = held {
+            if holds {
+                self.touches.moved(tenant, session);
+            }
             self.sessions.invalidate(&(tenant.clone(), session));
         }
         Ok(((&cart).into(), line))

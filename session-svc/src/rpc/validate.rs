@@ -79,7 +79,8 @@ impl App {
         };
         for attempt in 0..MOVE_ATTEMPTS {
             let strong = strong || attempt > 0;
-            let Some(seen) = self.session(&caller.tenant, &token, &at, strong, now).await? else {
+            let found = self.session(&caller.tenant, &token, &at, strong, now).await?;
+            let Some((seen, mut visit)) = found else {
                 return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
             };
             let (fresh_as_of, degraded) =
@@ -97,7 +98,6 @@ impl App {
                 }
                 Err(why) => return Ok(verdict(verdict_of(why), fresh_as_of, degraded)),
             }
-            let mut visit = self.visit(&caller.tenant, &seen.session, &at.entry.value, now);
             let moves =
                 visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
             if moves && seen.degraded {
@@ -160,8 +160,8 @@ impl App {
         Ok(if begins { visit } else { session.visit.clone() })
     }
 
-    /// The session of a token with what was seen of it since it was read; `None` if there is none, or the secret is not
-    /// its.
+    /// The session of a token with what was seen of it since it was read, and the visit that it is in if it lives; `None` if
+    /// there is none, or the secret is not its.
     async fn session(
         &self,
         tenant: &TenantId,
@@ -169,7 +169,7 @@ impl App {
         at: &Found<Touchpoint>,
         strong: bool,
         now: Time,
-    ) -> Result<Option<Seen>, Failure> {
+    ) -> Result<Option<(Seen, Visit)>, Failure> {
         let (touchpoint, id) = (&at.entry.value, token.session_id());
         let key = (tenant.clone(), id);
         let touch = self.touches.peek(tenant, id);
@@ -179,12 +179,13 @@ impl App {
             let is_good = session.token_hash == token.hash()
                 && session.touchpoint == touchpoint.id
                 && session.standing(&touchpoint.policy, now).is_ok();
-            is_good.then_some(seen)
+            let visit = is_good.then(|| self.visit(tenant, session, touchpoint, now))?;
+            Some((seen, visit))
         });
-        if let Some(seen) = &known
+        if let Some((seen, visit)) = &known
             && !strong
             && is_within(seen.fresh_as_of, now, touchpoint.policy.staleness_bound)
-            && self.visit(tenant, &seen.session, touchpoint, now) == seen.session.visit
+            && *visit == seen.session.visit
         {
             return Ok(known);
         }
@@ -196,14 +197,16 @@ impl App {
             (Ok(Some(session)), _) => {
                 self.sessions
                     .insert(&key, ticket, Arc::new(Entry { value: session.clone(), sent_at: now }));
-                Ok(Some(Seen::new(session, touch.as_ref(), now)))
+                let seen = Seen::new(session, touch.as_ref(), now);
+                let visit = self.visit(tenant, &seen.session, touchpoint, now);
+                Ok(Some((seen, visit)))
             }
-            (Err(error), Some(seen))
+            (Err(error), Some((seen, visit)))
                 if !strong
                     && is_away(&error)
                     && is_within(seen.fresh_as_of, now, touchpoint.policy.outage_bound) =>
             {
-                Ok(Some(Seen { degraded: true, ..seen }))
+                Ok(Some((Seen { degraded: true, ..seen }, visit)))
             }
             (Err(error), _) => Err(error.into()),
         }
