@@ -33,7 +33,7 @@ async fn log_in(caller: &Caller, sub: &str) -> pb::CreateSessionResponse {
         touchpoint: "web".to_owned(),
         subject: Some(subject(sub)),
         device: "Lena's phone".to_owned(),
-        request_id: String::new(),
+        ..Default::default()
     };
     caller.sessions().create_session(request).await.answer()
 }

@@ -28,8 +28,14 @@ async fn defaults_are_shown() {
         visit_gap: Some(seconds(1800)),
         staleness_bound: Some(seconds(1)),
         outage_bound: Some(seconds(0)),
+        remember_me: None,
+        level_2_max_age: Some(seconds(86_400)),
+        level_3_max_age: Some(seconds(43_200)),
+        session_limit: None,
+        rotation_grace: Some(seconds(30)),
+        allowed_issuers: vec![],
     };
-    assert_eq!((created.group.as_str(), created.session_policy), ("web", Some(policy)));
+    assert_eq!((created.group.as_str(), &created.session_policy), ("web", &Some(policy)));
     let request = pb::GetTouchpointRequest { touchpoint: "web".to_owned() };
     assert_eq!(caller.touchpoints().get_touchpoint(request).await.answer().touchpoint, Some(created));
 }
@@ -116,21 +122,21 @@ async fn a_shorter_idle_timeout_holds_for_live_sessions_on_every_replica_and_mov
 async fn policies_that_contradict_themselves_name_the_field() {
     let (_stack, caller, _) = start().await;
     let duration = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
-    let base = pb::SessionPolicy::default();
+    let base = pb::SessionPolicy::default;
     let cases = [
-        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(59, 0), ..base }),
-        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(-60, 0), ..base }),
-        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(i64::MIN, i32::MIN), ..base }),
-        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(60, 1), ..base }),
-        ("absolute_lifetime", pb::SessionPolicy { absolute_lifetime: duration(60, 0), ..base }),
+        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(59, 0), ..base() }),
+        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(-60, 0), ..base() }),
+        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(i64::MIN, i32::MIN), ..base() }),
+        ("idle_timeout", pb::SessionPolicy { idle_timeout: duration(60, 1), ..base() }),
+        ("absolute_lifetime", pb::SessionPolicy { absolute_lifetime: duration(60, 0), ..base() }),
         (
             "absolute_lifetime",
-            pb::SessionPolicy { absolute_lifetime: duration(i64::MAX, 999_999_999), ..base },
+            pb::SessionPolicy { absolute_lifetime: duration(i64::MAX, 999_999_999), ..base() },
         ),
-        ("visit_gap", pb::SessionPolicy { visit_gap: duration(86_401, 0), ..base }),
-        ("staleness_bound", pb::SessionPolicy { staleness_bound: duration(61, 0), ..base }),
-        ("staleness_bound", pb::SessionPolicy { staleness_bound: duration(0, 1), ..base }),
-        ("outage_bound", pb::SessionPolicy { outage_bound: duration(3601, 0), ..base }),
+        ("visit_gap", pb::SessionPolicy { visit_gap: duration(86_401, 0), ..base() }),
+        ("staleness_bound", pb::SessionPolicy { staleness_bound: duration(61, 0), ..base() }),
+        ("staleness_bound", pb::SessionPolicy { staleness_bound: duration(0, 1), ..base() }),
+        ("outage_bound", pb::SessionPolicy { outage_bound: duration(3601, 0), ..base() }),
     ];
     for (field, policy) in cases {
         let touchpoint =

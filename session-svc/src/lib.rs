@@ -19,7 +19,11 @@ use tokio::sync::Notify;
 
 pub mod domain {
     //! The rules, pure: no I/O, no clock, no randomness, no wire types.
+    pub mod assurance;
+    pub mod attribute;
     pub mod cart;
+    pub mod lineage;
+    pub mod merge;
     pub mod session;
     pub mod token;
     pub mod touchpoint;

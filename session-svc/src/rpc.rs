@@ -30,7 +30,17 @@ use crate::routes::RouteTable;
 use crate::store;
 use crate::touches::Touches;
 
+mod admission;
+mod authenticate;
 mod cart;
+mod convert;
+mod live;
+mod merge;
+mod policy;
+mod revoke;
+mod rotate;
+mod secrets;
+mod service;
 mod session;
 mod touchpoint;
 mod validate;
@@ -195,7 +205,7 @@ impl From<Ended> for Refusal {
             Ended::Lifetime => Reason::SessionExpired,
             Ended::Revoked => Reason::SessionRevoked,
         };
-        Self::new(reason, ended.to_string())
+        Self::new(reason, ended.to_string()).with("advice", "CREATE_SESSION")
     }
 }
 

@@ -1,8 +1,12 @@
 //! All SQL of session-svc: a function a statement, on a connection that the caller brings.
 
+pub mod attribute;
 pub mod cart;
+pub mod id_token;
+mod lineage;
 pub mod route;
 pub mod session;
+pub mod subject;
 pub mod touchpoint;
 
 /// What is stored cannot be: names the table, the column and the row.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::id::{SessionId, TenantId};
 use shared::outbox::Event;
 use shared::replay;
@@ -59,8 +59,12 @@ async fn flush_batch(app: &App, batch: &[Touch]) -> sqlx::Result<()> {
 
 /// A visit has other pins than before: every replica reads the session anew.
 pub fn pinned(tenant: &TenantId, session: SessionId, at: Time) -> Event {
-    let (subject, principal) = (session.to_string(), "system".to_owned());
-    Event { tenant: tenant.clone(), kind: "session.pinned", subject, principal, at, data: json!({}) }
+    system(tenant, "session.pinned", session.to_string(), json!({}), at)
+}
+
+/// Something that nobody in particular did.
+pub fn system(tenant: &TenantId, kind: &'static str, subject: String, data: Value, at: Time) -> Event {
+    Event { tenant: tenant.clone(), kind, subject, principal: "system".to_owned(), at, data }
 }
 
 /// Forgets answers to requests that nobody may repeat any more.

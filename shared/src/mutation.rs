@@ -40,6 +40,11 @@ impl Call {
         Ok((Self { caller, deadline, replay }, message))
     }
 
+    /// Whether an answer is to be kept.
+    pub fn has_request_id(&self) -> bool {
+        self.replay.is_asked()
+    }
+
     /// Begins the transaction and claims the request's id in it, first thing.
     pub async fn begin<T: Message + Default>(
         self,
@@ -83,6 +88,16 @@ impl Mutation {
     /// Appends an event of the caller's.
     pub async fn tell(&mut self, kind: &'static str, subject: String, data: Value) -> sqlx::Result<()> {
         self.outbox.append(&mut self.tx, &self.actor.event(kind, subject, data)).await
+    }
+
+    /// Appends an event a subject of the caller's, all of a kind, in one statement.
+    pub async fn tell_all(
+        &mut self,
+        kind: &'static str,
+        told: impl Iterator<Item = (String, Value)>,
+    ) -> sqlx::Result<()> {
+        let events: Vec<_> = told.map(|(subject, data)| self.actor.event(kind, subject, data)).collect();
+        self.outbox.append_all(&mut self.tx, &events).await
     }
 
     /// Keeps the answer for a repetition, and commits.

@@ -77,7 +77,9 @@ macro_rules! outbox {
             schema: $schema,
             append: concat!(
                 "insert into ", $schema, ".events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent) ",
-                "values ($1, $2, $3, $4, $5, $6, $7)"
+                "select tenant_id, kind, subject, principal, occurred_at, data, $7 ",
+                "from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[]) with ordinality ",
+                "as event (tenant_id, kind, subject, principal, occurred_at, data, position) order by position"
             ),
             // One snapshot serves the position and the rows: a statement sees what its snapshot sees.
             read: concat!(
@@ -115,13 +117,22 @@ macro_rules! outbox {
 impl Outbox {
     /// Writes an event in the transaction of its change, after the change has locked its row.
     pub async fn append(&self, db: &mut PgConnection, event: &Event) -> sqlx::Result<()> {
+        self.append_all(db, std::slice::from_ref(event)).await
+    }
+
+    /// As [`Outbox::append`], for many in one statement, in their order.
+    pub async fn append_all(&self, db: &mut PgConnection, events: &[Event]) -> sqlx::Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let texts = |column: fn(&Event) -> String| events.iter().map(column).collect::<Vec<_>>();
         sqlx::query(self.append)
-            .bind(event.tenant.as_str())
-            .bind(event.kind)
-            .bind(&event.subject)
-            .bind(&event.principal)
-            .bind(event.at)
-            .bind(event.data.to_string())
+            .bind(texts(|event| event.tenant.to_string()))
+            .bind(texts(|event| event.kind.to_owned()))
+            .bind(texts(|event| event.subject.clone()))
+            .bind(texts(|event| event.principal.clone()))
+            .bind(events.iter().map(|event| event.at).collect::<Vec<_>>())
+            .bind(texts(|event| event.data.to_string()))
             .bind(crate::telemetry::trace_parent())
             .execute(db)
             .await?;

@@ -49,6 +49,11 @@ impl Replay {
         Ok(Self(Some((key, sha256(&[&body.encode_to_vec()])))))
     }
 
+    /// Whether the request has an id.
+    pub fn is_asked(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The answer given before, if there is one; otherwise the id is this transaction's.
     pub async fn claim<T: Message + Default>(
         &self,

@@ -216,10 +216,17 @@ pub const fn code(reason: Reason) -> Code {
         | R::CallerTouchpointRefused
         | R::CallerNotAPerson
         | R::SodViolation => Code::PermissionDenied,
-        R::FieldInvalid | R::RequestUndecodable | R::PageTokenInvalid | R::ResumeTokenInvalid => {
-            Code::InvalidArgument
-        }
-        R::RequestTooLarge | R::Overloaded | R::ReaderTooSlow | R::CartLimit => Code::ResourceExhausted,
+        R::FieldInvalid
+        | R::RequestUndecodable
+        | R::PageTokenInvalid
+        | R::ResumeTokenInvalid
+        | R::IdTokenInvalid => Code::InvalidArgument,
+        R::RequestTooLarge
+        | R::Overloaded
+        | R::ReaderTooSlow
+        | R::CartLimit
+        | R::SessionLimitReached
+        | R::AttributeLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -228,9 +235,9 @@ pub const fn code(reason: Reason) -> Code {
         | R::ApprovalPolicyExists
         | R::ReleaseExists
         | R::VoteExists => Code::AlreadyExists,
-        R::EtagMismatch | R::ConcurrentChange => Code::Aborted,
+        R::EtagMismatch | R::ConcurrentChange | R::AttributeChanged => Code::Aborted,
         R::DeadlinePassed => Code::DeadlineExceeded,
-        R::StorageUnavailable | R::ShuttingDown => Code::Unavailable,
+        R::StorageUnavailable | R::ShuttingDown | R::IdTokenKeysUnavailable => Code::Unavailable,
         R::Cancelled => Code::Cancelled,
         R::Internal | R::Unspecified => Code::Internal,
         R::TouchpointNotFound
@@ -248,6 +255,21 @@ pub const fn code(reason: Reason) -> Code {
         | R::SessionExpired
         | R::SessionRevoked
         | R::SessionHasNoShopper
+        | R::SessionTokenSuperseded
+        | R::SessionAssuranceTooLow
+        | R::SessionAuthenticationTooOld
+        | R::SessionAnonymous
+        | R::SessionSubjectDiffers
+        | R::SubjectDisabled
+        | R::IdTokenIssuerRefused
+        | R::IdTokenAudienceWrong
+        | R::IdTokenExpired
+        | R::IdTokenNonceWrong
+        | R::IdTokenReplayed
+        | R::ElevationUnknown
+        | R::ElevationExpired
+        | R::ElevationRedeemed
+        | R::ElevationMismatch
         | R::CartWrongState
         | R::CartEmpty
         | R::CartCurrencyMismatch

@@ -60,6 +60,7 @@ pub(crate) fn validation(token: &str, consistency: pb::Consistency) -> pb::Valid
         session_token: token.to_owned(),
         touchpoint: "web".to_owned(),
         consistency: consistency.into(),
+        ..Default::default()
     }
 }
 

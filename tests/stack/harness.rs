@@ -173,6 +173,7 @@ impl Stack {
             session_token: session_token.to_owned(),
             touchpoint: "web".to_owned(),
             consistency: Consistency::Strong.into(),
+            ..ValidateSessionRequest::default()
         };
         Ok(self
             .sessions()

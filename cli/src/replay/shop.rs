@@ -107,9 +107,9 @@ impl Shop {
     async fn enter(&self, caller: &mut Caller) -> Result<Walk, Refused> {
         let request = CreateSessionRequest {
             touchpoint: TOUCHPOINT.to_owned(),
-            subject: None,
             device: "tandem replay".to_owned(),
             request_id: request_id(&self.entropy),
+            ..CreateSessionRequest::default()
         };
         let created = caller
             .call("CreateSession", request, async |request| {
@@ -161,6 +161,7 @@ impl Shop {
             session_token: walk.token.expose().clone(),
             touchpoint: TOUCHPOINT.to_owned(),
             consistency: Consistency::Bounded.into(),
+            ..ValidateSessionRequest::default()
         };
         let answer = caller
             .call(METHOD, request, async |request| self.sessions.clone().validate_session(request).await)

@@ -78,6 +78,11 @@ pub enum State {
         /// The order's number in the shop.
         order_ref: String,
     },
+    /// Went into another cart when its shopper logged in. Final.
+    Merged {
+        /// Which; the same id where it only changed its shopper.
+        into: CartId,
+    },
 }
 
 /// So many of one article at one price.
@@ -137,6 +142,7 @@ impl State {
             Self::Active => "ACTIVE",
             Self::Checkout { .. } => "CHECKOUT",
             Self::Ordered { .. } => "ORDERED",
+            Self::Merged { .. } => "MERGED",
         }
     }
 }
@@ -237,14 +243,18 @@ impl Cart {
     fn require_active(&self) -> Result<(), Refused> {
         match &self.state {
             State::Active => Ok(()),
-            State::Checkout { .. } | State::Ordered { .. } => Err(Refused::WrongState(self.state.name())),
+            State::Checkout { .. } | State::Ordered { .. } | State::Merged { .. } => {
+                Err(Refused::WrongState(self.state.name()))
+            }
         }
     }
 
     fn require_checkout(&self) -> Result<Option<SessionId>, Refused> {
         match &self.state {
             State::Checkout { session } => Ok(*session),
-            State::Active | State::Ordered { .. } => Err(Refused::WrongState(self.state.name())),
+            State::Active | State::Ordered { .. } | State::Merged { .. } => {
+                Err(Refused::WrongState(self.state.name()))
+            }
         }
     }
 }

@@ -1,7 +1,10 @@
-//! The session token: `tds_` and base64url of a version byte, the session's id, 32 secret bytes and a CRC-32.
+//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the session's id, 32 secret bytes and a
+//! CRC-32.
 //!
 //! The id finds the row, the checksum lets scanners and typing mistakes be told apart from guesses, and only SHA-256 of
-//! the secret is ever stored.
+//! the secret is ever stored. Kinds are types: no function that takes one can be given another.
+
+use std::marker::PhantomData;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,40 +12,71 @@ use shared::id::SessionId;
 use shared::secret::{Secret, sha256};
 use subtle::ConstantTimeEq as _;
 
-const PREFIX: &str = "tds_";
 const VERSION: u8 = 1;
 const BODY: usize = 1 + 16 + 32;
 
+/// What a token is for.
+pub trait Kind {
+    /// How its text begins.
+    const PREFIX: &str;
+    /// What its secret is hashed with, so that no two kinds share a hash.
+    const LABEL: &[u8];
+}
+
+/// Being a session.
+#[derive(Debug)]
+pub struct OfSession;
+
+/// Doing one thing that a session may do.
+#[derive(Debug)]
+pub struct OfElevation;
+
+impl Kind for OfSession {
+    const PREFIX: &str = "tds_";
+    const LABEL: &[u8] = b"session";
+}
+
+impl Kind for OfElevation {
+    const PREFIX: &str = "tde_";
+    const LABEL: &[u8] = b"elevation";
+}
+
 /// A bearer secret. Shown to its holder once, never stored.
 #[derive(Debug)]
-pub struct SessionToken {
-    id: SessionId,
+pub struct Token<K> {
+    session: SessionId,
     secret: Secret<[u8; 32]>,
+    kind: PhantomData<K>,
 }
+
+/// Stands for a session.
+pub type SessionToken = Token<OfSession>;
+/// Stands for leave to do one thing.
+pub type ElevationToken = Token<OfElevation>;
 
 /// SHA-256 of a token's secret, what the database holds.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenHash([u8; 32]);
 
-/// Not a session token at all.
+/// Not a token of this kind at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a session token")]
-pub struct NotASessionToken;
+#[error("not a token of this kind")]
+pub struct NotAToken;
 
-impl SessionToken {
+impl<K: Kind> Token<K> {
     /// The token of a session.
-    pub fn new(id: SessionId, secret: [u8; 32]) -> Self {
-        Self { id, secret: Secret::new(secret) }
+    pub fn new(session: SessionId, secret: [u8; 32]) -> Self {
+        Self { session, secret: Secret::new(secret), kind: PhantomData }
     }
 
     /// Reads the text form.
-    pub fn parse(text: &str) -> Result<Self, NotASessionToken> {
-        let encoded = text.strip_prefix(PREFIX).ok_or(NotASessionToken)?;
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| NotASessionToken)?;
-        let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(NotASessionToken)?;
-        let body: &[u8; BODY] = body.try_into().map_err(|_| NotASessionToken)?;
+    pub fn parse(text: &str) -> Result<Self, NotAToken> {
+        let encoded = text.strip_prefix(K::PREFIX).ok_or(NotAToken)?;
+        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| NotAToken)?;
+        let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(NotAToken)?;
+        let body: &[u8; BODY] = body.try_into().map_err(|_| NotAToken)?;
         if body[0] != VERSION || checksum_of(body) != *checksum {
-            return Err(NotASessionToken);
+            return Err(NotAToken);
         }
         let mut id = [0; 16];
         let mut secret = [0; 32];
@@ -55,19 +89,25 @@ impl SessionToken {
     pub fn expose(&self) -> String {
         let mut body = [0; BODY];
         body[0] = VERSION;
-        body[1..17].copy_from_slice(self.id.uuid().as_bytes());
+        body[1..17].copy_from_slice(self.session.uuid().as_bytes());
         body[17..].copy_from_slice(self.secret.expose());
-        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode([&body[..], &checksum_of(&body)].concat()))
+        let encoded = URL_SAFE_NO_PAD.encode([&body[..], &checksum_of(&body)].concat());
+        format!("{}{encoded}", K::PREFIX)
     }
 
     /// The session that it claims to be of.
     pub fn session_id(&self) -> SessionId {
-        self.id
+        self.session
+    }
+
+    /// The bare secret, which a successor's is derived from.
+    pub fn secret(&self) -> &[u8; 32] {
+        self.secret.expose()
     }
 
     /// What to store.
     pub fn hash(&self) -> TokenHash {
-        TokenHash(sha256(&[b"session", self.secret.expose()]))
+        TokenHash(sha256(&[K::LABEL, self.secret.expose()]))
     }
 }
 
@@ -81,7 +121,16 @@ impl TokenHash {
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Half of it, enough to know a token again that is good for nothing any more.
+    pub fn short(&self) -> [u8; 16] {
+        let mut short = [0; 16];
+        short.copy_from_slice(&self.0[..16]);
+        short
+    }
 }
+
+impl Eq for TokenHash {}
 
 impl PartialEq for TokenHash {
     /// In constant time.
@@ -128,8 +177,16 @@ mod tests {
         for bad in
             ["", "tds_", &text[..74], &text[4..], "tds_ä", &text.replace("tds_", "tde_"), &format!("{text}A")]
         {
-            assert_eq!(SessionToken::parse(bad).err(), Some(NotASessionToken), "{bad}");
+            assert_eq!(SessionToken::parse(bad).err(), Some(NotAToken), "{bad}");
         }
+    }
+
+    #[test]
+    fn kinds_share_neither_text_nor_hash() {
+        let (session, elevation) = (token(), ElevationToken::new(token().session_id(), [9; 32]));
+        assert!(ElevationToken::parse(&session.expose()).is_err());
+        assert!(SessionToken::parse(&elevation.expose()).is_err());
+        assert!(session.hash() != elevation.hash());
     }
 
     #[test]

@@ -23,12 +23,11 @@ use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::validate::Seen;
+use super::live::Seen;
 use super::{App, overtaken};
 use crate::OUTBOX;
 use crate::cache::Entry;
 use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
-use crate::domain::session::Ended;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 use crate::store;
@@ -116,16 +115,14 @@ impl App {
     }
 
     /// Refuses a shopper whose session does not live; answers the visit that it is in.
-    fn require_live_shopper(
+    async fn require_live_shopper(
         &self,
         tenant: &TenantId,
-        shopper: &Shopper,
+        shopper: &mut Shopper,
         now: Time,
-    ) -> Result<Option<Visit>, Ended> {
-        let live = |(seen, touchpoint): &(Seen, Arc<Entry<Touchpoint>>)| {
-            self.require_live(tenant, seen, &touchpoint.value, now)
-        };
-        shopper.named_by.as_ref().map(live).transpose()
+    ) -> Result<Option<Visit>, Failure> {
+        let Some((seen, touchpoint)) = &mut shopper.named_by else { return Ok(None) };
+        self.require_live(tenant, seen, &touchpoint.value, now).await.map(Some)
     }
 
     async fn get_cart(&self, request: Request<pb::GetCartRequest>) -> Result<pb::GetCartResponse, Failure> {
@@ -133,8 +130,8 @@ impl App {
         let pb::GetCartRequest { owner, currency_code, cart_id } = request.into_inner();
         let now = self.clock.now();
         if let Some(id) = optional::<CartId>("cart_id", &cart_id)? {
-            let shopper = self.shopper(&caller, owner, now).await?;
-            self.require_live_shopper(&caller.tenant, &shopper, now)?;
+            let mut shopper = self.shopper(&caller, owner, now).await?;
+            self.require_live_shopper(&caller.tenant, &mut shopper, now).await?;
             let mut db = self.db.connection().await?;
             let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
             let cart = cart.filter(|cart| cart.group == shopper.group);
@@ -142,8 +139,8 @@ impl App {
             return Ok(pb::GetCartResponse { cart: Some((&cart).into()) });
         }
         let currency = parse("currency_code", &currency_code)?;
-        let shopper = self.shopper(&caller, owner, now).await?;
-        self.require_live_shopper(&caller.tenant, &shopper, now)?;
+        let mut shopper = self.shopper(&caller, owner, now).await?;
+        self.require_live_shopper(&caller.tenant, &mut shopper, now).await?;
         let place =
             Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let cart = store::cart::find_open(&mut *self.db.connection().await?, &place).await?;
@@ -160,7 +157,7 @@ impl App {
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
         let Change { caller, deadline, kind, owner, request_id, body_hash } = change;
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
-        let shopper = self.shopper(&caller, owner, now).await?;
+        let mut shopper = self.shopper(&caller, owner, now).await?;
         let tenant = &caller.tenant;
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let mut tx = self.db.begin(deadline).await?;
@@ -171,7 +168,7 @@ impl App {
             let is_same = applied.body_hash == body_hash;
             return if is_same { Ok(((&cart).into(), applied.line)) } else { Err(reused(id).into()) };
         }
-        let visit = self.require_live_shopper(tenant, &shopper, now)?;
+        let visit = self.require_live_shopper(tenant, &mut shopper, now).await?;
         // The last order stands in for a cart only to answer what was asked before.
         if matches!(cart.state, State::Ordered { .. }) {
             return Err(no_cart().into());
@@ -386,10 +383,11 @@ fn money(currency: &Currency, minor_units: i64) -> Money {
 
 impl From<&Cart> for pb::Cart {
     fn from(cart: &Cart) -> Self {
-        let (state, order_ref) = match &cart.state {
-            State::Active => (pb::CartState::Active, ""),
-            State::Checkout { .. } => (pb::CartState::Checkout, ""),
-            State::Ordered { order_ref } => (pb::CartState::Ordered, order_ref.as_str()),
+        let (state, order_ref, merged_into) = match &cart.state {
+            State::Active => (pb::CartState::Active, "", None),
+            State::Checkout { .. } => (pb::CartState::Checkout, "", None),
+            State::Ordered { order_ref } => (pb::CartState::Ordered, order_ref.as_str(), None),
+            State::Merged { into } => (pb::CartState::Merged, "", Some(into)),
         };
         let line = |line: &Line| pb::CartLine {
             line_id: line.id.to_string(),
@@ -411,6 +409,7 @@ impl From<&Cart> for pb::Cart {
             update_time: Some(to_proto(cart.updated_at)),
             order_ref: order_ref.to_owned(),
             etag: etag_of(cart.version),
+            merged_into_cart_id: merged_into.map(CartId::to_string).unwrap_or_default(),
         }
     }
 }

@@ -5,15 +5,16 @@ use shared::auth::Caller;
 use shared::id::TouchpointId;
 use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
-use shared::parse::{at_most, duration, etag, etag_of, line, parse, required};
+use shared::parse::{at_most, etag, etag_of, line, parse, required};
 use shared::pb::session as pb;
 use shared::pb::session::touchpoint_service_server::TouchpointService;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::{Time, duration_to_proto, to_proto};
+use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 
+use super::policy::{policy_from_proto, policy_to_proto};
 use super::{App, no_touchpoint, overtaken};
-use crate::domain::touchpoint::{SessionPolicy, Touchpoint};
+use crate::domain::touchpoint::Touchpoint;
 use crate::store;
 
 const COMPONENTS_MAX: usize = 32;
@@ -93,8 +94,13 @@ impl App {
         let current = store::touchpoint::find(&mut work.tx, &tenant, &touchpoint.id).await?;
         let current = current.ok_or_else(|| no_touchpoint(&touchpoint.id))?;
         etag(&sent_etag, current.version)?;
-        let touchpoint =
-            Touchpoint { created_at: current.created_at, version: current.version + 1, ..touchpoint };
+        let touchpoint = Touchpoint {
+            created_at: current.created_at,
+            version: current.version + 1,
+            session_epoch: current.session_epoch,
+            sessions_revoked: current.sessions_revoked,
+            ..touchpoint
+        };
         if !store::touchpoint::update(&mut work.tx, &tenant, &touchpoint).await? {
             return Err(overtaken());
         }
@@ -137,43 +143,22 @@ fn touchpoint_from_proto(touchpoint: Option<pb::Touchpoint>) -> Result<(Touchpoi
         components,
         policy: policy_from_proto(session_policy.unwrap_or_default())?,
         has_shoppers,
+        session_epoch: 0,
+        sessions_revoked: None,
         created_at: Time::default(),
         version: 1,
     };
     Ok((touchpoint, etag))
 }
 
-fn policy_from_proto(policy: pb::SessionPolicy) -> Result<SessionPolicy, Refusal> {
-    let pb::SessionPolicy { idle_timeout, absolute_lifetime, visit_gap, staleness_bound, outage_bound } =
-        policy;
-    let field = |name: &str| format!("touchpoint.session_policy.{name}");
-    let or = SessionPolicy::default();
-    let policy = SessionPolicy {
-        idle_timeout: duration(&field("idle_timeout"), idle_timeout)?.unwrap_or(or.idle_timeout),
-        absolute_lifetime: duration(&field("absolute_lifetime"), absolute_lifetime)?
-            .unwrap_or(or.absolute_lifetime),
-        visit_gap: duration(&field("visit_gap"), visit_gap)?.unwrap_or(or.visit_gap),
-        staleness_bound: duration(&field("staleness_bound"), staleness_bound)?.unwrap_or(or.staleness_bound),
-        outage_bound: duration(&field("outage_bound"), outage_bound)?.unwrap_or(or.outage_bound),
-    };
-    Ok(policy.check()?)
-}
-
 impl From<&Touchpoint> for pb::Touchpoint {
     fn from(touchpoint: &Touchpoint) -> Self {
-        let policy = &touchpoint.policy;
         Self {
             touchpoint: touchpoint.id.to_string(),
             display_name: touchpoint.display_name.clone(),
             group: touchpoint.group.to_string(),
             components: touchpoint.components.iter().map(ToString::to_string).collect(),
-            session_policy: Some(pb::SessionPolicy {
-                idle_timeout: Some(duration_to_proto(policy.idle_timeout)),
-                absolute_lifetime: Some(duration_to_proto(policy.absolute_lifetime)),
-                visit_gap: Some(duration_to_proto(policy.visit_gap)),
-                staleness_bound: Some(duration_to_proto(policy.staleness_bound)),
-                outage_bound: Some(duration_to_proto(policy.outage_bound)),
-            }),
+            session_policy: Some(policy_to_proto(&touchpoint.policy)),
             has_shoppers: touchpoint.has_shoppers,
             create_time: Some(to_proto(touchpoint.created_at)),
             etag: etag_of(touchpoint.version),

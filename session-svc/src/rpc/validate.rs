@@ -1,5 +1,4 @@
-//! Whose token this is and whether it is still good: the verdict of `ValidateSession`, and what every rpc that names a
-//! session by its token asks first.
+//! Whose token this is and whether it is still good: the verdict of `ValidateSession`.
 //!
 //! Memory may only ever say that a session lives, in the visit and on the releases it knows; everything else is read from
 //! the database before it is said, so that no replica logs out, or moves out of a checkout, whom another one saw.
@@ -10,24 +9,26 @@ use shared::auth::Caller;
 use shared::id::TenantId;
 use shared::parse::{known_or_default, parse};
 use shared::pb::session as pb;
-use shared::status::{Failure, Reason, Refusal, is_away};
-use shared::time::{Time, to_proto};
+use shared::status::{Failure, is_away};
+use shared::time::{Time, duration_to_proto, to_proto};
 use tonic::Request;
 
-use super::session::{pins_to_proto, session_to_proto};
+use super::convert::{parse_requirement, pins_to_proto, session_to_proto};
+use super::live::Seen;
 use super::{App, Found, is_within, overtaken};
 use crate::OUTBOX;
 use crate::cache::Entry;
+use crate::domain::assurance::{Lacking, Requirement};
+use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::{Ended, Session};
 use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::{self, Visit};
 use crate::store;
-use crate::store::session::Touch;
 use crate::workers::pinned;
 
-/// A move loses only to another write of the same session; after so many the caller tries again.
-const MOVE_ATTEMPTS: u32 = 4;
+/// A write loses only to another write of the same session; after so many the caller tries again.
+const ATTEMPTS: u32 = 4;
 
 /// What `ValidateSession` calls it.
 fn verdict_of(ended: Ended) -> pb::Verdict {
@@ -38,29 +39,6 @@ fn verdict_of(ended: Ended) -> pb::Verdict {
     }
 }
 
-fn unknown() -> Refusal {
-    Refusal::new(Reason::SessionUnknown, "the session token is of no live session")
-}
-
-/// A session as it is seen here, and the visit that its row has.
-pub(super) struct Seen {
-    pub(super) session: Session,
-    pub(super) stored: Visit,
-    fresh_as_of: Time,
-    degraded: bool,
-}
-
-impl Seen {
-    /// `touch` is what was not written yet when the reading was sent.
-    fn new(mut session: Session, touch: Option<&Touch>, fresh_as_of: Time) -> Self {
-        let stored = session.visit.clone();
-        if let Some(touch) = touch {
-            touch.overlay(&mut session);
-        }
-        Self { session, stored, fresh_as_of, degraded: false }
-    }
-}
-
 impl App {
     /// The verdict on a token that was presented at a touchpoint.
     pub(super) async fn validate(
@@ -68,96 +46,96 @@ impl App {
         request: Request<pb::ValidateSessionRequest>,
     ) -> Result<pb::ValidateSessionResponse, Failure> {
         let caller = Caller::of(&request)?;
-        let pb::ValidateSessionRequest { session_token, touchpoint, consistency } = request.into_inner();
+        let pb::ValidateSessionRequest {
+            session_token,
+            touchpoint,
+            consistency,
+            required_assurance,
+            max_authentication_age,
+            include_attributes,
+        } = request.into_inner();
         let touchpoint = parse("touchpoint", &touchpoint)?;
         let consistency: pb::Consistency = known_or_default("consistency", consistency)?;
+        let requirement = parse_requirement(required_assurance, max_authentication_age)?;
         caller.require_touchpoint(&touchpoint)?;
         let (now, strong) = (self.clock.now(), consistency == pb::Consistency::Strong);
-        let mut at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
+        let at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
         let Ok(token) = SessionToken::parse(&session_token) else {
             return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
         };
-        for attempt in 0..MOVE_ATTEMPTS {
-            let strong = strong || attempt > 0;
-            let found = self.session(&caller.tenant, &token, &at, strong, now).await?;
-            let Some((seen, mut visit)) = found else {
+        let answer = self.judge(&caller.tenant, &token, at, &requirement, strong, now).await?;
+        if !include_attributes || answer.verdict() != pb::Verdict::Active {
+            return Ok(answer);
+        }
+        let mut db = self.db.connection().await?;
+        let attributes = store::attribute::list(&mut db, &caller.tenant, token.session_id()).await?;
+        Ok(pb::ValidateSessionResponse {
+            attributes: attributes.into_iter().map(Into::into).collect(),
+            ..answer
+        })
+    }
+
+    async fn judge(
+        &self,
+        tenant: &TenantId,
+        token: &SessionToken,
+        mut at: Found<Touchpoint>,
+        requirement: &Requirement,
+        strong: bool,
+        now: Time,
+    ) -> Result<pb::ValidateSessionResponse, Failure> {
+        for attempt in 0..ATTEMPTS {
+            let found = self.session(tenant, token, &at, strong || attempt > 0, now).await?;
+            let Some((mut seen, mut visit)) = found else {
                 return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
             };
+            let touchpoint = &at.entry.value;
             let (fresh_as_of, degraded) =
                 (seen.fresh_as_of.min(at.fresh_as_of), seen.degraded || at.degraded);
-            if seen.session.touchpoint != touchpoint {
+            if seen.session.touchpoint != touchpoint.id {
                 return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
             }
-            let policy = &at.entry.value.policy;
-            match seen.session.standing(policy, now) {
+            match seen.session.standing(touchpoint, now) {
                 Ok(()) => {}
                 // The policy may have changed, too; nobody is logged out by an old one.
                 Err(Ended::Idle) if at.fresh_as_of < now => {
-                    at = self.required_touchpoint(&caller.tenant, &touchpoint, true, now).await?;
+                    let id = touchpoint.id.clone();
+                    at = self.required_touchpoint(tenant, &id, true, now).await?;
                     continue;
                 }
                 Err(why) => return Ok(verdict(verdict_of(why), fresh_as_of, degraded)),
+            }
+            match seen.presented {
+                Presented::Superseded(grade) => {
+                    self.end_stale(tenant, &seen.session, grade, now).await?;
+                    return Ok(superseded(grade, fresh_as_of, degraded));
+                }
+                Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
+                Presented::Child | Presented::Current { .. } | Presented::InGrace | Presented::Unknown => {}
             }
             let moves =
                 visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
             if moves && seen.degraded {
                 // A checkout may have begun that is not known here.
                 visit = seen.session.visit.clone();
-            } else if moves && !self.move_visit(&caller.tenant, &seen, &visit, now).await? {
+            } else if moves && !self.move_visit(tenant, &seen, &visit, now).await? {
                 continue;
             }
             let begun =
                 (visit.started_at != seen.session.visit.started_at).then(|| (visit.clone(), seen.stored));
-            self.touches.note(&caller.tenant, seen.session.id, now, begun);
+            self.touches.note(tenant, seen.session.id, now, begun);
             let session = Session { visit, last_seen_at: seen.session.last_seen_at.max(now), ..seen.session };
+            let answer = match requirement.check(session.identity.as_ref(), &touchpoint.policy, now) {
+                Ok(()) => active(&session, seen.presented, touchpoint, fresh_as_of, now),
+                Err(lacking) => lacks(lacking, requirement, &session, touchpoint, now),
+            };
             return Ok(pb::ValidateSessionResponse {
-                session: Some(session_to_proto(&session, policy, now)),
-                pins: pins_to_proto(&session.visit.pins),
-                ..verdict(pb::Verdict::Active, fresh_as_of, degraded)
+                fresh_as_of: Some(to_proto(fresh_as_of)),
+                degraded,
+                ..answer
             });
         }
         Err(overtaken())
-    }
-
-    /// The session of a token, read from the database, with its touchpoint. Whether it lives is not asked yet.
-    pub(super) async fn session_of(
-        &self,
-        caller: &Caller,
-        token: &str,
-        now: Time,
-    ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
-        let token = SessionToken::parse(token).map_err(|_| unknown())?;
-        let tenant = &caller.tenant;
-        let touch = self.touches.peek(tenant, token.session_id());
-        let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
-            .await?
-            .filter(|session| session.token_hash == token.hash())
-            .ok_or_else(unknown)?;
-        let seen = Seen::new(session, touch.as_ref(), now);
-        caller.require_touchpoint(&seen.session.touchpoint)?;
-        let touchpoint = self
-            .required_touchpoint(tenant, &seen.session.touchpoint, false, now)
-            .await?
-            .entry;
-        Ok((seen, touchpoint))
-    }
-
-    /// Refuses a session that does not live. Counts as activity, and so may begin a visit, but moves none: nobody would be
-    /// told. Answers the visit that it is in.
-    pub(super) fn require_live(
-        &self,
-        tenant: &TenantId,
-        seen: &Seen,
-        touchpoint: &Touchpoint,
-        now: Time,
-    ) -> Result<Visit, Ended> {
-        let session = &seen.session;
-        session.standing(&touchpoint.policy, now)?;
-        let visit = self.visit(tenant, session, touchpoint, now);
-        let begins = visit.started_at != session.visit.started_at;
-        self.touches
-            .note(tenant, session.id, now, begins.then(|| (visit.clone(), seen.stored.clone())));
-        Ok(if begins { visit } else { session.visit.clone() })
     }
 
     /// The session of a token with what was seen of it since it was read, and the visit that it is in if it lives; `None` if
@@ -170,16 +148,20 @@ impl App {
         strong: bool,
         now: Time,
     ) -> Result<Option<(Seen, Visit)>, Failure> {
-        let (touchpoint, id) = (&at.entry.value, token.session_id());
+        let (touchpoint, id, hash) = (&at.entry.value, token.session_id(), token.hash());
+        let grace = touchpoint.policy.rotation_grace;
         let key = (tenant.clone(), id);
         let touch = self.touches.peek(tenant, id);
         let known = self.sessions.get(&key).and_then(|entry| {
-            let seen = Seen::new(entry.value.clone(), touch.as_ref(), self.fresh_as_of(&entry));
-            let session = &seen.session;
-            let is_good = session.token_hash == token.hash()
-                && session.touchpoint == touchpoint.id
-                && session.standing(&touchpoint.policy, now).is_ok();
-            let visit = is_good.then(|| self.visit(tenant, session, touchpoint, now))?;
+            let presented = entry.value.lineage.grade(hash, grace, now);
+            let works = matches!(presented, Presented::Current { .. } | Presented::InGrace);
+            if !works || entry.value.touchpoint != touchpoint.id {
+                return None;
+            }
+            let fresh_as_of = self.fresh_as_of(&entry);
+            let seen = Seen::new(entry.value.clone(), presented, touch.as_ref(), fresh_as_of);
+            let lives = seen.session.standing(touchpoint, now).is_ok();
+            let visit = lives.then(|| self.visit(tenant, &seen.session, touchpoint, now))?;
             Some((seen, visit))
         });
         if let Some((seen, visit)) = &known
@@ -193,11 +175,14 @@ impl App {
         let read = async { store::session::find(&mut *self.db.connection().await?, tenant, id).await };
         match (read.await, known) {
             (Ok(None), _) => Ok(None),
-            (Ok(Some(session)), _) if session.token_hash != token.hash() => Ok(None),
             (Ok(Some(session)), _) => {
+                let presented = session.lineage.grade(hash, grace, now);
+                if presented == Presented::Unknown {
+                    return Ok(None);
+                }
                 self.sessions
                     .insert(&key, ticket, Arc::new(Entry { value: session.clone(), sent_at: now }));
-                let seen = Seen::new(session, touch.as_ref(), now);
+                let seen = Seen::new(session, presented, touch.as_ref(), now);
                 let visit = self.visit(tenant, &seen.session, touchpoint, now);
                 Ok(Some((seen, visit)))
             }
@@ -214,7 +199,13 @@ impl App {
 
     /// The visit that a live session is in now: a new one after a gap, or the present one on what it may be served. A
     /// checkout holds the releases, however long the payment takes.
-    fn visit(&self, tenant: &TenantId, session: &Session, touchpoint: &Touchpoint, now: Time) -> Visit {
+    pub(super) fn visit(
+        &self,
+        tenant: &TenantId,
+        session: &Session,
+        touchpoint: &Touchpoint,
+        now: Time,
+    ) -> Visit {
         let is_new = now >= session.last_seen_at + touchpoint.policy.visit_gap;
         let (before, in_checkout) = (&session.visit, session.in_checkout);
         self.routes.with(tenant, &touchpoint.components, now, |routing| Visit {
@@ -250,12 +241,71 @@ impl App {
 }
 
 fn verdict(verdict: pb::Verdict, fresh_as_of: Time, degraded: bool) -> pb::ValidateSessionResponse {
-    let fresh_as_of = Some(to_proto(fresh_as_of));
+    let advice = match verdict {
+        pb::Verdict::Unspecified | pb::Verdict::Active => pb::Advice::Unspecified,
+        pb::Verdict::SessionUnknown
+        | pb::Verdict::IdleExpired
+        | pb::Verdict::Expired
+        | pb::Verdict::Revoked
+        | pb::Verdict::TokenSuperseded => pb::Advice::CreateSession,
+        pb::Verdict::WrongTouchpoint => pb::Advice::UseOtherTouchpoint,
+        pb::Verdict::AssuranceTooLow | pb::Verdict::AuthenticationTooOld => pb::Advice::StepUp,
+    };
     pb::ValidateSessionResponse {
         verdict: verdict.into(),
-        session: None,
-        pins: vec![],
-        fresh_as_of,
+        fresh_as_of: Some(to_proto(fresh_as_of)),
         degraded,
+        advice: advice.into(),
+        ..pb::ValidateSessionResponse::default()
     }
+}
+
+fn superseded(grade: Grade, fresh_as_of: Time, degraded: bool) -> pb::ValidateSessionResponse {
+    let answer = verdict(pb::Verdict::TokenSuperseded, fresh_as_of, degraded);
+    let (grade, advice) = match grade {
+        Grade::Race => (pb::TokenGrade::Race, pb::Advice::UseNewToken),
+        Grade::Orphan => (pb::TokenGrade::Orphan, pb::Advice::CreateSession),
+        Grade::StaleLineage => (pb::TokenGrade::StaleLineage, pb::Advice::CreateSession),
+    };
+    pb::ValidateSessionResponse { token_grade: grade.into(), advice: advice.into(), ..answer }
+}
+
+fn active(
+    session: &Session,
+    presented: Presented,
+    touchpoint: &Touchpoint,
+    fresh_as_of: Time,
+    now: Time,
+) -> pb::ValidateSessionResponse {
+    let has_successor = matches!(presented, Presented::Current { has_child: true } | Presented::InGrace);
+    let grade = if has_successor { pb::TokenGrade::Replaced } else { pb::TokenGrade::Current };
+    pb::ValidateSessionResponse {
+        session: Some(session_to_proto(session, touchpoint, now)),
+        pins: pins_to_proto(&session.visit.pins),
+        token_grade: grade.into(),
+        stale_time: Some(to_proto(fresh_as_of + touchpoint.policy.staleness_bound)),
+        ..verdict(pb::Verdict::Active, fresh_as_of, false)
+    }
+}
+
+/// Says what to reach, and nothing of who is logged in.
+fn lacks(
+    lacking: Lacking,
+    requirement: &Requirement,
+    session: &Session,
+    touchpoint: &Touchpoint,
+    now: Time,
+) -> pb::ValidateSessionResponse {
+    let done = session.identity.as_ref().map(|identity| &identity.authentication);
+    let step_up = pb::StepUp {
+        required_assurance: requirement.level.map_or(0, |level| level.number().into()),
+        max_authentication_age: requirement.max_age.map(duration_to_proto),
+        assurance: done.map_or(0, |done| done.level_at(&touchpoint.policy, now).0.number().into()),
+        authenticate_time: done.map(|done| to_proto(done.at)),
+    };
+    let found = match lacking {
+        Lacking::Level => pb::Verdict::AssuranceTooLow,
+        Lacking::Age => pb::Verdict::AuthenticationTooOld,
+    };
+    pb::ValidateSessionResponse { step_up: Some(step_up), ..verdict(found, now, false) }
 }

@@ -31,6 +31,7 @@ struct Row {
     content: Vec<u8>,
     order_ref: Option<String>,
     checkout_session_id: Option<Uuid>,
+    merged_into_cart_id: Option<Uuid>,
     created_at: Time,
     updated_at: Time,
     version: i64,
@@ -41,12 +42,13 @@ impl TryFrom<Row> for Cart {
 
     fn try_from(row: Row) -> sqlx::Result<Self> {
         let bad = |column| corrupt("carts", column, &row.cart_id);
-        let state = match (row.state.as_str(), row.order_ref) {
-            ("ACTIVE", None) => State::Active,
-            ("CHECKOUT", None) => {
+        let state = match (row.state.as_str(), row.order_ref, row.merged_into_cart_id) {
+            ("ACTIVE", None, None) => State::Active,
+            ("CHECKOUT", None, None) => {
                 State::Checkout { session: row.checkout_session_id.map(SessionId::from_uuid) }
             }
-            ("ORDERED", Some(order_ref)) => State::Ordered { order_ref },
+            ("ORDERED", Some(order_ref), None) => State::Ordered { order_ref },
+            ("MERGED", None, Some(into)) => State::Merged { into: CartId::from_uuid(into) },
             _ => return Err(bad("state")),
         };
         let (lines, applied) = read_content(&row.content).ok_or_else(|| bad("content"))?;
@@ -75,8 +77,8 @@ pub async fn find(
 ) -> sqlx::Result<Option<Cart>> {
     sqlx::query_as!(
         Row,
-        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id, created_at,
-            updated_at, version
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3",
         tenant.as_str(),
@@ -94,8 +96,8 @@ pub async fn find(
 pub async fn find_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
     sqlx::query_as!(
         Row,
-        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id, created_at,
-            updated_at, version
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')",
@@ -115,8 +117,8 @@ pub async fn find_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
 pub async fn lock_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
     sqlx::query_as!(
         Row,
-        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id, created_at,
-            updated_at, version
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')
@@ -137,8 +139,8 @@ pub async fn lock_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
 pub async fn find_last_ordered(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
     sqlx::query_as!(
         Row,
-        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id, created_at,
-            updated_at, version
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4 and state = 'ORDERED'
         order by cart_id desc
@@ -181,15 +183,18 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
 /// Writes one of version `cart.version - 1`; false if it has another.
 #[tracing::instrument(name = "db.cart.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
-    let (order_ref, session) = match &cart.state {
-        State::Active => (None, None),
-        State::Checkout { session } => (None, session.map(SessionId::uuid)),
-        State::Ordered { order_ref } => (Some(order_ref.as_str()), None),
+    let (order_ref, session, merged_into) = match &cart.state {
+        State::Active => (None, None, None),
+        State::Checkout { session } => (None, session.map(SessionId::uuid), None),
+        State::Ordered { order_ref } => (Some(order_ref.as_str()), None, None),
+        State::Merged { into } => (None, None, Some(into.uuid())),
     };
     let done = sqlx::query!(
         "update session.carts
-        set state = $4, content = $5, order_ref = $6, checkout_session_id = $7, updated_at = $8, version = $9
-        where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $9::bigint - 1 and state <> 'ORDERED'",
+        set state = $4, content = $5, order_ref = $6, checkout_session_id = $7, updated_at = $8, version = $9,
+            merged_into_cart_id = $10
+        where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $9::bigint - 1
+            and state not in ('ORDERED', 'MERGED')",
         tenant.as_str(),
         cart.shopper.uuid(),
         cart.id.uuid(),
@@ -199,6 +204,7 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
         session,
         cart.updated_at,
         cart.version,
+        merged_into,
     )
     .execute(db)
     .await?;

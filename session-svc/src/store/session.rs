@@ -1,25 +1,35 @@
 //! `session.sessions`.
 
 use prost::Message as _;
-use shared::id::{CartId, ReleaseId, RolloutId, SessionId, TenantId, TouchpointId};
+use shared::id::{CartId, ReleaseId, RolloutId, SessionId, ShopperId, TenantId, TouchpointId};
 use shared::pb::storage;
 use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::domain::session::{RevokeReason, Session, State, Subject};
-use crate::domain::token::TokenHash;
+use crate::domain::assurance::{Authentication, Level};
+use crate::domain::lineage::Lineage;
+use crate::domain::session::{Identity, RevokeReason, Session, State, Subject};
 use crate::domain::visit::{Arm, Pin, Pins, Release, Visit};
-use crate::store::corrupt;
+use crate::store::{corrupt, lineage};
 
 struct Row {
     session_id: Uuid,
     touchpoint_id: String,
     token_hash: Vec<u8>,
+    lineage: Option<Vec<u8>>,
+    epoch: i32,
     shopper_id: Option<Uuid>,
     subject_issuer: Option<String>,
     subject_sub: Option<String>,
+    authenticated_at: Option<Time>,
+    assurance_level: Option<i16>,
+    acr: Option<String>,
+    amr: Option<Vec<String>>,
+    upstream_session: Option<String>,
+    is_remembered: bool,
     device: Option<String>,
+    place: Option<String>,
     created_at: Time,
     last_seen_at: Time,
     absolute_deadline: Time,
@@ -30,30 +40,46 @@ struct Row {
     revoke_reason: Option<String>,
 }
 
+impl Row {
+    fn identity(&mut self) -> Option<Option<Identity>> {
+        let Some((issuer, sub)) = self.subject_issuer.take().zip(self.subject_sub.take()) else {
+            return Some(None);
+        };
+        let authentication = Authentication {
+            at: self.authenticated_at.unwrap_or(self.created_at),
+            level: Level::from_number(self.assurance_level.unwrap_or(1).into())?,
+            acr: self.acr.take(),
+            amr: self.amr.take().unwrap_or_default(),
+            upstream_session: self.upstream_session.take(),
+        };
+        Some(Some(Identity { subject: Subject { issuer, sub }, authentication }))
+    }
+}
+
 impl TryFrom<Row> for Session {
     type Error = sqlx::Error;
 
-    fn try_from(row: Row) -> sqlx::Result<Self> {
-        let bad = |column| corrupt("sessions", column, &row.session_id);
+    fn try_from(mut row: Row) -> sqlx::Result<Self> {
+        let id = row.session_id;
+        let bad = |column| corrupt("sessions", column, &id);
         let state = match (row.revoked_at, row.revoke_reason.as_deref()) {
             (None, None) => State::Open,
-            (Some(at), Some("LOGOUT")) => State::Revoked { at, reason: RevokeReason::Logout },
-            (Some(at), Some("ADMIN")) => State::Revoked { at, reason: RevokeReason::Admin },
-            (Some(at), Some("COMPROMISED")) => State::Revoked { at, reason: RevokeReason::Compromised },
+            (Some(at), Some(name)) => State::Revoked {
+                at,
+                reason: RevokeReason::from_name(name).ok_or_else(|| bad("revoke_reason"))?,
+            },
             _ => return Err(bad("revoke_reason")),
         };
-        let token_hash: [u8; 32] = row.token_hash.as_slice().try_into().map_err(|_| bad("token_hash"))?;
-        let subject = row
-            .subject_issuer
-            .zip(row.subject_sub)
-            .map(|(issuer, sub)| Subject { issuer, sub });
         Ok(Self {
-            id: SessionId::from_uuid(row.session_id),
+            id: SessionId::from_uuid(id),
             touchpoint: row.touchpoint_id.parse().map_err(|_| bad("touchpoint_id"))?,
-            token_hash: TokenHash::from_stored(token_hash),
-            shopper: row.shopper_id.map(shared::id::ShopperId::from_uuid),
-            subject,
+            lineage: lineage::read(&row.token_hash, row.lineage.as_deref()).ok_or_else(|| bad("lineage"))?,
+            epoch: row.epoch,
+            shopper: row.shopper_id.map(ShopperId::from_uuid),
+            identity: row.identity().ok_or_else(|| bad("assurance_level"))?,
+            is_remembered: row.is_remembered,
             device: row.device,
+            place: row.place,
             created_at: row.created_at,
             last_seen_at: row.last_seen_at,
             absolute_deadline: row.absolute_deadline,
@@ -72,7 +98,8 @@ impl TryFrom<Row> for Session {
 pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sqlx::Result<Option<Session>> {
     sqlx::query_as!(
         Row,
-        r#"select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
+        r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
+            authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins,
             checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
         from session.sessions
@@ -107,7 +134,8 @@ pub async fn list(
 ) -> sqlx::Result<Vec<Session>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"select session_id, touchpoint_id, token_hash, shopper_id, subject_issuer, subject_sub, device, created_at,
+        r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
+            authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins,
             checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
         from session.sessions
@@ -130,37 +158,121 @@ pub async fn list(
     rows.into_iter().map(Session::try_from).collect()
 }
 
-/// Adds one.
-#[tracing::instrument(name = "db.session.insert", skip_all)]
+/// Adds some, in one statement: a session each, with its subject's digest.
+#[tracing::instrument(name = "db.session.insert", skip_all, fields(count = sessions.len()))]
 pub async fn insert(
     db: &mut PgConnection,
-    tenant: &TenantId,
-    session: &Session,
-    subject_digest: Option<&[u8]>,
+    sessions: &[(&TenantId, &Session, Option<&[u8; 32]>)],
 ) -> sqlx::Result<()> {
-    let subject = session.subject.as_ref();
+    let columns = || sessions.iter().map(|(_, session, _)| *session);
+    let identities = || columns().map(|session| session.identity.as_ref());
+    let authentications = || identities().map(|identity| identity.map(|identity| &identity.authentication));
     sqlx::query!(
-        "insert into session.sessions (tenant_id, session_id, touchpoint_id, token_hash, shopper_id, subject_digest,
-            subject_issuer, subject_sub, device, created_at, last_seen_at, absolute_deadline, visit_started_at, pins)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-        tenant.as_str(),
-        session.id.uuid(),
-        session.touchpoint.as_str(),
-        session.token_hash.bytes(),
-        session.shopper.map(shared::id::ShopperId::uuid),
-        subject_digest,
-        subject.map(|subject| subject.issuer.as_str()),
-        subject.map(|subject| subject.sub.as_str()),
-        session.device,
-        session.created_at,
-        session.last_seen_at,
-        session.absolute_deadline,
-        session.visit.started_at,
-        write_pins(&session.visit.pins),
+        "insert into session.sessions (tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest,
+            subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
+            last_seen_at, absolute_deadline, visit_started_at, pins)
+        select tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest, subject_issuer,
+            subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at, created_at,
+            absolute_deadline, created_at, pins
+        from unnest($1::text[], $2::uuid[], $3::text[], $4::bytea[], $5::integer[], $6::uuid[], $7::bytea[], $8::text[],
+            $9::text[], $10::timestamptz[], $11::smallint[], $12::boolean[], $13::text[], $14::text[],
+            $15::timestamptz[], $16::timestamptz[], $17::bytea[])
+            as session (tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest,
+                subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
+                absolute_deadline, pins)",
+        &sessions.iter().map(|(tenant, ..)| tenant.to_string()).collect::<Vec<_>>(),
+        &columns().map(|session| session.id.uuid()).collect::<Vec<_>>(),
+        &columns().map(|session| session.touchpoint.to_string()).collect::<Vec<_>>(),
+        &columns().map(|session| session.lineage.current.bytes().to_vec()).collect::<Vec<_>>(),
+        &columns().map(|session| session.epoch).collect::<Vec<_>>(),
+        &columns().map(|session| session.shopper.map(ShopperId::uuid)).collect::<Vec<_>>() as &[Option<Uuid>],
+        &sessions.iter().map(|(.., digest)| digest.map(|digest| digest.to_vec())).collect::<Vec<_>>()
+            as &[Option<Vec<u8>>],
+        &identities().map(|identity| Some(identity?.subject.issuer.clone())).collect::<Vec<_>>()
+            as &[Option<String>],
+        &identities().map(|identity| Some(identity?.subject.sub.clone())).collect::<Vec<_>>() as &[Option<String>],
+        &authentications().map(|done| Some(done?.at)).collect::<Vec<_>>() as &[Option<Time>],
+        &authentications().map(|done| Some(done?.level.number())).collect::<Vec<_>>() as &[Option<i16>],
+        &columns().map(|session| session.is_remembered).collect::<Vec<_>>(),
+        &columns().map(|session| session.device.clone()).collect::<Vec<_>>() as &[Option<String>],
+        &columns().map(|session| session.place.clone()).collect::<Vec<_>>() as &[Option<String>],
+        &columns().map(|session| session.created_at).collect::<Vec<_>>(),
+        &columns().map(|session| session.absolute_deadline).collect::<Vec<_>>(),
+        &columns().map(|session| write_pins(&session.visit.pins)).collect::<Vec<_>>(),
     )
     .execute(db)
     .await
     .map(drop)
+}
+
+/// Writes where a session's tokens stand, unless that changed meanwhile or it was revoked; false then.
+#[tracing::instrument(name = "db.session.replace_lineage", skip_all)]
+pub async fn replace_lineage(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    from: &Lineage,
+    to: &Lineage,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.sessions
+        set token_hash = $3, lineage = $4
+        where tenant_id = $1 and session_id = $2 and token_hash = $5 and lineage is not distinct from $6
+            and revoked_at is null",
+        tenant.as_str(),
+        id.uuid(),
+        to.current.bytes(),
+        lineage::write(to),
+        from.current.bytes(),
+        lineage::write(from),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Writes who a session is of, its tokens, its shopper and its new absolute deadline, unless its tokens, its subject or its
+/// shopper changed since `before` was read, or it was revoked; false then.
+#[tracing::instrument(name = "db.session.authenticate", skip_all)]
+pub async fn authenticate(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    before: &Session,
+    after: &Session,
+    subject_digest: &[u8; 32],
+) -> sqlx::Result<bool> {
+    let Some(Identity { subject, authentication }) = &after.identity else { return Ok(false) };
+    let done = sqlx::query!(
+        "update session.sessions
+        set token_hash = $3, lineage = $4, shopper_id = $5, subject_digest = $6, subject_issuer = $7, subject_sub = $8,
+            authenticated_at = $9, assurance_level = $10, acr = $11, amr = $12, upstream_session = $13,
+            is_remembered = $14, absolute_deadline = $15, last_seen_at = greatest(last_seen_at, $16)
+        where tenant_id = $1 and session_id = $2 and revoked_at is null and token_hash = $17
+            and lineage is not distinct from $18 and shopper_id is not distinct from $19
+            and (subject_digest is null or subject_digest = $6)",
+        tenant.as_str(),
+        after.id.uuid(),
+        after.lineage.current.bytes(),
+        lineage::write(&after.lineage),
+        after.shopper.map(ShopperId::uuid),
+        subject_digest,
+        subject.issuer,
+        subject.sub,
+        authentication.at,
+        authentication.level.number(),
+        authentication.acr,
+        &authentication.amr,
+        authentication.upstream_session,
+        after.is_remembered,
+        after.absolute_deadline,
+        after.last_seen_at,
+        before.lineage.current.bytes(),
+        lineage::write(&before.lineage),
+        before.shopper.map(ShopperId::uuid),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Revokes one that is not; false if it was, or is not there.
@@ -172,11 +284,6 @@ pub async fn revoke(
     at: Time,
     reason: RevokeReason,
 ) -> sqlx::Result<bool> {
-    let reason = match reason {
-        RevokeReason::Logout => "LOGOUT",
-        RevokeReason::Admin => "ADMIN",
-        RevokeReason::Compromised => "COMPROMISED",
-    };
     let done = sqlx::query!(
         "update session.sessions
         set revoked_at = $3, revoke_reason = $4
@@ -184,11 +291,46 @@ pub async fn revoke(
         tenant.as_str(),
         id.uuid(),
         at,
-        reason,
+        reason.name(),
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Revokes every session of a subject but one; answers those that were not revoked before. Rows are locked in key order.
+#[tracing::instrument(name = "db.session.revoke_subject", skip_all)]
+pub async fn revoke_subject(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    subject_digest: &[u8; 32],
+    except: Option<SessionId>,
+    at: Time,
+    reason: RevokeReason,
+) -> sqlx::Result<Vec<SessionId>> {
+    let ids = sqlx::query_scalar!(
+        "with locked as (
+            select session_id
+            from session.sessions
+            where tenant_id = $1 and subject_digest = $2 and revoked_at is null
+                and ($3::uuid is null or session_id <> $3)
+            order by session_id
+            for update
+        )
+        update session.sessions session
+        set revoked_at = $4, revoke_reason = $5
+        from locked
+        where session.tenant_id = $1 and session.session_id = locked.session_id
+        returning session.session_id",
+        tenant.as_str(),
+        subject_digest,
+        except.map(SessionId::uuid),
+        at,
+        reason.name(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(ids.into_iter().map(SessionId::from_uuid).collect())
 }
 
 /// Holds a session for a cart in checkout, in the visit that it is in and on the releases of that visit, which its row may

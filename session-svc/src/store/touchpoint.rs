@@ -6,7 +6,8 @@ use shared::id::{TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::touchpoint::{SessionPolicy, Touchpoint};
+use crate::domain::session::{RevokeReason, Timeouts};
+use crate::domain::touchpoint::{LimitAction, SessionLimit, SessionPolicy, Touchpoint};
 use crate::store::corrupt;
 
 struct Row {
@@ -20,8 +21,60 @@ struct Row {
     visit_gap_secs: i32,
     staleness_bound_ms: i32,
     outage_bound_secs: i32,
+    remember_idle_timeout_secs: Option<i32>,
+    remember_absolute_lifetime_secs: Option<i32>,
+    level_2_max_age_secs: i32,
+    level_3_max_age_secs: i32,
+    session_limit: Option<i32>,
+    session_limit_action: Option<String>,
+    rotation_grace_secs: i32,
+    allowed_issuers: Vec<String>,
+    session_epoch: i32,
+    sessions_revoked_at: Option<Time>,
+    sessions_revoke_reason: Option<String>,
     created_at: Time,
     version: i64,
+}
+
+impl Row {
+    /// The policy, or which column is corrupt.
+    fn policy(&self) -> Result<SessionPolicy, &'static str> {
+        let secs = |secs: i32, column| u64::try_from(secs).map(Duration::from_secs).map_err(|_| column);
+        let remember_me = match (self.remember_idle_timeout_secs, self.remember_absolute_lifetime_secs) {
+            (Some(idle), Some(absolute)) => Some(Timeouts {
+                idle: secs(idle, "remember_idle_timeout_secs")?,
+                absolute: secs(absolute, "remember_absolute_lifetime_secs")?,
+            }),
+            _ => None,
+        };
+        let session_limit = match (self.session_limit, self.session_limit_action.as_deref()) {
+            (None, _) => None,
+            (Some(max), action) => Some(SessionLimit {
+                max: max.try_into().map_err(|_| "session_limit")?,
+                action: match action {
+                    Some("REJECT") => LimitAction::Reject,
+                    Some("EVICT_LEAST_RECENT") => LimitAction::EvictLeastRecent,
+                    _ => return Err("session_limit_action"),
+                },
+            }),
+        };
+        let staleness_bound = u64::try_from(self.staleness_bound_ms).map_err(|_| "staleness_bound_ms")?;
+        Ok(SessionPolicy {
+            timeouts: Timeouts {
+                idle: secs(self.idle_timeout_secs, "idle_timeout_secs")?,
+                absolute: secs(self.absolute_lifetime_secs, "absolute_lifetime_secs")?,
+            },
+            remember_me,
+            visit_gap: secs(self.visit_gap_secs, "visit_gap_secs")?,
+            staleness_bound: Duration::from_millis(staleness_bound),
+            outage_bound: secs(self.outage_bound_secs, "outage_bound_secs")?,
+            level_2_max_age: secs(self.level_2_max_age_secs, "level_2_max_age_secs")?,
+            level_3_max_age: secs(self.level_3_max_age_secs, "level_3_max_age_secs")?,
+            session_limit,
+            rotation_grace: secs(self.rotation_grace_secs, "rotation_grace_secs")?,
+            allowed_issuers: self.allowed_issuers.clone(),
+        })
+    }
 }
 
 impl TryFrom<Row> for Touchpoint {
@@ -29,21 +82,18 @@ impl TryFrom<Row> for Touchpoint {
 
     fn try_from(row: Row) -> sqlx::Result<Self> {
         let bad = |column| corrupt("touchpoints", column, &row.touchpoint_id);
-        let secs = |secs: i32, column| u64::try_from(secs).map(Duration::from_secs).map_err(|_| bad(column));
         let components = row.components.iter().map(|name| name.parse().map_err(|_| bad("components")));
+        let revoked = row.sessions_revoked_at.zip(row.sessions_revoke_reason.as_deref());
+        let reason = |name| RevokeReason::from_name(name).ok_or_else(|| bad("sessions_revoke_reason"));
         Ok(Self {
             id: row.touchpoint_id.parse().map_err(|_| bad("touchpoint_id"))?,
             group: row.group_id.parse().map_err(|_| bad("group_id"))?,
             components: components.collect::<sqlx::Result<_>>()?,
-            policy: SessionPolicy {
-                idle_timeout: secs(row.idle_timeout_secs, "idle_timeout_secs")?,
-                absolute_lifetime: secs(row.absolute_lifetime_secs, "absolute_lifetime_secs")?,
-                visit_gap: secs(row.visit_gap_secs, "visit_gap_secs")?,
-                staleness_bound: u64::try_from(row.staleness_bound_ms)
-                    .map(Duration::from_millis)
-                    .map_err(|_| bad("staleness_bound_ms"))?,
-                outage_bound: secs(row.outage_bound_secs, "outage_bound_secs")?,
-            },
+            policy: row.policy().map_err(bad)?,
+            session_epoch: row.session_epoch,
+            sessions_revoked: revoked
+                .map(|(at, name)| Ok::<_, sqlx::Error>((at, reason(name)?)))
+                .transpose()?,
             display_name: row.display_name,
             has_shoppers: row.has_shoppers,
             created_at: row.created_at,
@@ -62,7 +112,10 @@ pub async fn find(
     sqlx::query_as!(
         Row,
         "select touchpoint_id, display_name, group_id, components, has_shoppers, idle_timeout_secs, absolute_lifetime_secs,
-            visit_gap_secs, staleness_bound_ms, outage_bound_secs, created_at, version
+            visit_gap_secs, staleness_bound_ms, outage_bound_secs, remember_idle_timeout_secs,
+            remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs, session_limit, session_limit_action,
+            rotation_grace_secs, allowed_issuers, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at,
+            version
         from session.touchpoints
         where tenant_id = $1 and touchpoint_id = $2",
         tenant.as_str(),
@@ -85,7 +138,10 @@ pub async fn list(
     let rows = sqlx::query_as!(
         Row,
         "select touchpoint_id, display_name, group_id, components, has_shoppers, idle_timeout_secs, absolute_lifetime_secs,
-            visit_gap_secs, staleness_bound_ms, outage_bound_secs, created_at, version
+            visit_gap_secs, staleness_bound_ms, outage_bound_secs, remember_idle_timeout_secs,
+            remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs, session_limit, session_limit_action,
+            rotation_grace_secs, allowed_issuers, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at,
+            version
         from session.touchpoints
         where tenant_id = $1 and touchpoint_id > $2
         order by touchpoint_id
@@ -105,8 +161,10 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
     let columns = Columns::of(touchpoint);
     let done = sqlx::query!(
         "insert into session.touchpoints (tenant_id, touchpoint_id, display_name, group_id, components, has_shoppers,
-            idle_timeout_secs, absolute_lifetime_secs, visit_gap_secs, staleness_bound_ms, outage_bound_secs, created_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            idle_timeout_secs, absolute_lifetime_secs, visit_gap_secs, staleness_bound_ms, outage_bound_secs, created_at, version,
+            remember_idle_timeout_secs, remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs,
+            session_limit, session_limit_action, rotation_grace_secs, allowed_issuers)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
         on conflict (tenant_id, touchpoint_id) do nothing",
         tenant.as_str(),
         touchpoint.id.as_str(),
@@ -121,6 +179,14 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
         columns.outage_bound_secs,
         touchpoint.created_at,
         touchpoint.version,
+        columns.remember_idle_timeout_secs,
+        columns.remember_absolute_lifetime_secs,
+        columns.level_2_max_age_secs,
+        columns.level_3_max_age_secs,
+        columns.session_limit,
+        columns.session_limit_action,
+        columns.rotation_grace_secs,
+        &touchpoint.policy.allowed_issuers,
     )
     .execute(db)
     .await?;
@@ -134,7 +200,10 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
     let done = sqlx::query!(
         "update session.touchpoints
         set display_name = $3, group_id = $4, components = $5, has_shoppers = $6, idle_timeout_secs = $7,
-            absolute_lifetime_secs = $8, visit_gap_secs = $9, staleness_bound_ms = $10, outage_bound_secs = $11, version = $12
+            absolute_lifetime_secs = $8, visit_gap_secs = $9, staleness_bound_ms = $10, outage_bound_secs = $11, version = $12,
+            remember_idle_timeout_secs = $13, remember_absolute_lifetime_secs = $14, level_2_max_age_secs = $15,
+            level_3_max_age_secs = $16, session_limit = $17, session_limit_action = $18, rotation_grace_secs = $19,
+            allowed_issuers = $20
         where tenant_id = $1 and touchpoint_id = $2 and version = $12::bigint - 1",
         tenant.as_str(),
         touchpoint.id.as_str(),
@@ -148,10 +217,52 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
         columns.staleness_bound_ms,
         columns.outage_bound_secs,
         touchpoint.version,
+        columns.remember_idle_timeout_secs,
+        columns.remember_absolute_lifetime_secs,
+        columns.level_2_max_age_secs,
+        columns.level_3_max_age_secs,
+        columns.session_limit,
+        columns.session_limit_action,
+        columns.rotation_grace_secs,
+        &touchpoint.policy.allowed_issuers,
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Revokes every session made so far at a touchpoint, or at all of the tenant's; answers which touchpoints there are. Rows
+/// are locked in key order.
+#[tracing::instrument(name = "db.touchpoint.revoke_sessions", skip_all)]
+pub async fn revoke_sessions(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    touchpoint: Option<&TouchpointId>,
+    at: Time,
+    reason: RevokeReason,
+) -> sqlx::Result<Vec<TouchpointId>> {
+    let names = sqlx::query_scalar!(
+        "with locked as (
+            select touchpoint_id
+            from session.touchpoints
+            where tenant_id = $1 and ($2::text is null or touchpoint_id = $2)
+            order by touchpoint_id
+            for update
+        )
+        update session.touchpoints touchpoint
+        set session_epoch = session_epoch + 1, sessions_revoked_at = $3, sessions_revoke_reason = $4
+        from locked
+        where touchpoint.tenant_id = $1 and touchpoint.touchpoint_id = locked.touchpoint_id
+        returning touchpoint.touchpoint_id",
+        tenant.as_str(),
+        touchpoint.map(TouchpointId::as_str),
+        at,
+        reason.name(),
+    )
+    .fetch_all(db)
+    .await?;
+    let parse = |name: String| name.parse().map_err(|_| corrupt("touchpoints", "touchpoint_id", &name));
+    names.into_iter().map(parse).collect()
 }
 
 struct Columns {
@@ -161,6 +272,13 @@ struct Columns {
     visit_gap_secs: i32,
     staleness_bound_ms: i32,
     outage_bound_secs: i32,
+    remember_idle_timeout_secs: Option<i32>,
+    remember_absolute_lifetime_secs: Option<i32>,
+    level_2_max_age_secs: i32,
+    level_3_max_age_secs: i32,
+    session_limit: Option<i32>,
+    session_limit_action: Option<&'static str>,
+    rotation_grace_secs: i32,
 }
 
 impl Columns {
@@ -170,11 +288,21 @@ impl Columns {
         let policy = &touchpoint.policy;
         Self {
             components: touchpoint.components.iter().map(ToString::to_string).collect(),
-            idle_timeout_secs: secs(policy.idle_timeout),
-            absolute_lifetime_secs: secs(policy.absolute_lifetime),
+            idle_timeout_secs: secs(policy.timeouts.idle),
+            absolute_lifetime_secs: secs(policy.timeouts.absolute),
             visit_gap_secs: secs(policy.visit_gap),
             staleness_bound_ms: i32::try_from(policy.staleness_bound.as_millis()).unwrap_or(i32::MAX),
             outage_bound_secs: secs(policy.outage_bound),
+            remember_idle_timeout_secs: policy.remember_me.map(|timeouts| secs(timeouts.idle)),
+            remember_absolute_lifetime_secs: policy.remember_me.map(|timeouts| secs(timeouts.absolute)),
+            level_2_max_age_secs: secs(policy.level_2_max_age),
+            level_3_max_age_secs: secs(policy.level_3_max_age),
+            session_limit: policy.session_limit.map(|limit| limit.max.into()),
+            session_limit_action: policy.session_limit.map(|limit| match limit.action {
+                LimitAction::Reject => "REJECT",
+                LimitAction::EvictLeastRecent => "EVICT_LEAST_RECENT",
+            }),
+            rotation_grace_secs: secs(policy.rotation_grace),
         }
     }
 }

@@ -1,0 +1,226 @@
+//! Sessions named by their token in other rpcs than `ValidateSession`: read from the database, then either live or a
+//! refusal that says what to do.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use shared::auth::Caller;
+use shared::id::TenantId;
+use shared::status::{Failure, Reason, Refusal};
+use shared::time::Time;
+
+use super::{App, overtaken};
+use crate::OUTBOX;
+use crate::cache::Entry;
+use crate::domain::assurance::{Lacking, Requirement};
+use crate::domain::lineage::{Grade, Lineage, Presented};
+use crate::domain::session::{RevokeReason, Session};
+use crate::domain::token::SessionToken;
+use crate::domain::touchpoint::Touchpoint;
+use crate::domain::visit::Visit;
+use crate::store;
+use crate::store::session::Touch;
+use crate::workers::system;
+
+/// A session as it is seen here, and the visit that its row has.
+pub(super) struct Seen {
+    pub(super) session: Session,
+    pub(super) stored: Visit,
+    pub(super) presented: Presented,
+    pub(super) fresh_as_of: Time,
+    pub(super) degraded: bool,
+}
+
+impl Seen {
+    /// `touch` is what was not written yet when the reading was sent.
+    pub(super) fn new(
+        mut session: Session,
+        presented: Presented,
+        touch: Option<&Touch>,
+        fresh_as_of: Time,
+    ) -> Self {
+        let stored = session.visit.clone();
+        if let Some(touch) = touch {
+            touch.overlay(&mut session);
+        }
+        Self { session, stored, presented, fresh_as_of, degraded: false }
+    }
+}
+
+impl App {
+    /// The session of a token, with its touchpoint. Whether it lives is not asked yet.
+    pub(super) async fn session_of(
+        &self,
+        caller: &Caller,
+        token: &str,
+        now: Time,
+    ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
+        let token = SessionToken::parse(token).map_err(|_| unknown())?;
+        let tenant = &caller.tenant;
+        let touch = self.touches.peek(tenant, token.session_id());
+        let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
+            .await?
+            .ok_or_else(unknown)?;
+        let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
+        let presented = session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
+        if presented == Presented::Unknown {
+            return Err(unknown().into());
+        }
+        caller.require_touchpoint(&session.touchpoint)?;
+        Ok((Seen::new(session, presented, touch.as_ref(), now), touchpoint))
+    }
+
+    /// Refuses a session that does not live, or a token of it that is superseded. Counts as activity, and so may begin a
+    /// visit, but moves none: nobody would be told. Answers the visit that it is in.
+    pub(super) async fn require_live(
+        &self,
+        tenant: &TenantId,
+        seen: &mut Seen,
+        touchpoint: &Touchpoint,
+        now: Time,
+    ) -> Result<Visit, Failure> {
+        seen.session.standing(touchpoint, now)?;
+        match seen.presented {
+            Presented::Current { .. } | Presented::InGrace => {}
+            Presented::Child => {
+                if !self.use_child(tenant, &mut seen.session, now).await? {
+                    return Err(overtaken());
+                }
+                seen.presented = Presented::Current { has_child: false };
+            }
+            Presented::Superseded(grade) => {
+                self.end_stale(tenant, &seen.session, grade, now).await?;
+                return Err(grade.into());
+            }
+            Presented::Unknown => return Err(unknown().into()),
+        }
+        let session = &seen.session;
+        let visit = self.visit(tenant, session, touchpoint, now);
+        let begins = visit.started_at != session.visit.started_at;
+        self.touches
+            .note(tenant, session.id, now, begins.then(|| (visit.clone(), seen.stored.clone())));
+        Ok(if begins { visit } else { session.visit.clone() })
+    }
+
+    /// The live session of a token.
+    pub(super) async fn live_session(
+        &self,
+        caller: &Caller,
+        token: &str,
+        now: Time,
+    ) -> Result<(Session, Arc<Entry<Touchpoint>>), Failure> {
+        let (mut seen, touchpoint) = self.session_of(caller, token, now).await?;
+        let visit = self.require_live(&caller.tenant, &mut seen, &touchpoint.value, now).await?;
+        let last_seen_at = seen.session.last_seen_at.max(now);
+        Ok((Session { visit, last_seen_at, ..seen.session }, touchpoint))
+    }
+
+    /// The first use of a token that was handed out: from now on its parent is on its way out. False if another write of
+    /// the session came first.
+    pub(super) async fn use_child(
+        &self,
+        tenant: &TenantId,
+        session: &mut Session,
+        now: Time,
+    ) -> Result<bool, Failure> {
+        let used = session.lineage.clone().use_child(now);
+        if !self.write_lineage(tenant, session, &used, "session.token_used", now).await? {
+            return Ok(false);
+        }
+        session.lineage = used;
+        Ok(true)
+    }
+
+    /// Writes where a session's tokens stand; false if another write of the session came first.
+    pub(super) async fn write_lineage(
+        &self,
+        tenant: &TenantId,
+        session: &Session,
+        next: &Lineage,
+        kind: &'static str,
+        now: Time,
+    ) -> Result<bool, Failure> {
+        let id = session.id;
+        let mut tx = self.db.begin(None).await?;
+        if !store::session::replace_lineage(&mut tx, tenant, id, &session.lineage, next).await? {
+            return Ok(false);
+        }
+        OUTBOX
+            .append(&mut tx, &system(tenant, kind, id.to_string(), json!({}), now))
+            .await?;
+        tx.commit().await?;
+        self.sessions.invalidate(&(tenant.clone(), id));
+        Ok(true)
+    }
+
+    /// Revokes the session of a token that was, or whose successor was, stolen.
+    pub(super) async fn end_stale(
+        &self,
+        tenant: &TenantId,
+        session: &Session,
+        grade: Grade,
+        now: Time,
+    ) -> Result<(), Failure> {
+        if grade != Grade::StaleLineage {
+            return Ok(());
+        }
+        let reason = RevokeReason::StaleLineage;
+        let mut tx = self.db.begin(None).await?;
+        if store::session::revoke(&mut tx, tenant, session.id, now, reason).await? {
+            let data = json!({"reason": reason.name()});
+            let event = system(tenant, "session.revoked", session.id.to_string(), data, now);
+            OUTBOX.append(&mut tx, &event).await?;
+        }
+        tx.commit().await?;
+        self.sessions.invalidate(&(tenant.clone(), session.id));
+        Ok(())
+    }
+}
+
+/// No session has this token.
+pub(super) fn unknown() -> Refusal {
+    Refusal::new(Reason::SessionUnknown, "the session token is of no live session")
+        .with("advice", "CREATE_SESSION")
+}
+
+/// Refuses a session whose authentication will not do.
+pub(super) fn require(
+    requirement: &Requirement,
+    session: &Session,
+    touchpoint: &Touchpoint,
+    now: Time,
+) -> Result<(), Refusal> {
+    let met = requirement.check(session.identity.as_ref(), &touchpoint.policy, now);
+    met.map_err(|lacking| {
+        let reason = match lacking {
+            Lacking::Level => Reason::SessionAssuranceTooLow,
+            Lacking::Age => Reason::SessionAuthenticationTooOld,
+        };
+        let refusal = Refusal::new(reason, lacking.to_string()).with("advice", "STEP_UP");
+        match requirement.level {
+            Some(level) => refusal.with("required_assurance", level.number()),
+            None => refusal,
+        }
+    })
+}
+
+impl From<Grade> for Failure {
+    fn from(grade: Grade) -> Self {
+        let (name, advice) = match grade {
+            Grade::Race => ("RACE", "USE_NEW_TOKEN"),
+            Grade::Orphan => ("ORPHAN", "CREATE_SESSION"),
+            Grade::StaleLineage => ("STALE_LINEAGE", "CREATE_SESSION"),
+        };
+        Refusal::new(Reason::SessionTokenSuperseded, grade.to_string())
+            .with("grade", name)
+            .with("advice", advice)
+            .into()
+    }
+}
+
+impl From<crate::domain::attribute::Attribute> for shared::pb::session::Attribute {
+    fn from(attribute: crate::domain::attribute::Attribute) -> Self {
+        let crate::domain::attribute::Attribute { key, value, version } = attribute;
+        Self { key, value, version }
+    }
+}
