@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod assertion;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -12,6 +13,7 @@ pub mod id;
 pub mod issuer;
 mod json;
 pub mod keyring;
+pub mod keys;
 pub mod mutation;
 pub mod outbox;
 pub mod page;

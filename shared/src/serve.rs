@@ -20,6 +20,7 @@ use crate::config::{LogFormat, Problems, ServiceArgs};
 use crate::db::{Db, DbError};
 use crate::edge::{Edge, EdgeLayer, NoScope};
 use crate::feed::Feed;
+use crate::keys::Keys;
 use crate::pb;
 use crate::telemetry;
 use crate::time::Clock;
@@ -81,6 +82,8 @@ pub struct Served {
     pub routes: Routes,
     /// Who may call.
     pub authenticator: Arc<Authenticator>,
+    /// Keys of ours, kept up with while it serves.
+    pub keys: Arc<Keys>,
     /// Tells the time.
     pub clock: Clock,
     /// Its database, which its health depends on.
@@ -112,7 +115,8 @@ pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<
 
 /// Serves until told to stop, then drains.
 pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let Served { services, routes, authenticator, clock, db, reflection, in_flight_max, drain } = served;
+    let Served { services, routes, authenticator, keys, clock, db, reflection, in_flight_max, drain } =
+        served;
     let edge = Edge::new(
         services,
         Arc::clone(&authenticator),
@@ -131,6 +135,7 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
     report_health(&health, services, ServingStatus::Serving).await;
     let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
+    lifecycle.workers.spawn(keys.follow(lifecycle.drained.clone()));
 
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))

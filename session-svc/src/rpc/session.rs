@@ -146,7 +146,7 @@ impl App {
 
     /// Key id and random bytes: all that must be kept to make the same secret again.
     fn new_salt(&self) -> Result<Vec<u8>, Failure> {
-        let key = self.keys.current(Purpose::Token)?;
+        let key = self.keys.load().current(Purpose::Token, self.clock.now())?;
         Ok([&key.to_be_bytes()[..], &self.entropy.bytes::<SALT>()].concat())
     }
 
@@ -154,7 +154,7 @@ impl App {
         let uuid = id.uuid();
         let parts: [&[u8]; 4] = [b"session", caller.tenant.as_str().as_bytes(), uuid.as_bytes(), salt];
         let key = salt.first_chunk().map(|id| u32::from_be_bytes(*id));
-        let secret = key.and_then(|key| self.keys.mac(Purpose::Token, key, &parts));
+        let secret = key.and_then(|key| self.keys.load().mac(Purpose::Token, key, &parts));
         let secret = secret
             .ok_or_else(|| Failure::Bug("the ring lacks the key that a token was derived with".to_owned()))?;
         Ok(SessionToken::new(id, secret))
@@ -164,9 +164,9 @@ impl App {
     fn subject_digest(&self, caller: &Caller, subject: &Subject) -> Result<[u8; 32], Failure> {
         let parts: [&[u8]; 3] =
             [caller.tenant.as_str().as_bytes(), subject.issuer.as_bytes(), subject.sub.as_bytes()];
-        let key = self.keys.current(Purpose::SubjectDigest)?;
-        self.keys
-            .mac(Purpose::SubjectDigest, key, &parts)
+        let keys = self.keys.load();
+        let key = keys.current(Purpose::SubjectDigest, self.clock.now())?;
+        keys.mac(Purpose::SubjectDigest, key, &parts)
             .ok_or_else(|| Failure::Bug("no subject-digest key".to_owned()))
     }
 
@@ -236,7 +236,8 @@ impl App {
         let mut sessions =
             store::session::list(&mut *self.db.connection().await?, &caller.tenant, &filter, after, size + 1)
                 .await?;
-        let next_page_token = list.cut(&self.keys, &mut sessions, size, |session| session.id.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut sessions, size, now, |session| session.id.to_string())?;
         let mut listed = Vec::with_capacity(sessions.len());
         for mut session in sessions {
             if let Some(touch) = self.touches.peek(&caller.tenant, session.id) {
