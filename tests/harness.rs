@@ -27,11 +27,13 @@ pub(crate) mod database;
 pub(crate) mod raw;
 pub(crate) mod shop;
 pub(crate) mod watch;
+pub(crate) mod web;
 
 pub(crate) use answer::{Answer, assert_refused, eventually, reason_of};
 pub(crate) use caller::Caller;
 pub(crate) use database::Database;
 pub(crate) use watch::Watch;
+pub(crate) use web::Web;
 
 /// When every test begins.
 pub(crate) const START: i64 = 1_800_000_000;

@@ -12,6 +12,7 @@ pub mod id;
 #[cfg(feature = "local")]
 pub mod issuer;
 mod json;
+pub mod jwks;
 pub mod keyring;
 pub mod keys;
 pub mod mutation;

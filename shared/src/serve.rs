@@ -36,7 +36,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_LIMIT: Duration = Duration::from_secs(3);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
-const KEYS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why a service ended without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +132,9 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
             .add_service(describe(services).build_v1alpha()?);
     }
     report_health(&health, services, ServingStatus::Serving).await;
-    let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
+    let monitor = monitor(health.clone(), services, db, clock.clone(), lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
+    lifecycle.workers.spawn(authenticator.follow(clock, lifecycle.drained.clone()));
     lifecycle.workers.spawn(keys.follow(lifecycle.drained.clone()));
 
     let serving = tonic::transport::Server::builder()
@@ -206,16 +206,15 @@ async fn drain_calls<E>(
     })
 }
 
-/// Keeps health, the clock and the issuers' keys up to date.
+/// Keeps health and the clock up to date.
 async fn monitor(
     health: HealthReporter,
     services: &'static [&'static str],
     db: Db,
     clock: Clock,
-    authenticator: Arc<Authenticator>,
     stop: CancellationToken,
 ) {
-    let (mut seen_at, mut clock_at, mut keys_at) = (Instant::now(), None::<Instant>, Instant::now());
+    let (mut seen_at, mut clock_at) = (Instant::now(), None::<Instant>);
     let mut is_serving = true;
     loop {
         // The server's own limits do not help where it does not answer at all.
@@ -236,10 +235,6 @@ async fn monitor(
             tracing::warn!(serving = shall_serve, "health changed");
             report_health(&health, services, status).await;
             is_serving = shall_serve;
-        }
-        if keys_at.elapsed() >= KEYS_INTERVAL {
-            authenticator.refresh(clock.now());
-            keys_at = Instant::now();
         }
         tokio::select! {
             () = stop.cancelled() => return,
