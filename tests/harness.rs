@@ -12,6 +12,7 @@ use shared::auth::Authenticator;
 use shared::config::ServiceConfig;
 use shared::issuer::{Grant, ISSUERS_FILE, LocalIssuer};
 use shared::keyring::KeyRing;
+use shared::keys::Keys;
 use shared::pb;
 use shared::secret::{Entropy, Secret};
 use shared::serve::{Lifecycle, ServeError};
@@ -26,16 +27,19 @@ pub(crate) mod database;
 pub(crate) mod raw;
 pub(crate) mod shop;
 pub(crate) mod watch;
+pub(crate) mod web;
 
 pub(crate) use answer::{Answer, assert_refused, eventually, reason_of};
 pub(crate) use caller::Caller;
 pub(crate) use database::Database;
 pub(crate) use watch::Watch;
+pub(crate) use web::Web;
 
 /// When every test begins.
 pub(crate) const START: i64 = 1_800_000_000;
 /// The environment that every session-svc serves.
 pub(crate) const ENVIRONMENT: &str = "local";
+const KEYRING_FILE: &str = "keyring.json";
 
 /// The services of one test, and all they share. Dropped, nothing of it is left.
 pub(crate) struct Stack {
@@ -45,7 +49,6 @@ pub(crate) struct Stack {
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
     issuer: LocalIssuer,
-    keys: String,
     folder: Folder,
 }
 
@@ -138,13 +141,14 @@ impl Stack {
     /// A database and an issuer, and no service yet.
     pub(crate) fn prepare() -> Self {
         let (folder, entropy) = (Folder::new(), Entropy::seeded(42));
+        let keys = KeyRing::generate(&entropy).to_json().unwrap();
+        std::fs::write(folder.0.join(KEYRING_FILE), keys).unwrap();
         Self {
             session: None,
             release: None,
             database: Database::migrated(),
             clock: Clock::fake(at(START)),
             issuer: LocalIssuer::open(&folder.0, &entropy).unwrap(),
-            keys: KeyRing::generate(&entropy).to_json().unwrap(),
             entropy,
             folder,
         }
@@ -212,7 +216,7 @@ impl Stack {
             ),
             database_connections: 16,
             authenticator: Authenticator::open(&self.folder.0.join(ISSUERS_FILE)).unwrap(),
-            keys: KeyRing::parse(&self.keys).unwrap(),
+            keys: Keys::open(&self.keyring()).unwrap(),
             reflection: true,
             in_flight_max: options.in_flight_max,
             drain: options.drain,
@@ -249,6 +253,11 @@ impl Stack {
     /// Where the issuer keeps its files.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder.0
+    }
+
+    /// The services' key ring.
+    pub(crate) fn keyring(&self) -> PathBuf {
+        self.folder.0.join(KEYRING_FILE)
     }
 
     /// Moves the clock on.

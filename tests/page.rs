@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use shared::issuer::Grant;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use shared::issuer::{Grant, write_private};
+use shared::keyring::{KeyRing, Purpose};
 use shared::pb::release as rpb;
 use shared::pb::session as pb;
 use tonic::{Code, Response, Status};
 
 use crate::harness::shop::{create_component, create_release, create_session, create_touchpoint, draft, web};
-use crate::harness::{Answer as _, Caller, Stack, workload};
+use crate::harness::{Answer as _, Caller, Stack, assert_refused, eventually, workload};
 
 /// Reads all pages; between two of them `between` happens.
 async fn read_all<R>(
@@ -190,4 +193,35 @@ async fn no_list_takes_a_negative_size() {
         let request = rpb::ListRolloutsRequest { page_size, ..Default::default() };
         caller.rollouts().list_rollouts(request).await.refused(bad.0, bad.1);
     }
+}
+
+#[tokio::test]
+async fn a_running_service_takes_a_new_key_in_and_forgets_a_retired_one() {
+    let stack = Stack::sessions();
+    let caller = stack.caller(&workload("reader"));
+    for touchpoint in ["web", "pos"] {
+        create_touchpoint(&caller, pb::Touchpoint { touchpoint: touchpoint.to_owned(), ..web() }).await;
+    }
+    let page = async |page_token: &str| {
+        let request = pb::ListTouchpointsRequest { page_size: 1, page_token: page_token.to_owned() };
+        caller.touchpoints().list_touchpoints(request).await
+    };
+    let change = |change: &dyn Fn(&mut KeyRing) -> u32| {
+        let mut ring = KeyRing::parse(&std::fs::read_to_string(stack.keyring()).unwrap()).unwrap();
+        let id = change(&mut ring);
+        write_private(&stack.keyring(), ring.to_json().unwrap().as_bytes()).unwrap();
+        id
+    };
+    let old = page("").await.answer().next_page_token;
+    let key = change(&|ring| ring.rotate(Purpose::Cursor, stack.now(), &stack.entropy).unwrap());
+    eventually("a token of the new key", async || {
+        let token = URL_SAFE_NO_PAD.decode(page("").await.answer().next_page_token).unwrap();
+        token.starts_with(&key.to_be_bytes()).then_some(())
+    })
+    .await;
+    assert_eq!(page(&old).await.answer().touchpoints.len(), 1);
+    let retired = URL_SAFE_NO_PAD.decode(&old).unwrap()[..4].try_into().unwrap();
+    change(&|ring| ring.retire(u32::from_be_bytes(retired), stack.now()).map(|_| key).unwrap());
+    let refused = eventually("the end of the old key", async || page(&old).await.err()).await;
+    assert_refused(&refused, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
 }

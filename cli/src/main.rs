@@ -49,7 +49,7 @@ enum Command {
     Init(init::Args),
     /// Ask a service whether it is healthy
     Check(check::Args),
-    /// List or rotate the keys of the key ring
+    /// List, rotate or retire the keys of the key ring
     #[command(subcommand)]
     Keys(keys::Command),
 }

@@ -237,13 +237,21 @@ impl Stack {
     }
 }
 
-/// A key ring in a file; one that exists is kept.
+/// A key ring in a file; one that exists is kept, and gets the keys that an earlier version did not know.
 pub(crate) fn make_keyring(path: &Path) -> Result<(), StackError> {
-    if path.exists() {
-        return Ok(());
-    }
-    let json = KeyRing::generate(&Entropy::system()).to_json()?;
-    write_private(path, json.as_bytes()).map_err(|error| StackError::Folder(path.to_owned(), error))
+    let (failed, entropy) = (|error| StackError::Folder(path.to_owned(), error), Entropy::system());
+    let ring = if path.exists() {
+        let json = Secret::new(fs::read_to_string(path).map_err(failed)?);
+        let mut ring = KeyRing::read(json.expose())?;
+        if !ring.add_later(&entropy) {
+            return Ok(());
+        }
+        ring
+    } else {
+        KeyRing::generate(&entropy)
+    };
+    let json = Secret::new(ring.to_json()?);
+    write_private(path, json.expose().as_bytes()).map_err(failed)
 }
 
 /// Signs a token as the issuer of a folder does.

@@ -97,7 +97,7 @@ fn every_scope() -> String {
 }
 
 /// A whole number and its unit, up to ten years.
-fn duration(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str = "must be a number and a unit, such as 90s, 15m, 1h or 30d, and at most 3650d";
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(EXPECTED)?;
     let seconds = match unit {

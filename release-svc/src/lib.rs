@@ -97,6 +97,7 @@ pub async fn serve(
         services: rpc::SERVICES,
         routes: rpc::routes(&app, &cluster),
         authenticator: Arc::new(service.authenticator),
+        keys: Arc::clone(&app.keys),
         clock,
         db: db.clone(),
         reflection: service.reflection,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use prost::Message;
 use shared::db::Db;
 use shared::feed::Feed;
-use shared::keyring::KeyRing;
+use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
 use shared::parse::at_most;
 use shared::pb::common::event_service_server::EventServiceServer;
@@ -50,7 +50,7 @@ pub const SERVICES: &[&str] = &[
 /// What calls and workers share.
 pub struct App {
     pub db: Db,
-    pub keys: Arc<KeyRing>,
+    pub keys: Arc<Keys>,
     pub clock: Clock,
     pub entropy: Entropy,
     pub feed: Arc<Feed>,

@@ -105,13 +105,20 @@ pub async fn serve(
             .workers
             .spawn(async move { link::run(&app, link, environment, &stop).await });
     }
-    let events =
-        Events::new(feed, keys, clock.clone(), &cluster, lifecycle.stop.clone(), lifecycle.calls.clone());
+    let events = Events::new(
+        feed,
+        Arc::clone(&keys),
+        clock.clone(),
+        &cluster,
+        lifecycle.stop.clone(),
+        lifecycle.calls.clone(),
+    );
     let routes = rpc::routes(&app, events);
     let served = Served {
         services: SERVICES,
         routes,
         authenticator: Arc::new(service.authenticator),
+        keys,
         clock,
         db: db.clone(),
         reflection: service.reflection,

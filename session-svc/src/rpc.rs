@@ -7,7 +7,7 @@ use prost::Message;
 use shared::db::Db;
 use shared::feed::{Batch, Feed};
 use shared::id::{SessionId, TenantId, TouchpointId};
-use shared::keyring::KeyRing;
+use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
 use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::session::cart_service_server::CartServiceServer;
@@ -54,7 +54,7 @@ pub struct App {
     /// Randomness.
     pub entropy: Entropy,
     /// Keys of ours.
-    pub keys: Arc<KeyRing>,
+    pub keys: Arc<Keys>,
     /// The outbox as it happens.
     pub feed: Arc<Feed>,
     /// Sessions read lately.

@@ -1,23 +1,24 @@
 //! Who is calling: OAuth 2.0 bearer JWTs (RFC 9068) of configured issuers, verified and turned into a [`Caller`].
 //!
 //! A key's algorithm is its own, never the token's choice; keys come from the issuer's key set only. Verified tokens are
-//! remembered by digest for at most five minutes, and forgotten when the keys change.
+//! remembered by digest for at most five minutes, and only as long as the keys that verified them are in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::id::{TenantId, TouchpointId};
+use crate::jwks::{self, Http, KeySet, PublicKey, PublicKeys, SourceError};
 use crate::secret::sha256;
 use crate::status::{Reason, Refusal};
-use crate::time::Time;
+use crate::time::{Clock, Time};
 
 /// How far apart the issuer's clock and ours may be.
 const LEEWAY: TimeDelta = TimeDelta::seconds(5);
@@ -27,7 +28,8 @@ const ALL_TENANTS: &str = "*";
 /// Reaches every tenant, so only issuers that may speak for all of them can give it.
 const SYSTEM_SCOPE: &str = "tandem.system";
 const CACHE_TTL: Duration = Duration::from_mins(5);
-const REFRESH_INTERVAL: TimeDelta = TimeDelta::minutes(1);
+/// How long to wait for keys that could not be fetched yet.
+const KEYS_RETRY: Duration = Duration::from_secs(10);
 
 /// A verified caller.
 #[derive(Debug)]
@@ -120,7 +122,9 @@ pub struct IssuerConfig {
     /// One of `aud` of its tokens.
     audience: String,
     /// File with its key set (RFC 7517), relative to the configuration's folder.
-    jwks_file: PathBuf,
+    jwks_file: Option<PathBuf>,
+    /// URL of its key set. Without either, the key set is discovered (OpenID Connect Discovery).
+    jwks_url: Option<String>,
     /// Tenants it may speak for; `*` for all.
     tenants: Vec<String>,
     /// Claim that tells people from workloads, and its value for people.
@@ -151,18 +155,28 @@ pub enum IssuersError {
     /// Two principals could get one name.
     #[error("{0}: the issuer {1:?} must not contain `|`")]
     Bar(PathBuf, String),
+    /// Which of them holds?
+    #[error("{0} names the issuer {1:?} twice")]
+    Twice(PathBuf, String),
     /// Nobody could call.
     #[error("{0} names no issuer")]
     Empty(PathBuf),
+    /// The keys of one.
+    #[error("{0}: keys of issuer {1:?}: {2}")]
+    Keys(PathBuf, String, SourceError),
 }
 
 struct Issuer {
     config: IssuerConfig,
-    jwks_path: PathBuf,
-    keys: BTreeMap<String, (Algorithm, DecodingKey)>,
-    /// The text that `keys` were read from.
-    jwks: String,
-    refreshed_at: Option<Time>,
+    keys: Arc<KeySet>,
+}
+
+/// A token that was good.
+struct Verified {
+    caller: Arc<Caller>,
+    set: Arc<KeySet>,
+    /// What the set was when it verified the token.
+    keys: Arc<PublicKeys>,
 }
 
 #[derive(Deserialize)]
@@ -197,43 +211,37 @@ struct IssuerClaim {
 
 /// Verifies bearers.
 pub struct Authenticator {
-    issuers: RwLock<BTreeMap<String, Issuer>>,
-    verified: moka::sync::Cache<[u8; 32], Arc<Caller>>,
+    issuers: BTreeMap<String, Issuer>,
+    verified: moka::sync::Cache<[u8; 32], Arc<Verified>>,
 }
 
 impl Authenticator {
-    /// Reads the issuers and their keys.
+    /// Reads the issuers, and those keys that are in files.
     pub fn open(path: &Path) -> Result<Self, IssuersError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| IssuersError::Read(path.to_owned(), error))?;
-        let configs: Vec<IssuerConfig> =
-            serde_json::from_str(&text).map_err(|error| IssuersError::Json(path.to_owned(), error))?;
-        if configs.is_empty() {
-            return Err(IssuersError::Empty(path.to_owned()));
-        }
-        let folder = path.parent().unwrap_or_else(|| Path::new("."));
+        let (folder, http) = (path.parent().unwrap_or_else(|| Path::new(".")), Http::default());
         let mut issuers = BTreeMap::new();
-        for config in configs {
+        for config in read_list::<IssuerConfig>(path)? {
             // `issuer|sub` must name one principal only.
             if config.issuer.contains('|') {
                 return Err(IssuersError::Bar(path.to_owned(), config.issuer));
             }
-            let jwks_path = folder.join(&config.jwks_file);
-            let jwks = std::fs::read_to_string(&jwks_path)
-                .map_err(|error| IssuersError::Read(jwks_path.clone(), error))?;
-            let keys = read_keys(&jwks).map_err(|error| IssuersError::Json(jwks_path.clone(), error))?;
+            let file = config.jwks_file.as_ref().map(|file| folder.join(file));
+            let keys = KeySet::open(&config.issuer, file.as_deref(), config.jwks_url.as_deref(), &http);
             let name = config.issuer.clone();
-            issuers.insert(name, Issuer { config, jwks_path, keys, jwks, refreshed_at: None });
+            let keys = keys.map_err(|error| IssuersError::Keys(path.to_owned(), name.clone(), error))?;
+            if issuers.insert(name.clone(), Issuer { config, keys }).is_some() {
+                return Err(IssuersError::Twice(path.to_owned(), name));
+            }
         }
         let verified = moka::sync::Cache::builder()
             .max_capacity(100_000)
             .time_to_live(CACHE_TTL)
             .build();
-        Ok(Self { issuers: RwLock::new(issuers), verified })
+        Ok(Self { issuers, verified })
     }
 
-    /// The caller whom an `authorization` header names.
-    pub fn authenticate(&self, header: Option<&str>, now: Time) -> Result<Arc<Caller>, Refusal> {
+    /// The caller whom an `authorization` header names. Waits only where a token names a key that is not known.
+    pub async fn authenticate(&self, header: Option<&str>, now: Time) -> Result<Arc<Caller>, Refusal> {
         let token = header
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
@@ -245,24 +253,26 @@ impl Authenticator {
             return Err(malformed(format!("the access token is longer than {TOKEN_MAX_BYTES} bytes")));
         }
         let digest = sha256(&[token.as_bytes()]);
-        if let Some(caller) = self.verified.get(&digest) {
-            check_expiry(caller.not_after, now)?;
-            return Ok(caller);
+        // The keys are compared at every look-up: a token that was verified while they were being replaced is no exception.
+        if let Some(verified) = self.verified.get(&digest)
+            && verified.set.is_current(&verified.keys)
+        {
+            check_expiry(verified.caller.not_after, now)?;
+            return Ok(Arc::clone(&verified.caller));
         }
-        let caller = Arc::new(self.verify(token, now)?);
-        self.verified.insert(digest, Arc::clone(&caller));
+        let verified = self.verify(token, now).await?;
+        let caller = Arc::clone(&verified.caller);
+        self.verified.insert(digest, Arc::new(verified));
         Ok(caller)
     }
 
-    /// Reads every issuer's keys again, so that a key taken out stops working within the minute.
-    pub fn refresh(&self, now: Time) {
-        let mut issuers = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
-        for issuer in issuers.values_mut() {
-            self.reload(issuer, now);
-        }
+    /// Keeps every issuer's keys up to date until told to stop, so that a key taken out stops working.
+    pub async fn follow(self: Arc<Self>, clock: Clock, stop: CancellationToken) {
+        let sets = self.issuers.values().map(|issuer| Arc::clone(&issuer.keys)).collect();
+        jwks::follow(sets, clock, stop).await;
     }
 
-    fn verify(&self, token: &str, now: Time) -> Result<Caller, Refusal> {
+    async fn verify(&self, token: &str, now: Time) -> Result<Verified, Refusal> {
         let IssuerClaim { iss } = jsonwebtoken::dangerous::insecure_decode_claims(token)
             .map_err(|_| malformed("the bearer is no JWT with `iss`"))?;
         let header = jsonwebtoken::decode_header(token).map_err(|error| {
@@ -276,70 +286,31 @@ impl Authenticator {
                 malformed("the bearer is no JWT")
             }
         })?;
-        let kid = header.kid.unwrap_or_default();
-        let known = |issuers: &BTreeMap<String, Issuer>| {
-            let issuer = issuers.get(&iss)?;
-            Some(
-                issuer.keys.contains_key(&kid)
-                    || issuer.refreshed_at.is_some_and(|at| now - at < REFRESH_INTERVAL),
-            )
-        };
-        let current = known(&self.issuers.read().unwrap_or_else(PoisonError::into_inner));
-        if current == Some(false) {
-            let mut issuers = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(issuer) = issuers.get_mut(&iss) {
-                self.reload(issuer, now);
-            }
+        if header.crit.is_some() {
+            return Err(malformed("the token asks for extensions (`crit`), and none is known"));
         }
-        let issuers = self.issuers.read().unwrap_or_else(PoisonError::into_inner);
-        let issuer = issuers.get(&iss).ok_or_else(|| {
+        let issuer = self.issuers.get(&iss).ok_or_else(|| {
             Refusal::new(Reason::CallerIssuerUnknown, "the token's issuer is not configured")
         })?;
-        let key = issuer.keys.get(&kid);
-        let (algorithm, key) = key.ok_or_else(|| {
-            Refusal::new(Reason::CallerKeyUnknown, "the issuer has no key with the token's `kid`")
+        let kid = header.kid.unwrap_or_default();
+        let keys = issuer.keys.having(&kid, now).await;
+        let key = keys.get(&kid).ok_or_else(|| {
+            if keys.are_missing() {
+                Refusal::new(Reason::KeysUnavailable, "the keys of the token's issuer cannot be fetched")
+                    .retry_after(KEYS_RETRY)
+            } else {
+                Refusal::new(Reason::CallerKeyUnknown, "the issuer has no key with the token's `kid`")
+            }
         })?;
-        issuer.check(token, *algorithm, key, now)
-    }
-
-    fn reload(&self, issuer: &mut Issuer, now: Time) {
-        issuer.refreshed_at = Some(now);
-        let jwks = match std::fs::read_to_string(&issuer.jwks_path) {
-            Ok(jwks) if jwks == issuer.jwks => return,
-            Ok(jwks) => jwks,
-            Err(error) => {
-                tracing::warn!(path = %issuer.jwks_path.display(), %error, "key set unreadable; the keys known go on working");
-                return;
-            }
-        };
-        match read_keys(&jwks) {
-            Ok(keys) => {
-                issuer.keys = keys;
-                issuer.jwks = jwks;
-                self.verified.invalidate_all();
-                tracing::info!(issuer = issuer.config.issuer, "key set changed");
-            }
-            Err(error) => {
-                tracing::warn!(path = %issuer.jwks_path.display(), %error, "key set unusable; the keys known go on working");
-            }
-        }
+        let caller = Arc::new(issuer.check(token, key, now)?);
+        Ok(Verified { caller, set: Arc::clone(&issuer.keys), keys })
     }
 }
 
 impl Issuer {
-    fn check(
-        &self,
-        token: &str,
-        algorithm: Algorithm,
-        key: &DecodingKey,
-        now: Time,
-    ) -> Result<Caller, Refusal> {
-        let mut validation = Validation::new(algorithm);
-        // Expiry and audience are checked below, by the injected clock and with reasons of their own.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        let data = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| {
+    /// Expiry and audience are checked by the injected clock and with reasons of their own.
+    fn check(&self, token: &str, key: &PublicKey, now: Time) -> Result<Caller, Refusal> {
+        let data = key.decode::<Claims>(token).map_err(|error| {
             let text =
                 "the token lacks one of the claims sub, exp, aud, tenant, or has one of the wrong type";
             if matches!(error.kind(), ErrorKind::InvalidAlgorithm) {
@@ -422,29 +393,57 @@ fn malformed(text: impl Into<String>) -> Refusal {
     Refusal::new(Reason::CallerCredentialMalformed, text)
 }
 
-/// Signing keys by `kid`. The algorithm follows from the key; symmetric keys and curves we do not take are left out.
-fn read_keys(jwks: &str) -> Result<BTreeMap<String, (Algorithm, DecodingKey)>, serde_json::Error> {
-    let set: JwkSet = serde_json::from_str(jwks)?;
-    let mut keys = BTreeMap::new();
-    for jwk in &set.keys {
-        let algorithm = if matches!(jwk.algorithm, AlgorithmParameters::RSA(_)) {
-            Some(Algorithm::RS256)
-        } else if let AlgorithmParameters::EllipticCurve(ec) = &jwk.algorithm {
-            (ec.curve == EllipticCurve::P256).then_some(Algorithm::ES256)
-        } else if let AlgorithmParameters::OctetKeyPair(okp) = &jwk.algorithm {
-            (okp.curve == EllipticCurve::Ed25519).then_some(Algorithm::EdDSA)
-        } else {
-            None
+/// The entries of a configuration file; none at all is a mistake.
+pub(crate) fn read_list<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, IssuersError> {
+    let text = std::fs::read_to_string(path).map_err(|error| IssuersError::Read(path.to_owned(), error))?;
+    let list: Vec<T> =
+        serde_json::from_str(&text).map_err(|error| IssuersError::Json(path.to_owned(), error))?;
+    if list.is_empty() { Err(IssuersError::Empty(path.to_owned())) } else { Ok(list) }
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::jwk::{Jwk, JwkSet};
+    use jsonwebtoken::{Algorithm, EncodingKey, Header};
+    use serde_json::json;
+
+    use super::*;
+    use crate::assertion::pkcs8;
+    use crate::time::at;
+
+    #[tokio::test]
+    async fn a_token_that_was_verified_while_the_keys_were_replaced_is_not_remembered() {
+        let folder = std::env::temp_dir().join(format!("tandem-auth-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let write_set = |keys: &[&EncodingKey]| {
+            let jwk = |key: &&EncodingKey| {
+                let mut jwk = Jwk::from_encoding_key(key, Algorithm::EdDSA).unwrap();
+                jwk.common.key_id = Some("k".to_owned());
+                jwk
+            };
+            let set = JwkSet { keys: keys.iter().map(jwk).collect() };
+            std::fs::write(folder.join("jwks.json"), serde_json::to_vec(&set).unwrap()).unwrap();
         };
-        let Some(algorithm) = algorithm else { continue };
-        let signs = jwk
-            .common
-            .public_key_use
-            .as_ref()
-            .is_none_or(|usage| *usage == PublicKeyUse::Signature);
-        if let (Some(kid), true, Ok(key)) = (&jwk.common.key_id, signs, DecodingKey::from_jwk(jwk)) {
-            keys.insert(kid.clone(), (algorithm, key));
-        }
+        let key = EncodingKey::from_ed_der(pkcs8(&[1; 32]).expose());
+        write_set(&[&key]);
+        let issuers = json!([{"issuer": "i", "audience": "a", "jwks_file": "jwks.json", "tenants": ["*"]}]);
+        std::fs::write(folder.join("issuers.json"), issuers.to_string()).unwrap();
+        let authenticator = Authenticator::open(&folder.join("issuers.json")).unwrap();
+        let claims = json!({"iss": "i", "aud": "a", "sub": "s", "tenant": "shop", "exp": 9000});
+        let header = Header {
+            typ: Some("at+jwt".to_owned()),
+            kid: Some("k".to_owned()),
+            ..Header::new(Algorithm::EdDSA)
+        };
+        let token = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+        let bearer = format!("Bearer {token}");
+        let verified = authenticator.verify(&token, at(0)).await.unwrap();
+        write_set(&[]);
+        // A key that is not known makes the set be read again.
+        authenticator.issuers["i"].keys.having("other", at(0)).await;
+        authenticator.verified.insert(sha256(&[token.as_bytes()]), Arc::new(verified));
+        let refused = authenticator.authenticate(Some(&bearer), at(0)).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("CallerKeyUnknown"), "{refused:?}");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
-    Ok(keys)
 }

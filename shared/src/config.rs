@@ -4,11 +4,12 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::auth::Authenticator;
 use crate::keyring::KeyRing;
+use crate::keys::Keys;
 use crate::secret::Secret;
 
 /// Settings of either service.
@@ -26,7 +27,8 @@ pub struct ServiceArgs {
     /// JSON file that names the issuers of callers' access tokens (docs/configuration.md)
     #[arg(long, env = "TANDEM_ISSUERS", value_name = "FILE")]
     pub issuers: Option<String>,
-    /// JSON file with the key ring (docs/configuration.md); `TANDEM_KEYRING_JSON`, its content, goes before it
+    /// JSON file with the key ring (docs/configuration.md), read again when it changes; `TANDEM_KEYRING_JSON`, its
+    /// content, goes before it and is read once
     #[arg(long, env = "TANDEM_KEYRING", value_name = "FILE")]
     pub keyring: Option<String>,
     /// Whether to answer gRPC reflection, true or false [default: false]
@@ -63,7 +65,7 @@ pub struct ServiceConfig {
     /// Who may call.
     pub authenticator: Authenticator,
     /// Keys of ours.
-    pub keys: KeyRing,
+    pub keys: Keys,
     /// Whether to describe ourselves.
     pub reflection: bool,
     /// Most calls at once.
@@ -199,20 +201,19 @@ impl ServiceArgs {
     }
 }
 
-/// From the variable, which shows in no list of processes, or from the file.
-fn read_keys(file: Option<&str>, problems: &mut Problems) -> Option<KeyRing> {
-    let (setting, text) = match (variable("TANDEM_KEYRING_JSON"), file) {
-        (Some(json), _) => ("TANDEM_KEYRING_JSON", Ok(json)),
-        (None, Some(file)) => ("TANDEM_KEYRING", std::fs::read_to_string(file)),
+/// From the variable, which shows in no list of processes and stays as it is, or from the file, which is followed.
+fn read_keys(file: Option<&str>, problems: &mut Problems) -> Option<Keys> {
+    let (setting, keys) = match (variable("TANDEM_KEYRING_JSON").map(Secret::new), file) {
+        (Some(json), _) => {
+            ("TANDEM_KEYRING_JSON", KeyRing::parse(json.expose()).map(Keys::fixed).map_err(Into::into))
+        }
+        (None, Some(file)) => ("TANDEM_KEYRING", Keys::open(Path::new(file))),
         (None, None) => {
             problems.add("TANDEM_KEYRING", "is required (or TANDEM_KEYRING_JSON)");
             return None;
         }
     };
-    let text = text
-        .map_err(|error| problems.add(setting, format_args!("cannot be read: {error}")))
-        .ok()?;
-    KeyRing::parse(&text).map_err(|error| problems.add(setting, error)).ok()
+    keys.map_err(|error| problems.add(setting, error)).ok()
 }
 
 /// A variable of the environment; what is not Unicode counts as unset.

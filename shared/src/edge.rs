@@ -94,7 +94,7 @@ impl Edge {
         })
     }
 
-    fn admit(&self, request: &mut Request<Body>) -> Result<(), Refusal> {
+    async fn admit(&self, request: &mut Request<Body>) -> Result<(), Refusal> {
         let path = request.uri().path();
         let scope = match self.methods.get(path) {
             Some(Access::Scope(scope)) => scope,
@@ -105,7 +105,7 @@ impl Edge {
             .headers()
             .get(http::header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok());
-        let caller: Arc<Caller> = self.authenticator.authenticate(header, self.clock.now())?;
+        let caller: Arc<Caller> = self.authenticator.authenticate(header, self.clock.now()).await?;
         caller.require_scope(scope)?;
         request.extensions_mut().insert(caller);
         Ok(())
@@ -123,8 +123,14 @@ impl Edge {
         };
         let allowed = timeout(request.headers())
             .map_or(CALL_MAX, |asked| asked.saturating_sub(HEAD_START).min(CALL_MAX));
-        request.extensions_mut().insert(Deadline(Instant::now() + allowed));
-        if let Err(refusal) = self.admit(&mut request) {
+        let deadline = Instant::now() + allowed;
+        request.extensions_mut().insert(Deadline(deadline));
+        let admitted = tokio::time::timeout_at(deadline.into(), self.admit(&mut request)).await;
+        let too_late = || {
+            let text = "the caller's deadline passed before its token could be verified; nothing happened";
+            Err(Refusal::new(Reason::DeadlinePassed, text))
+        };
+        if let Err(refusal) = admitted.unwrap_or_else(|_| too_late()) {
             return refusal.into_status().into_http();
         }
         // The place is taken until the work is done, not until the caller stops waiting for it. Nothing of ours takes so
@@ -134,7 +140,7 @@ impl Edge {
             tokio::time::timeout(CALL_MAX, inner.call(request)).await
         };
         let call = self.calls.spawn(work.in_current_span());
-        let response = match tokio::time::timeout(allowed, call).await {
+        let response = match tokio::time::timeout_at(deadline.into(), call).await {
             Ok(Ok(Ok(Ok(response)))) => response,
             Ok(Err(panic)) => Status::from(Failure::Bug(panic.to_string())).into_http(),
             Ok(Ok(Err(_))) | Err(_) => {

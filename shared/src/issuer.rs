@@ -10,6 +10,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
+use crate::assertion::pkcs8;
 use crate::secret::{Entropy, Secret};
 use crate::time::Time;
 
@@ -21,8 +22,6 @@ const KEY_FILE: &str = "issuer-key.pem";
 const JWKS_FILE: &str = "jwks.json";
 /// The configuration that services read; see `TANDEM_ISSUERS`.
 pub const ISSUERS_FILE: &str = "issuers.json";
-/// What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410).
-const PKCS8_HEADER: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
 /// The issuer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +78,7 @@ impl LocalIssuer {
         let failed = |error| IssuerError::File(folder.to_owned(), error);
         let key_file = folder.join(KEY_FILE);
         if !key_file.try_exists().map_err(failed)? {
-            let der = Secret::new([&PKCS8_HEADER[..], &entropy.bytes::<32>()].concat());
+            let der = pkcs8(&entropy.bytes());
             let pem = format!(
                 "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
                 STANDARD.encode(der.expose())

@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod assertion;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -11,7 +12,9 @@ pub mod id;
 #[cfg(feature = "local")]
 pub mod issuer;
 mod json;
+pub mod jwks;
 pub mod keyring;
+pub mod keys;
 pub mod mutation;
 pub mod outbox;
 pub mod page;

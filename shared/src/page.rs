@@ -2,8 +2,9 @@
 //! tenant and filters only.
 
 use crate::id::TenantId;
-use crate::keyring::KeyRing;
+use crate::keys::Keys;
 use crate::status::{Failure, Reason, Refusal};
+use crate::time::Time;
 
 const SIZE_DEFAULT: i32 = 50;
 const SIZE_MAX: i32 = 1000;
@@ -24,11 +25,12 @@ impl List<'_> {
     }
 
     /// The key that the page before ended with; `None` for the first page.
-    pub fn after(&self, keys: &KeyRing, page_token: &str) -> Result<Option<String>, Refusal> {
+    pub fn after(&self, keys: &Keys, page_token: &str) -> Result<Option<String>, Refusal> {
         if page_token.is_empty() {
             return Ok(None);
         }
         let key = keys
+            .load()
             .open(&self.context(), page_token)
             .and_then(|bytes| String::from_utf8(bytes).ok());
         let invalid =
@@ -39,9 +41,10 @@ impl List<'_> {
     /// Cuts `rows`, of which one more than the page was asked for, to the page, and makes the token of the next.
     pub fn cut<T>(
         &self,
-        keys: &KeyRing,
+        keys: &Keys,
         rows: &mut Vec<T>,
         size: i64,
+        now: Time,
         key: impl Fn(&T) -> String,
     ) -> Result<String, Failure> {
         let size = usize::try_from(size).unwrap_or(0);
@@ -50,7 +53,7 @@ impl List<'_> {
         }
         rows.truncate(size);
         let last = rows.last().map(key).unwrap_or_default();
-        Ok(keys.seal(&self.context(), last.as_bytes())?)
+        Ok(keys.load().seal(&self.context(), last.as_bytes(), now)?)
     }
 }
 

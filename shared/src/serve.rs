@@ -20,6 +20,7 @@ use crate::config::{LogFormat, Problems, ServiceArgs};
 use crate::db::{Db, DbError};
 use crate::edge::{Edge, EdgeLayer, NoScope};
 use crate::feed::Feed;
+use crate::keys::Keys;
 use crate::pb;
 use crate::telemetry;
 use crate::time::Clock;
@@ -35,7 +36,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_LIMIT: Duration = Duration::from_secs(3);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
-const KEYS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why a service ended without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,8 @@ pub struct Served {
     pub routes: Routes,
     /// Who may call.
     pub authenticator: Arc<Authenticator>,
+    /// Keys of ours, kept up with while it serves.
+    pub keys: Arc<Keys>,
     /// Tells the time.
     pub clock: Clock,
     /// Its database, which its health depends on.
@@ -112,7 +114,8 @@ pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<
 
 /// Serves until told to stop, then drains.
 pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let Served { services, routes, authenticator, clock, db, reflection, in_flight_max, drain } = served;
+    let Served { services, routes, authenticator, keys, clock, db, reflection, in_flight_max, drain } =
+        served;
     let edge = Edge::new(
         services,
         Arc::clone(&authenticator),
@@ -129,8 +132,10 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
             .add_service(describe(services).build_v1alpha()?);
     }
     report_health(&health, services, ServingStatus::Serving).await;
-    let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
+    let monitor = monitor(health.clone(), services, db, clock.clone(), lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
+    lifecycle.workers.spawn(authenticator.follow(clock, lifecycle.drained.clone()));
+    lifecycle.workers.spawn(keys.follow(lifecycle.drained.clone()));
 
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -201,16 +206,15 @@ async fn drain_calls<E>(
     })
 }
 
-/// Keeps health, the clock and the issuers' keys up to date.
+/// Keeps health and the clock up to date.
 async fn monitor(
     health: HealthReporter,
     services: &'static [&'static str],
     db: Db,
     clock: Clock,
-    authenticator: Arc<Authenticator>,
     stop: CancellationToken,
 ) {
-    let (mut seen_at, mut clock_at, mut keys_at) = (Instant::now(), None::<Instant>, Instant::now());
+    let (mut seen_at, mut clock_at) = (Instant::now(), None::<Instant>);
     let mut is_serving = true;
     loop {
         // The server's own limits do not help where it does not answer at all.
@@ -231,10 +235,6 @@ async fn monitor(
             tracing::warn!(serving = shall_serve, "health changed");
             report_health(&health, services, status).await;
             is_serving = shall_serve;
-        }
-        if keys_at.elapsed() >= KEYS_INTERVAL {
-            authenticator.refresh(clock.now());
-            keys_at = Instant::now();
         }
         tokio::select! {
             () = stop.cancelled() => return,

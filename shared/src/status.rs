@@ -237,7 +237,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::VoteExists => Code::AlreadyExists,
         R::EtagMismatch | R::ConcurrentChange | R::AttributeChanged => Code::Aborted,
         R::DeadlinePassed => Code::DeadlineExceeded,
-        R::StorageUnavailable | R::ShuttingDown | R::IdTokenKeysUnavailable => Code::Unavailable,
+        R::StorageUnavailable | R::ShuttingDown | R::KeysUnavailable => Code::Unavailable,
         R::Cancelled => Code::Cancelled,
         R::Internal | R::Unspecified => Code::Internal,
         R::TouchpointNotFound

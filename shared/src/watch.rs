@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::Caller;
 use crate::feed::{Batch, Feed};
 use crate::id::TenantId;
-use crate::keyring::KeyRing;
+use crate::keys::Keys;
 use crate::outbox::Stored;
 use crate::pb::common as pb;
 use crate::pb::common::event_service_server::EventService;
@@ -38,7 +38,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(10);
 /// Answers `EventService`.
 pub struct Events {
     feed: Arc<Feed>,
-    keys: Arc<KeyRing>,
+    keys: Arc<Keys>,
     clock: Clock,
     cluster: String,
     stop: CancellationToken,
@@ -91,7 +91,7 @@ impl Events {
     /// Watches of one service. `cluster` names its database, so that positions in another are known as foreign.
     pub fn new(
         feed: Arc<Feed>,
-        keys: Arc<KeyRing>,
+        keys: Arc<Keys>,
         clock: Clock,
         cluster: &str,
         stop: CancellationToken,
@@ -108,7 +108,7 @@ impl Events {
     fn open(&self, tenant: &TenantId, token: &str) -> Result<Cursor, Refusal> {
         let invalid =
             || Refusal::new(Reason::ResumeTokenInvalid, "not a resume token of this service and tenant");
-        let bytes = self.keys.open(&self.context(tenant), token).ok_or_else(invalid)?;
+        let bytes = self.keys.load().open(&self.context(tenant), token).ok_or_else(invalid)?;
         let text = String::from_utf8(bytes).map_err(|_| invalid())?;
         let (cluster, cursor) = text.split_once('@').ok_or_else(invalid)?;
         if cluster != self.cluster {
@@ -208,7 +208,8 @@ impl Events {
         let position = format!("{}@{cursor}", self.cluster);
         let resume_token = self
             .keys
-            .seal(&self.context(&filter.tenant), position.as_bytes())
+            .load()
+            .seal(&self.context(&filter.tenant), position.as_bytes(), self.clock.now())
             .map_err(Failure::from)?;
         let response = pb::WatchEventsResponse { message: Some(message), resume_token };
         match tokio::time::timeout(READER_PATIENCE, sender.send(Ok(response))).await {

@@ -201,7 +201,8 @@ impl App {
         let after = after.unwrap_or_default();
         let mut db = self.db.connection().await?;
         let mut rows = store::component::list(&mut db, &caller.tenant, &after, size + 1).await?;
-        let next_page_token = list.cut(&self.keys, &mut rows, size, |row| row.name.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut rows, size, self.clock.now(), |row| row.name.to_string())?;
         Ok(pb::ListComponentsResponse { components: rows.iter().map(Into::into).collect(), next_page_token })
     }
 
@@ -294,7 +295,8 @@ impl App {
         let after = after.unwrap_or_default();
         let mut db = self.db.connection().await?;
         let mut rows = store::component::list_environments(&mut db, &caller.tenant, &after, size + 1).await?;
-        let next_page_token = list.cut(&self.keys, &mut rows, size, |row| row.name.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut rows, size, self.clock.now(), |row| row.name.to_string())?;
         Ok(pb::ListEnvironmentsResponse {
             environments: rows.iter().map(Into::into).collect(),
             next_page_token,

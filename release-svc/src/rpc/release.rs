@@ -197,7 +197,8 @@ impl App {
         let component = component_id.as_ref();
         let mut rows =
             store::release::list(&mut db, &caller.tenant, component, &states, before, size + 1).await?;
-        let next_page_token = list.cut(&self.keys, &mut rows, size, |(seq, _)| seq.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut rows, size, self.clock.now(), |(seq, _)| seq.to_string())?;
         Ok(pb::ListReleasesResponse {
             releases: rows.iter().map(|(_, release)| release.into()).collect(),
             next_page_token,

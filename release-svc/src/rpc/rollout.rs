@@ -164,7 +164,8 @@ impl App {
         let (size, before) = (page::size(page_size)?, before(list.after(&self.keys, &page_token)?)?);
         let mut db = self.db.connection().await?;
         let mut rows = store::rollout::list(&mut db, &caller.tenant, &filter, before, size + 1).await?;
-        let next_page_token = list.cut(&self.keys, &mut rows, size, |(seq, _)| seq.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut rows, size, self.clock.now(), |(seq, _)| seq.to_string())?;
         Ok(pb::ListRolloutsResponse {
             rollouts: rows.iter().map(|(_, rollout)| rollout.into()).collect(),
             next_page_token,

@@ -15,7 +15,7 @@ const SALT: usize = 16;
 impl App {
     /// Key id and random bytes: all that must be kept to make the same secret again.
     pub(super) fn new_salt(&self) -> Result<Vec<u8>, Failure> {
-        let key = self.keys.current(Purpose::Token)?;
+        let key = self.keys.load().current(Purpose::Token, self.clock.now())?;
         Ok([&key.to_be_bytes()[..], &self.entropy.bytes::<SALT>()].concat())
     }
 
@@ -63,7 +63,7 @@ impl App {
         let uuid = id.uuid();
         let parts: [&[u8]; 5] = [label, tenant.as_str().as_bytes(), uuid.as_bytes(), parent, salt];
         let key = salt.first_chunk().map(|id| u32::from_be_bytes(*id));
-        key.and_then(|key| self.keys.mac(Purpose::Token, key, &parts))
+        key.and_then(|key| self.keys.load().mac(Purpose::Token, key, &parts))
             .ok_or_else(|| Failure::Bug("the ring lacks the key that a token was derived with".to_owned()))
     }
 
@@ -71,9 +71,9 @@ impl App {
     pub(super) fn subject_digest(&self, tenant: &TenantId, subject: &Subject) -> Result<[u8; 32], Failure> {
         let parts: [&[u8]; 3] =
             [tenant.as_str().as_bytes(), subject.issuer.as_bytes(), subject.sub.as_bytes()];
-        let key = self.keys.current(Purpose::SubjectDigest)?;
-        self.keys
-            .mac(Purpose::SubjectDigest, key, &parts)
+        let keys = self.keys.load();
+        let key = keys.current(Purpose::SubjectDigest, self.clock.now())?;
+        keys.mac(Purpose::SubjectDigest, key, &parts)
             .ok_or_else(|| Failure::Bug("no subject-digest key".to_owned()))
     }
 }

@@ -256,7 +256,8 @@ impl App {
         let mut sessions =
             store::session::list(&mut *self.db.connection().await?, &caller.tenant, &filter, after, size + 1)
                 .await?;
-        let next_page_token = list.cut(&self.keys, &mut sessions, size, |session| session.id.to_string())?;
+        let next_page_token =
+            list.cut(&self.keys, &mut sessions, size, now, |session| session.id.to_string())?;
         let mut listed = Vec::with_capacity(sessions.len());
         for mut session in sessions {
             if let Some(touch) = self.touches.peek(&caller.tenant, session.id) {

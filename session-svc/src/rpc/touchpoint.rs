@@ -71,7 +71,7 @@ impl App {
         let after = after.as_deref().unwrap_or_default();
         let mut rows = store::touchpoint::list(&mut db, &caller.tenant, after, size + 1).await?;
         let next_page_token =
-            list.cut(&self.keys, &mut rows, size, |touchpoint| touchpoint.id.to_string())?;
+            list.cut(&self.keys, &mut rows, size, self.clock.now(), |touchpoint| touchpoint.id.to_string())?;
         let visible = rows
             .iter()
             .filter(|touchpoint| caller.require_touchpoint(&touchpoint.id).is_ok());
