@@ -2,6 +2,7 @@
 //! tokens of a local issuer; and the sentences that tests are written in.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use shared::auth::Authenticator;
 use shared::config::ServiceConfig;
+use shared::edge::Limits;
 use shared::issuer::{Grant, ISSUERS_FILE, LocalIssuer};
 use shared::keyring::KeyRing;
 use shared::pb;
@@ -36,6 +38,8 @@ pub(crate) use watch::Watch;
 pub(crate) const START: i64 = 1_800_000_000;
 /// The environment that every session-svc serves.
 pub(crate) const ENVIRONMENT: &str = "local";
+/// More than any test calls while the clock stands still.
+const CALLER_RATE: NonZeroU32 = NonZeroU32::new(10_000_000).unwrap();
 
 /// The services of one test, and all they share. Dropped, nothing of it is left.
 pub(crate) struct Stack {
@@ -52,7 +56,7 @@ pub(crate) struct Stack {
 /// How a service is started where it matters.
 #[derive(Clone)]
 pub(crate) struct Options {
-    pub(crate) in_flight_max: usize,
+    pub(crate) limits: Limits,
     pub(crate) drain: Duration,
     /// Another address than any free one.
     pub(crate) listen: SocketAddr,
@@ -65,7 +69,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            in_flight_max: 1024,
+            limits: Limits { in_flight: 1024, streams: 2000, caller_rate: CALLER_RATE },
             drain: Duration::from_secs(5),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             database_url: None,
@@ -214,7 +218,7 @@ impl Stack {
             authenticator: Authenticator::open(&self.folder.0.join(ISSUERS_FILE)).unwrap(),
             keys: KeyRing::parse(&self.keys).unwrap(),
             reflection: true,
-            in_flight_max: options.in_flight_max,
+            limits: options.limits,
             drain: options.drain,
             stop_with_stdin: false,
             address_file: None,

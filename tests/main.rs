@@ -20,6 +20,8 @@ mod isolation;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod page;
 #[cfg(test)]
 mod release;

@@ -100,7 +100,7 @@ pub async fn serve(
         clock,
         db: db.clone(),
         reflection: service.reflection,
-        in_flight_max: service.in_flight_max,
+        limits: service.limits,
         drain: service.drain,
     };
     let outcome = shared::serve::serve(served, listener, lifecycle).await;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -14,6 +14,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet, PublicKeyUse
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
+use crate::allowance::Allowance;
 use crate::id::{TenantId, TouchpointId};
 use crate::secret::sha256;
 use crate::status::{Reason, Refusal};
@@ -42,6 +43,8 @@ pub struct Caller {
     groups: BTreeSet<String>,
     touchpoints: Option<BTreeSet<String>>,
     not_after: Time,
+    /// Its principal's, from its first call on.
+    pub(crate) allowance: OnceLock<Arc<Allowance>>,
 }
 
 impl Caller {
@@ -407,6 +410,7 @@ impl Issuer {
             groups: claims.groups,
             touchpoints: claims.touchpoints,
             not_after,
+            allowance: OnceLock::new(),
         })
     }
 }

@@ -4,10 +4,12 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::auth::Authenticator;
+use crate::edge::Limits;
 use crate::keyring::KeyRing;
 use crate::secret::Secret;
 
@@ -35,6 +37,12 @@ pub struct ServiceArgs {
     /// Most calls in flight; beyond it callers are told to retry, 1 to 100000 [default: 1024]
     #[arg(long, env = "TANDEM_IN_FLIGHT_MAX", value_name = "N")]
     pub in_flight_max: Option<String>,
+    /// Most event and route streams open; beyond it callers are told to retry, 1 to 100000 [default: 2000]
+    #[arg(long, env = "TANDEM_STREAMS_MAX", value_name = "N")]
+    pub streams_max: Option<String>,
+    /// Calls a second that one caller may make; beyond it it is told to retry, 1 to 10000000 [default: 10000]
+    #[arg(long, env = "TANDEM_CALLER_RATE", value_name = "N")]
+    pub caller_rate: Option<String>,
     /// Longest to wait for calls in flight on shutdown, in seconds, 0 to 300 [default: 20]
     #[arg(long, env = "TANDEM_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<String>,
@@ -66,8 +74,8 @@ pub struct ServiceConfig {
     pub keys: KeyRing,
     /// Whether to describe ourselves.
     pub reflection: bool,
-    /// Most calls at once.
-    pub in_flight_max: usize,
+    /// What is taken at once, and of each caller.
+    pub limits: Limits,
     /// Patience on shutdown.
     pub drain: std::time::Duration,
     /// Whether the end of standard input is a signal to stop.
@@ -175,6 +183,9 @@ impl ServiceArgs {
             .unwrap_or(false);
         let in_flight_max =
             problems.number("TANDEM_IN_FLIGHT_MAX", self.in_flight_max.as_deref(), 1024, 1, 100_000);
+        let streams = problems.number("TANDEM_STREAMS_MAX", self.streams_max.as_deref(), 2000, 1, 100_000);
+        let caller_rate =
+            problems.number("TANDEM_CALLER_RATE", self.caller_rate.as_deref(), 10_000, 1, 10_000_000);
         let drain_seconds =
             problems.number("TANDEM_DRAIN_SECONDS", self.drain_seconds.as_deref(), 20, 0, 300);
         let issuers: Option<PathBuf> = problems.required("TANDEM_ISSUERS", self.issuers.as_deref());
@@ -191,7 +202,11 @@ impl ServiceArgs {
             authenticator: authenticator?,
             keys: keys?,
             reflection,
-            in_flight_max: in_flight_max as usize,
+            limits: Limits {
+                in_flight: in_flight_max as usize,
+                streams: streams as usize,
+                caller_rate: NonZeroU32::new(caller_rate)?,
+            },
             drain: std::time::Duration::from_secs(drain_seconds.into()),
             stop_with_stdin: self.stop_with_stdin,
             address_file: self.address_file,
@@ -245,6 +260,8 @@ mod tests {
             keyring: Some("/no/such/file".to_owned()),
             reflection: Some("perhaps".to_owned()),
             in_flight_max: None,
+            streams_max: None,
+            caller_rate: None,
             drain_seconds: None,
             log: None,
             log_format: None,

@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod allowance;
 pub mod auth;
 pub mod config;
 pub mod db;

@@ -18,7 +18,7 @@ use tonic_health::server::HealthReporter;
 use crate::auth::Authenticator;
 use crate::config::{LogFormat, Problems, ServiceArgs};
 use crate::db::{Db, DbError};
-use crate::edge::{Edge, EdgeLayer, NoScope};
+use crate::edge::{Edge, EdgeLayer, Limits, NoScope};
 use crate::feed::Feed;
 use crate::pb;
 use crate::telemetry;
@@ -87,8 +87,8 @@ pub struct Served {
     pub db: Db,
     /// Whether to answer reflection.
     pub reflection: bool,
-    /// Most calls at once.
-    pub in_flight_max: usize,
+    /// What it takes at once, and of each caller.
+    pub limits: Limits,
     /// Patience on shutdown.
     pub drain: Duration,
 }
@@ -112,12 +112,12 @@ pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<
 
 /// Serves until told to stop, then drains.
 pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let Served { services, routes, authenticator, clock, db, reflection, in_flight_max, drain } = served;
+    let Served { services, routes, authenticator, clock, db, reflection, limits, drain } = served;
     let edge = Edge::new(
         services,
         Arc::clone(&authenticator),
         clock.clone(),
-        in_flight_max,
+        limits,
         MESSAGE_MAX_BYTES,
         lifecycle.calls.clone(),
     )?;

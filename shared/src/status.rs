@@ -210,7 +210,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CallerKeyUnknown
         | R::CallerSignatureInvalid
         | R::CallerAlgorithmRefused
-        | R::CallerTenantRefused => Code::Unauthenticated,
+        | R::CallerTenantRefused
+        | R::CallerCertificateUnknown => Code::Unauthenticated,
         R::CallerScopeMissing
         | R::CallerNotOwner
         | R::CallerTouchpointRefused
@@ -219,7 +220,9 @@ pub const fn code(reason: Reason) -> Code {
         R::FieldInvalid | R::RequestUndecodable | R::PageTokenInvalid | R::ResumeTokenInvalid => {
             Code::InvalidArgument
         }
-        R::RequestTooLarge | R::Overloaded | R::ReaderTooSlow | R::CartLimit => Code::ResourceExhausted,
+        R::RequestTooLarge | R::Overloaded | R::CallerRateLimited | R::ReaderTooSlow | R::CartLimit => {
+            Code::ResourceExhausted
+        }
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
