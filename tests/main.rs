@@ -12,6 +12,8 @@ mod component;
 #[cfg(test)]
 mod event;
 #[cfg(test)]
+mod failover;
+#[cfg(test)]
 mod floors;
 #[cfg(test)]
 mod harness;

@@ -69,11 +69,10 @@ pub async fn serve(
     let db = Db::new(url, service.database_connections, "release-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
     let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
-    let cluster = db::once_there(&lifecycle.stop, async || {
+    db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
         // Before anything is served, so that nothing falls between a watcher's snapshot and the feed's first poll.
-        feed.begin().await?;
-        db.cluster().await
+        feed.begin().await
     })
     .await?;
     shared::serve::observe_pool(&db);
@@ -95,7 +94,7 @@ pub async fn serve(
 
     let served = Served {
         services: rpc::SERVICES,
-        routes: rpc::routes(&app, &cluster),
+        routes: rpc::routes(&app),
         authenticator: Arc::new(service.authenticator),
         clock,
         db: db.clone(),
