@@ -18,6 +18,7 @@ use shared::pb;
 use shared::secret::{Entropy, Secret};
 use shared::serve::{Lifecycle, ServeError};
 use shared::time::{Clock, Time, at};
+use shared::tls::{Tls, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
@@ -62,8 +63,10 @@ pub(crate) struct Options {
     pub(crate) listen: SocketAddr,
     /// Another database than the test's own.
     pub(crate) database_url: Option<String>,
-    /// Where session-svc finds release-svc.
+    /// Where session-svc finds release-svc, and the authority of its certificate if it has one.
     pub(crate) release: Option<SocketAddr>,
+    pub(crate) release_ca: Option<String>,
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 impl Default for Options {
@@ -74,6 +77,8 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             database_url: None,
             release: None,
+            release_ca: None,
+            tls: None,
         }
     }
 }
@@ -185,7 +190,13 @@ impl Stack {
         let link = options.release.map(|address| {
             let token_file = self.folder.0.join("session-svc.token");
             std::fs::write(&token_file, self.token(&system("session-svc"))).unwrap();
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            let endpoint = match &options.release_ca {
+                None => Endpoint::from_shared(format!("http://{address}")).unwrap(),
+                Some(pem) => {
+                    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
+                    session_svc::config::with_tls(endpoint, Some(pem.clone().into_bytes())).unwrap()
+                }
+            };
             session_svc::link::LinkConfig { endpoint, token_file, replica_id: None }
         });
         let config = session_svc::Config {
@@ -216,6 +227,7 @@ impl Stack {
             ),
             database_connections: 16,
             authenticator: Authenticator::open(&self.folder.0.join(ISSUERS_FILE)).unwrap(),
+            tls: options.tls.clone().map(|files| Tls::open(files).unwrap()),
             keys: KeyRing::parse(&self.keys).unwrap(),
             reflection: true,
             limits: options.limits,

@@ -38,4 +38,6 @@ mod session;
 #[cfg(test)]
 mod store;
 #[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod touchpoint;

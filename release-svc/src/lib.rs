@@ -96,6 +96,7 @@ pub async fn serve(
         services: rpc::SERVICES,
         routes: rpc::routes(&app),
         authenticator: Arc::new(service.authenticator),
+        tls: service.tls,
         clock,
         db: db.clone(),
         reflection: service.reflection,

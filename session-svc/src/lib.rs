@@ -106,6 +106,7 @@ pub async fn serve(
         services: SERVICES,
         routes,
         authenticator: Arc::new(service.authenticator),
+        tls: service.tls,
         clock,
         db: db.clone(),
         reflection: service.reflection,

@@ -35,7 +35,7 @@ const REFRESH_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 pub struct Caller {
     /// The tenant all its requests are about.
     pub tenant: TenantId,
-    /// `issuer|sub`.
+    /// `issuer|sub`, or `mtls|name` of a client certificate.
     pub principal: String,
     /// Whether a human being is at the other end; only people vote.
     pub is_person: bool,
@@ -48,6 +48,19 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// A program that a client certificate names.
+    pub(crate) fn workload(
+        tenant: TenantId,
+        principal: String,
+        scopes: BTreeSet<String>,
+        groups: BTreeSet<String>,
+        touchpoints: Option<BTreeSet<String>>,
+        not_after: Time,
+    ) -> Self {
+        let allowance = OnceLock::new();
+        Self { tenant, principal, is_person: false, scopes, groups, touchpoints, not_after, allowance }
+    }
+
     /// The caller of a request that passed the edge.
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Arc<Self>, Refusal> {
         let missing = || Refusal::new(Reason::CallerCredentialMissing, "no verified caller");
@@ -152,8 +165,8 @@ pub enum IssuersError {
     #[error("{0}: {1}")]
     Json(PathBuf, serde_json::Error),
     /// Two principals could get one name.
-    #[error("{0}: the issuer {1:?} must not contain `|`")]
-    Bar(PathBuf, String),
+    #[error("{0}: the issuer {1:?} must not contain `|`, nor be `mtls`")]
+    Ambiguous(PathBuf, String),
     /// Nobody could call.
     #[error("{0} names no issuer")]
     Empty(PathBuf),
@@ -217,9 +230,9 @@ impl Authenticator {
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         let mut issuers = BTreeMap::new();
         for config in configs {
-            // `issuer|sub` must name one principal only.
-            if config.issuer.contains('|') {
-                return Err(IssuersError::Bar(path.to_owned(), config.issuer));
+            // `issuer|sub` must name one principal only, and `mtls|name` is that of a client certificate.
+            if config.issuer.contains('|') || config.issuer == "mtls" {
+                return Err(IssuersError::Ambiguous(path.to_owned(), config.issuer));
             }
             let jwks_path = folder.join(&config.jwks_file);
             let jwks = std::fs::read_to_string(&jwks_path)

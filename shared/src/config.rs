@@ -12,6 +12,7 @@ use crate::auth::Authenticator;
 use crate::edge::Limits;
 use crate::keyring::KeyRing;
 use crate::secret::Secret;
+use crate::tls::{Tls, TlsFiles};
 
 /// Settings of either service.
 #[derive(Clone, clap::Args)]
@@ -28,6 +29,18 @@ pub struct ServiceArgs {
     /// JSON file that names the issuers of callers' access tokens (docs/configuration.md)
     #[arg(long, env = "TANDEM_ISSUERS", value_name = "FILE")]
     pub issuers: Option<String>,
+    /// PEM file with the server's certificate and those between it and its root; without one it speaks plain text
+    #[arg(long, env = "TANDEM_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// PEM file with the certificate's key
+    #[arg(long, env = "TANDEM_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<String>,
+    /// PEM file with the authorities whose client certificates are taken
+    #[arg(long, env = "TANDEM_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<String>,
+    /// JSON file that says whom client certificates name (docs/configuration.md)
+    #[arg(long, env = "TANDEM_TLS_CALLERS", value_name = "FILE")]
+    pub tls_callers: Option<String>,
     /// JSON file with the key ring (docs/configuration.md); `TANDEM_KEYRING_JSON`, its content, goes before it
     #[arg(long, env = "TANDEM_KEYRING", value_name = "FILE")]
     pub keyring: Option<String>,
@@ -70,6 +83,8 @@ pub struct ServiceConfig {
     pub database_connections: u32,
     /// Who may call.
     pub authenticator: Authenticator,
+    /// Our certificate, and callers known by theirs.
+    pub tls: Option<Tls>,
     /// Keys of ours.
     pub keys: KeyRing,
     /// Whether to describe ourselves.
@@ -194,12 +209,14 @@ impl ServiceArgs {
                 .map_err(|error| problems.add("TANDEM_ISSUERS", error))
                 .ok()
         });
+        let tls = read_tls([self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_callers], problems);
         let keys = read_keys(self.keyring.as_deref(), problems);
         Some(ServiceConfig {
             listen: listen?,
             database_url: Secret::new(url?),
             database_connections,
             authenticator: authenticator?,
+            tls,
             keys: keys?,
             reflection,
             limits: Limits {
@@ -212,6 +229,22 @@ impl ServiceArgs {
             address_file: self.address_file,
         })
     }
+}
+
+/// Certificate, key, authorities of clients, callers. What is given in part is a problem, not half of a protection.
+fn read_tls(files: [Option<String>; 4], problems: &mut Problems) -> Option<Tls> {
+    match files.map(|file| file.map(PathBuf::from)) {
+        [None, None, None, None] => {}
+        [None, _, _, _] | [_, None, _, _] => {
+            problems.add("TANDEM_TLS_CERT", "goes with TANDEM_TLS_KEY, and the other TANDEM_TLS_* need both");
+        }
+        [_, _, None, Some(_)] => problems.add("TANDEM_TLS_CALLERS", "needs TANDEM_TLS_CLIENT_CA"),
+        [Some(certificate), Some(key), client_ca, callers] => {
+            let tls = Tls::open(TlsFiles { certificate, key, client_ca, callers });
+            return tls.map_err(|error| problems.add("TANDEM_TLS_*", error)).ok();
+        }
+    }
+    None
 }
 
 /// From the variable, which shows in no list of processes, or from the file.
@@ -257,6 +290,10 @@ mod tests {
             database_url: None,
             database_connections: Some("1".to_owned()),
             issuers: Some("/no/such/file".to_owned()),
+            tls_cert: Some("/no/such/file".to_owned()),
+            tls_key: None,
+            tls_client_ca: None,
+            tls_callers: None,
             keyring: Some("/no/such/file".to_owned()),
             reflection: Some("perhaps".to_owned()),
             in_flight_max: None,
@@ -271,7 +308,9 @@ mod tests {
         let mut problems = Problems::default();
         assert!(args.parse("127.0.0.1:0", None, &mut problems).is_none());
         let text = problems.to_string();
-        for setting in ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "KEYRING", "REFLECTION"] {
+        for setting in
+            ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "TLS_CERT", "KEYRING", "REFLECTION"]
+        {
             assert_eq!(text.matches(setting).count(), 1, "{setting} in {text}");
         }
     }

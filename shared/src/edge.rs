@@ -27,6 +27,7 @@ use crate::pb;
 use crate::status::{Failure, Reason, Refusal, with_reason};
 use crate::telemetry;
 use crate::time::Clock;
+use crate::tls::{self, Tls};
 
 /// Longest a unary call may take, whatever its caller allows.
 const CALL_MAX: Duration = Duration::from_secs(30);
@@ -78,6 +79,7 @@ type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 pub struct Edge {
     methods: HashMap<&'static str, Access>,
     authenticator: Arc<Authenticator>,
+    tls: Option<Arc<Tls>>,
     allowances: Allowances,
     clock: Clock,
     places: Arc<Semaphore>,
@@ -93,6 +95,7 @@ impl Edge {
     pub fn new(
         services: &[&str],
         authenticator: Arc<Authenticator>,
+        tls: Option<Arc<Tls>>,
         clock: Clock,
         limits: Limits,
         message_max_bytes: usize,
@@ -101,6 +104,7 @@ impl Edge {
         Ok(Self {
             methods: methods(services, pb::METHODS)?,
             authenticator,
+            tls,
             allowances: Allowances::new(limits.caller_rate, clock.clone()),
             clock,
             places: Arc::new(Semaphore::new(limits.in_flight)),
@@ -124,11 +128,7 @@ impl Edge {
             Some(Access::Open) => return Ok(None),
             None => return Err(Refusal::new(Reason::MethodUnknown, "no such method")),
         };
-        let header = request
-            .headers()
-            .get(http::header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        let caller: Arc<Caller> = self.authenticator.authenticate(header, self.clock.now())?;
+        let caller = self.caller(request)?;
         let allowance = self.allowances.of(&caller);
         allowance.take_call()?;
         caller.require_scope(scope)?;
@@ -141,6 +141,16 @@ impl Edge {
         };
         request.extensions_mut().insert(caller);
         Ok(places)
+    }
+
+    /// A bearer counts before the connection's certificate.
+    fn caller(&self, request: &Request<Body>) -> Result<Arc<Caller>, Refusal> {
+        let (header, now) = (request.headers().get(http::header::AUTHORIZATION), self.clock.now());
+        if let (None, Some(tls), Some(certificate)) = (header, &self.tls, tls::certificate(request)) {
+            return tls.caller(&certificate, now);
+        }
+        self.authenticator
+            .authenticate(header.and_then(|value| value.to_str().ok()), now)
     }
 
     async fn call<S>(self: Arc<Self>, mut inner: S, mut request: Request<Body>) -> Response<Body>

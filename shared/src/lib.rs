@@ -27,5 +27,6 @@ pub mod snapshot;
 pub mod status;
 pub mod telemetry;
 pub mod time;
+pub mod tls;
 pub mod watch;
 pub mod worker;

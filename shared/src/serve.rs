@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +24,7 @@ use crate::feed::Feed;
 use crate::pb;
 use crate::telemetry;
 use crate::time::Clock;
+use crate::tls::Tls;
 
 /// Largest message that is taken in.
 pub const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
@@ -81,6 +83,8 @@ pub struct Served {
     pub routes: Routes,
     /// Who may call.
     pub authenticator: Arc<Authenticator>,
+    /// Its certificate; without one it speaks plain text.
+    pub tls: Option<Tls>,
     /// Tells the time.
     pub clock: Clock,
     /// Its database, which its health depends on.
@@ -112,10 +116,12 @@ pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<
 
 /// Serves until told to stop, then drains.
 pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let Served { services, routes, authenticator, clock, db, reflection, limits, drain } = served;
+    let Served { services, routes, authenticator, tls, clock, db, reflection, limits, drain } = served;
+    let tls = tls.map(Arc::new);
     let edge = Edge::new(
         services,
         Arc::clone(&authenticator),
+        tls.clone(),
         clock.clone(),
         limits,
         MESSAGE_MAX_BYTES,
@@ -129,21 +135,22 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
             .add_service(describe(services).build_v1alpha()?);
     }
     report_health(&health, services, ServingStatus::Serving).await;
-    let monitor = monitor(health.clone(), services, db, clock, authenticator, lifecycle.drained.clone());
+    let credentials = (authenticator, tls.clone());
+    let monitor = monitor(health.clone(), services, db, clock, credentials, lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
 
-    let serving = tonic::transport::Server::builder()
+    let builder = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
         .max_concurrent_streams(Some(1024))
         .layer(EdgeLayer(Arc::new(edge)))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            lifecycle.stop.cancelled(),
-        );
-    tokio::pin!(serving);
+        .add_routes(routes);
+    let (incoming, stop) = (TcpIncoming::from(listener).with_nodelay(Some(true)), lifecycle.stop.cancelled());
+    let mut serving = match tls {
+        Some(tls) => builder.serve_with_incoming_shutdown(tls.accept(incoming), stop).boxed(),
+        None => builder.serve_with_incoming_shutdown(incoming, stop).boxed(),
+    };
     let outcome = tokio::select! {
         biased; // told to stop, a server without connections has ended, too, and work of callers who hung up may be left
         () = lifecycle.stop.cancelled() => {
@@ -201,13 +208,13 @@ async fn drain_calls<E>(
     })
 }
 
-/// Keeps health, the clock and the issuers' keys up to date.
+/// Keeps health, the clock, the issuers' keys and our certificate up to date.
 async fn monitor(
     health: HealthReporter,
     services: &'static [&'static str],
     db: Db,
     clock: Clock,
-    authenticator: Arc<Authenticator>,
+    (authenticator, tls): (Arc<Authenticator>, Option<Arc<Tls>>),
     stop: CancellationToken,
 ) {
     let (mut seen_at, mut clock_at, mut keys_at) = (Instant::now(), None::<Instant>, Instant::now());
@@ -234,6 +241,9 @@ async fn monitor(
         }
         if keys_at.elapsed() >= KEYS_INTERVAL {
             authenticator.refresh(clock.now());
+            if let Some(tls) = &tls {
+                tls.refresh();
+            }
             keys_at = Instant::now();
         }
         tokio::select! {
