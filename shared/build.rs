@@ -54,7 +54,8 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `(path, scope)` of every method of ours; `None` where the proto does not say, for the server to refuse.
+/// `(path, scope)` of every method of ours; `None` where the proto does not say, for the server to refuse. And the paths of
+/// those that answer with a stream.
 fn methods(pool: &DescriptorPool) -> Result<String> {
     let auth = pool
         .get_extension_by_name("tandem.common.v1.auth")
@@ -72,6 +73,12 @@ fn methods(pool: &DescriptorPool) -> Result<String> {
         writeln!(rust, "    ({path:?}, {scope:?}),")?;
     }
     rust.push_str("];\n");
+    let streams = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let streams = streams.filter(prost_reflect::MethodDescriptor::is_server_streaming);
+    let paths: Vec<_> = streams
+        .map(|method| format!("/{}/{}", method.parent_service().full_name(), method.name()))
+        .collect();
+    writeln!(rust, "pub static STREAMS: &[&str] = &{paths:?};")?;
     Ok(rust)
 }
 

@@ -2,6 +2,7 @@
 //! tokens of a local issuer; and the sentences that tests are written in.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use shared::auth::Authenticator;
 use shared::config::ServiceConfig;
+use shared::edge::Limits;
 use shared::issuer::{Grant, ISSUERS_FILE, LocalIssuer};
 use shared::keyring::KeyRing;
 use shared::keys::Keys;
@@ -17,6 +19,7 @@ use shared::pb;
 use shared::secret::{Entropy, Secret};
 use shared::serve::{Lifecycle, ServeError};
 use shared::time::{Clock, Time, at};
+use shared::tls::{Tls, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
@@ -40,6 +43,8 @@ pub(crate) const START: i64 = 1_800_000_000;
 /// The environment that every session-svc serves.
 pub(crate) const ENVIRONMENT: &str = "local";
 const KEYRING_FILE: &str = "keyring.json";
+/// More than any test calls while the clock stands still.
+const CALLER_RATE: NonZeroU32 = NonZeroU32::new(10_000_000).unwrap();
 
 /// The services of one test, and all they share. Dropped, nothing of it is left.
 pub(crate) struct Stack {
@@ -55,24 +60,28 @@ pub(crate) struct Stack {
 /// How a service is started where it matters.
 #[derive(Clone)]
 pub(crate) struct Options {
-    pub(crate) in_flight_max: usize,
+    pub(crate) limits: Limits,
     pub(crate) drain: Duration,
     /// Another address than any free one.
     pub(crate) listen: SocketAddr,
     /// Another database than the test's own.
     pub(crate) database_url: Option<String>,
-    /// Where session-svc finds release-svc.
+    /// Where session-svc finds release-svc, and the authority of its certificate if it has one.
     pub(crate) release: Option<SocketAddr>,
+    pub(crate) release_ca: Option<String>,
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            in_flight_max: 1024,
+            limits: Limits { in_flight: 1024, streams: 2000, caller_rate: CALLER_RATE },
             drain: Duration::from_secs(5),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             database_url: None,
             release: None,
+            release_ca: None,
+            tls: None,
         }
     }
 }
@@ -185,7 +194,13 @@ impl Stack {
         let link = options.release.map(|address| {
             let token_file = self.folder.0.join("session-svc.token");
             std::fs::write(&token_file, self.token(&system("session-svc"))).unwrap();
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            let endpoint = match &options.release_ca {
+                None => Endpoint::from_shared(format!("http://{address}")).unwrap(),
+                Some(pem) => {
+                    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
+                    session_svc::config::with_tls(endpoint, Some(pem.clone().into_bytes())).unwrap()
+                }
+            };
             session_svc::link::LinkConfig { endpoint, token_file, replica_id: None }
         });
         let config = session_svc::Config {
@@ -216,9 +231,10 @@ impl Stack {
             ),
             database_connections: 16,
             authenticator: Authenticator::open(&self.folder.0.join(ISSUERS_FILE)).unwrap(),
+            tls: options.tls.clone().map(|files| Tls::open(files).unwrap()),
             keys: Keys::open(&self.keyring()).unwrap(),
             reflection: true,
-            in_flight_max: options.in_flight_max,
+            limits: options.limits,
             drain: options.drain,
             stop_with_stdin: false,
             address_file: None,

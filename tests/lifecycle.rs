@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use shared::edge::Limits;
 use shared::pb::session as pb;
 use shared::pb::session::Verdict;
 use sqlx::Connection as _;
@@ -36,7 +37,9 @@ async fn in_transaction(stack: &Stack) -> i64 {
 async fn beyond_its_places_a_server_refuses_at_once_and_says_when_to_try_again() {
     let (mut stack, _, token) = start().await;
     stack.stop_session().await;
-    let session = stack.session_svc(&Options { in_flight_max: 1, ..Options::default() });
+    let limits = Options::default().limits;
+    let session =
+        stack.session_svc(&Options { limits: Limits { in_flight: 1, ..limits }, ..Options::default() });
     stack.session = Some(session);
     let caller = stack.caller(&workload("storefront"));
     let mut lock = stack.database.connect().await;

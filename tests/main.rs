@@ -12,6 +12,8 @@ mod component;
 #[cfg(test)]
 mod event;
 #[cfg(test)]
+mod failover;
+#[cfg(test)]
 mod floors;
 #[cfg(test)]
 mod harness;
@@ -19,6 +21,8 @@ mod harness;
 mod isolation;
 #[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod page;
 #[cfg(test)]
@@ -33,5 +37,7 @@ mod routing;
 mod session;
 #[cfg(test)]
 mod store;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod touchpoint;

@@ -69,11 +69,10 @@ pub async fn serve(
     let db = Db::new(url, service.database_connections, "release-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
     let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
-    let cluster = db::once_there(&lifecycle.stop, async || {
+    db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
         // Before anything is served, so that nothing falls between a watcher's snapshot and the feed's first poll.
-        feed.begin().await?;
-        db.cluster().await
+        feed.begin().await
     })
     .await?;
     shared::serve::observe_pool(&db);
@@ -95,13 +94,14 @@ pub async fn serve(
 
     let served = Served {
         services: rpc::SERVICES,
-        routes: rpc::routes(&app, &cluster),
+        routes: rpc::routes(&app),
         authenticator: Arc::new(service.authenticator),
         keys: Arc::clone(&app.keys),
+        tls: service.tls,
         clock,
         db: db.clone(),
         reflection: service.reflection,
-        in_flight_max: service.in_flight_max,
+        limits: service.limits,
         drain: service.drain,
     };
     let outcome = shared::serve::serve(served, listener, lifecycle).await;

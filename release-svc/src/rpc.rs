@@ -60,13 +60,12 @@ pub struct App {
     pub calls: TaskTracker,
 }
 
-/// Every service of the application. `cluster` names its database.
-pub fn routes(app: &Arc<App>, cluster: &str) -> Routes {
+/// Every service of the application.
+pub fn routes(app: &Arc<App>) -> Routes {
     let events = Events::new(
         Arc::clone(&app.feed),
         Arc::clone(&app.keys),
         app.clock.clone(),
-        cluster,
         app.stop.clone(),
         app.calls.clone(),
     );

@@ -70,6 +70,14 @@ impl<K: Hash + Eq + Send + Sync + Clone + 'static, V: Send + Sync + 'static> Cac
         self.entries.invalidate(key);
     }
 
+    /// Forgets everything, and whatever loads are under way.
+    pub fn clear(&self) {
+        for generation in &self.generations {
+            generation.fetch_add(1, Ordering::SeqCst);
+        }
+        self.entries.invalidate_all();
+    }
+
     /// How many entries there are, roughly.
     pub fn entry_count(&self) -> u64 {
         self.entries.entry_count()
@@ -99,5 +107,17 @@ mod tests {
         assert!(cache.get(&"a").is_none());
         cache.insert(&"a", cache.ticket(&"a"), entry(2));
         assert_eq!(cache.get(&"a").map(|entry| entry.value), Some(2));
+    }
+
+    #[test]
+    fn a_cleared_cache_takes_in_no_load_that_was_under_way() {
+        let cache = Cache::new(10);
+        cache.insert(&"a", cache.ticket(&"a"), entry(1));
+        let ticket = cache.ticket(&"b");
+        cache.clear();
+        cache.insert(&"b", ticket, entry(1));
+        assert!(cache.get(&"a").is_none() && cache.get(&"b").is_none());
+        cache.insert(&"b", cache.ticket(&"b"), entry(2));
+        assert_eq!(cache.get(&"b").map(|entry| entry.value), Some(2));
     }
 }

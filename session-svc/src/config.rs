@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use shared::config::{Problems, ServiceArgs, ServiceConfig};
 use shared::id::EnvironmentId;
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use uuid::Uuid;
 
 use crate::link::LinkConfig;
@@ -22,9 +22,12 @@ pub struct Args {
     /// The environment that this session-svc serves; release-svc's routes of it decide what visits see
     #[arg(long, env = "TANDEM_ENVIRONMENT", value_name = "NAME")]
     environment: Option<String>,
-    /// Address of release-svc, http://host:port; without it visits are pinned by the last known routes, or not at all
+    /// Address of release-svc, http://host:port or https://host:port; without it visits are pinned by the last known routes, or not at all
     #[arg(long, env = "TANDEM_RELEASE_URL", value_name = "URL")]
     release_url: Option<String>,
+    /// PEM file with the authorities of release-svc's certificate [default: Mozilla's roots]
+    #[arg(long, env = "TANDEM_RELEASE_CA", value_name = "FILE")]
+    release_ca: Option<String>,
     /// File with session-svc's access token for release-svc (scope tandem.system), read for every connection
     #[arg(long, env = "TANDEM_RELEASE_TOKEN_FILE", value_name = "FILE")]
     release_token_file: Option<String>,
@@ -51,6 +54,8 @@ impl Args {
         let service = self.service.parse(LISTEN, self.session_database_url, &mut problems);
         let environment = problems.required("TANDEM_ENVIRONMENT", self.environment.as_deref());
         let endpoint: Option<Endpoint> = problems.optional("TANDEM_RELEASE_URL", self.release_url.as_deref());
+        let endpoint =
+            endpoint.and_then(|endpoint| secure(endpoint, self.release_ca.as_deref(), &mut problems));
         let token_file: Option<PathBuf> = match endpoint {
             Some(_) => problems.required("TANDEM_RELEASE_TOKEN_FILE", self.release_token_file.as_deref()),
             None => None,
@@ -67,4 +72,28 @@ impl Args {
             link,
         }))
     }
+}
+
+/// TLS where the address says so, by the authorities of the file or else by Mozilla's roots.
+fn secure(endpoint: Endpoint, ca: Option<&str>, problems: &mut Problems) -> Option<Endpoint> {
+    if endpoint.uri().scheme_str() != Some("https") {
+        if ca.is_some() {
+            problems.add("TANDEM_RELEASE_CA", "needs a TANDEM_RELEASE_URL that begins with https://");
+        }
+        return Some(endpoint);
+    }
+    let pem = ca.map(std::fs::read).transpose();
+    let pem = pem.map_err(|error| problems.add("TANDEM_RELEASE_CA", error)).ok()?;
+    with_tls(endpoint, pem)
+        .map_err(|error| problems.add("TANDEM_RELEASE_CA", error))
+        .ok()
+}
+
+/// An endpoint whose certificate is checked against these authorities, or else against Mozilla's roots.
+pub fn with_tls(endpoint: Endpoint, ca: Option<Vec<u8>>) -> Result<Endpoint, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new();
+    endpoint.tls_config(match ca {
+        Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+        None => tls.with_webpki_roots(),
+    })
 }

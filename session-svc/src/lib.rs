@@ -90,11 +90,10 @@ pub async fn serve(
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
     });
-    let cluster = db::once_there(&lifecycle.stop, async || {
+    db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
         feed.begin().await?;
-        link::load(&app, &environment).await?;
-        db.cluster().await
+        link::load(&app, &environment).await
     })
     .await?;
     observe(&app);
@@ -105,24 +104,19 @@ pub async fn serve(
             .workers
             .spawn(async move { link::run(&app, link, environment, &stop).await });
     }
-    let events = Events::new(
-        feed,
-        Arc::clone(&keys),
-        clock.clone(),
-        &cluster,
-        lifecycle.stop.clone(),
-        lifecycle.calls.clone(),
-    );
+    let events =
+        Events::new(feed, Arc::clone(&keys), clock.clone(), lifecycle.stop.clone(), lifecycle.calls.clone());
     let routes = rpc::routes(&app, events);
     let served = Served {
         services: SERVICES,
         routes,
         authenticator: Arc::new(service.authenticator),
         keys,
+        tls: service.tls,
         clock,
         db: db.clone(),
         reflection: service.reflection,
-        in_flight_max: service.in_flight_max,
+        limits: service.limits,
         drain: service.drain,
     };
     let outcome = serve::serve(served, listener, lifecycle).await;
@@ -137,7 +131,7 @@ pub async fn serve(
 fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
     let (feeding, stop) = (Arc::clone(app), lifecycle.drained.clone());
     lifecycle.workers.spawn(async move {
-        feeding.feed.run(&feeding.clock, &stop, |batch| feeding.apply(batch)).await;
+        feeding.feed.run(&feeding.clock, &stop, |heard| feeding.apply(heard)).await;
     });
     let (flushing, stop) = (Arc::clone(app), lifecycle.drained.clone());
     lifecycle.workers.spawn(async move {

@@ -10,6 +10,7 @@ use shared::pb::release as pb;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
 use shared::pb::release::watch_routes_response::Message;
 use shared::status::Failure;
+use shared::worker::Panicked;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -55,6 +56,8 @@ enum Broken {
     Ended,
     #[error("routes not stored: {0}")]
     Store(#[from] sqlx::Error),
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     #[error("release-svc sent a route that makes no sense: {0}")]
     Route(String),
 }
@@ -94,10 +97,13 @@ pub async fn run(app: &App, config: LinkConfig, environment: EnvironmentId, stop
     loop {
         let began = std::time::Instant::now();
         let end = tokio::select! {
-            end = link.follow() => end,
+            end = shared::worker::catch(link.follow()) => end,
             () = stop.cancelled() => return,
         };
-        if let Err(broken) = end {
+        if let Err(panicked) = &end {
+            tracing::error!(%panicked, "link to release-svc panicked; it is made anew");
+        }
+        if let Err(broken) = end.map_err(Broken::from).flatten() {
             tracing::warn!(reason = %broken, "link to release-svc broken; the last routes go on");
         }
         pause = if began.elapsed() > SILENCE_MAX { RETRY_FIRST } else { (pause * 2).min(RETRY_LAST) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prost::Message;
 use shared::db::Db;
-use shared::feed::{Batch, Feed};
+use shared::feed::{Feed, Heard};
 use shared::id::{SessionId, TenantId, TouchpointId};
 use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
@@ -108,7 +108,12 @@ impl App {
     }
 
     /// Takes in what other replicas, or other requests here, changed.
-    pub fn apply(&self, batch: &Batch) {
+    pub fn apply(&self, heard: &Heard) {
+        let Heard::Batch(batch) = heard else {
+            self.sessions.clear();
+            self.touchpoints.clear();
+            return;
+        };
         for event in &batch.events {
             if let Ok(touchpoint) = event.subject.parse::<TouchpointId>()
                 && event.kind.starts_with("touchpoint.")

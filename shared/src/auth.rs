@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::allowance::Allowance;
 use crate::id::{TenantId, TouchpointId};
 use crate::jwks::{self, Http, KeySet, PublicKey, PublicKeys, SourceError};
 use crate::secret::sha256;
@@ -36,7 +37,7 @@ const KEYS_RETRY: Duration = Duration::from_secs(10);
 pub struct Caller {
     /// The tenant all its requests are about.
     pub tenant: TenantId,
-    /// `issuer|sub`.
+    /// `issuer|sub`, or `mtls|name` of a client certificate.
     pub principal: String,
     /// Whether a human being is at the other end; only people vote.
     pub is_person: bool,
@@ -44,9 +45,24 @@ pub struct Caller {
     groups: BTreeSet<String>,
     touchpoints: Option<BTreeSet<String>>,
     not_after: Time,
+    /// Its principal's, from its first call on.
+    pub(crate) allowance: OnceLock<Arc<Allowance>>,
 }
 
 impl Caller {
+    /// A program that a client certificate names.
+    pub(crate) fn workload(
+        tenant: TenantId,
+        principal: String,
+        scopes: BTreeSet<String>,
+        groups: BTreeSet<String>,
+        touchpoints: Option<BTreeSet<String>>,
+        not_after: Time,
+    ) -> Self {
+        let allowance = OnceLock::new();
+        Self { tenant, principal, is_person: false, scopes, groups, touchpoints, not_after, allowance }
+    }
+
     /// The caller of a request that passed the edge.
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Arc<Self>, Refusal> {
         let missing = || Refusal::new(Reason::CallerCredentialMissing, "no verified caller");
@@ -153,8 +169,8 @@ pub enum IssuersError {
     #[error("{0}: {1}")]
     Json(PathBuf, serde_json::Error),
     /// Two principals could get one name.
-    #[error("{0}: the issuer {1:?} must not contain `|`")]
-    Bar(PathBuf, String),
+    #[error("{0}: the issuer {1:?} must not contain `|`, nor be `mtls`")]
+    Ambiguous(PathBuf, String),
     /// Which of them holds?
     #[error("{0} names the issuer {1:?} twice")]
     Twice(PathBuf, String),
@@ -221,9 +237,9 @@ impl Authenticator {
         let (folder, http) = (path.parent().unwrap_or_else(|| Path::new(".")), Http::default());
         let mut issuers = BTreeMap::new();
         for config in read_list::<IssuerConfig>(path)? {
-            // `issuer|sub` must name one principal only.
-            if config.issuer.contains('|') {
-                return Err(IssuersError::Bar(path.to_owned(), config.issuer));
+            // `issuer|sub` must name one principal only, and `mtls|name` is that of a client certificate.
+            if config.issuer.contains('|') || config.issuer == "mtls" {
+                return Err(IssuersError::Ambiguous(path.to_owned(), config.issuer));
             }
             let file = config.jwks_file.as_ref().map(|file| folder.join(file));
             let keys = KeySet::open(&config.issuer, file.as_deref(), config.jwks_url.as_deref(), &http);
@@ -378,6 +394,7 @@ impl Issuer {
             groups: claims.groups,
             touchpoints: claims.touchpoints,
             not_after,
+            allowance: OnceLock::new(),
         })
     }
 }

@@ -4,13 +4,16 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::auth::Authenticator;
+use crate::edge::Limits;
 use crate::keyring::KeyRing;
 use crate::keys::Keys;
 use crate::secret::Secret;
+use crate::tls::{Tls, TlsFiles};
 
 /// Settings of either service.
 #[derive(Clone, clap::Args)]
@@ -27,6 +30,18 @@ pub struct ServiceArgs {
     /// JSON file that names the issuers of callers' access tokens (docs/configuration.md)
     #[arg(long, env = "TANDEM_ISSUERS", value_name = "FILE")]
     pub issuers: Option<String>,
+    /// PEM file with the server's certificate and those between it and its root; without one it speaks plain text
+    #[arg(long, env = "TANDEM_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// PEM file with the certificate's key
+    #[arg(long, env = "TANDEM_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<String>,
+    /// PEM file with the authorities whose client certificates are taken
+    #[arg(long, env = "TANDEM_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<String>,
+    /// JSON file that says whom client certificates name (docs/configuration.md)
+    #[arg(long, env = "TANDEM_TLS_CALLERS", value_name = "FILE")]
+    pub tls_callers: Option<String>,
     /// JSON file with the key ring (docs/configuration.md), read again when it changes; `TANDEM_KEYRING_JSON`, its
     /// content, goes before it and is read once
     #[arg(long, env = "TANDEM_KEYRING", value_name = "FILE")]
@@ -37,6 +52,12 @@ pub struct ServiceArgs {
     /// Most calls in flight; beyond it callers are told to retry, 1 to 100000 [default: 1024]
     #[arg(long, env = "TANDEM_IN_FLIGHT_MAX", value_name = "N")]
     pub in_flight_max: Option<String>,
+    /// Most event and route streams open; beyond it callers are told to retry, 1 to 100000 [default: 2000]
+    #[arg(long, env = "TANDEM_STREAMS_MAX", value_name = "N")]
+    pub streams_max: Option<String>,
+    /// Calls a second that one caller may make; beyond it it is told to retry, 1 to 10000000 [default: 10000]
+    #[arg(long, env = "TANDEM_CALLER_RATE", value_name = "N")]
+    pub caller_rate: Option<String>,
     /// Longest to wait for calls in flight on shutdown, in seconds, 0 to 300 [default: 20]
     #[arg(long, env = "TANDEM_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<String>,
@@ -64,12 +85,14 @@ pub struct ServiceConfig {
     pub database_connections: u32,
     /// Who may call.
     pub authenticator: Authenticator,
+    /// Our certificate, and callers known by theirs.
+    pub tls: Option<Tls>,
     /// Keys of ours.
     pub keys: Keys,
     /// Whether to describe ourselves.
     pub reflection: bool,
-    /// Most calls at once.
-    pub in_flight_max: usize,
+    /// What is taken at once, and of each caller.
+    pub limits: Limits,
     /// Patience on shutdown.
     pub drain: std::time::Duration,
     /// Whether the end of standard input is a signal to stop.
@@ -177,6 +200,9 @@ impl ServiceArgs {
             .unwrap_or(false);
         let in_flight_max =
             problems.number("TANDEM_IN_FLIGHT_MAX", self.in_flight_max.as_deref(), 1024, 1, 100_000);
+        let streams = problems.number("TANDEM_STREAMS_MAX", self.streams_max.as_deref(), 2000, 1, 100_000);
+        let caller_rate =
+            problems.number("TANDEM_CALLER_RATE", self.caller_rate.as_deref(), 10_000, 1, 10_000_000);
         let drain_seconds =
             problems.number("TANDEM_DRAIN_SECONDS", self.drain_seconds.as_deref(), 20, 0, 300);
         let issuers: Option<PathBuf> = problems.required("TANDEM_ISSUERS", self.issuers.as_deref());
@@ -185,20 +211,42 @@ impl ServiceArgs {
                 .map_err(|error| problems.add("TANDEM_ISSUERS", error))
                 .ok()
         });
+        let tls = read_tls([self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_callers], problems);
         let keys = read_keys(self.keyring.as_deref(), problems);
         Some(ServiceConfig {
             listen: listen?,
             database_url: Secret::new(url?),
             database_connections,
             authenticator: authenticator?,
+            tls,
             keys: keys?,
             reflection,
-            in_flight_max: in_flight_max as usize,
+            limits: Limits {
+                in_flight: in_flight_max as usize,
+                streams: streams as usize,
+                caller_rate: NonZeroU32::new(caller_rate)?,
+            },
             drain: std::time::Duration::from_secs(drain_seconds.into()),
             stop_with_stdin: self.stop_with_stdin,
             address_file: self.address_file,
         })
     }
+}
+
+/// Certificate, key, authorities of clients, callers. What is given in part is a problem, not half of a protection.
+fn read_tls(files: [Option<String>; 4], problems: &mut Problems) -> Option<Tls> {
+    match files.map(|file| file.map(PathBuf::from)) {
+        [None, None, None, None] => {}
+        [None, _, _, _] | [_, None, _, _] => {
+            problems.add("TANDEM_TLS_CERT", "goes with TANDEM_TLS_KEY, and the other TANDEM_TLS_* need both");
+        }
+        [_, _, None, Some(_)] => problems.add("TANDEM_TLS_CALLERS", "needs TANDEM_TLS_CLIENT_CA"),
+        [Some(certificate), Some(key), client_ca, callers] => {
+            let tls = Tls::open(TlsFiles { certificate, key, client_ca, callers });
+            return tls.map_err(|error| problems.add("TANDEM_TLS_*", error)).ok();
+        }
+    }
+    None
 }
 
 /// From the variable, which shows in no list of processes and stays as it is, or from the file, which is followed.
@@ -243,9 +291,15 @@ mod tests {
             database_url: None,
             database_connections: Some("1".to_owned()),
             issuers: Some("/no/such/file".to_owned()),
+            tls_cert: Some("/no/such/file".to_owned()),
+            tls_key: None,
+            tls_client_ca: None,
+            tls_callers: None,
             keyring: Some("/no/such/file".to_owned()),
             reflection: Some("perhaps".to_owned()),
             in_flight_max: None,
+            streams_max: None,
+            caller_rate: None,
             drain_seconds: None,
             log: None,
             log_format: None,
@@ -255,7 +309,9 @@ mod tests {
         let mut problems = Problems::default();
         assert!(args.parse("127.0.0.1:0", None, &mut problems).is_none());
         let text = problems.to_string();
-        for setting in ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "KEYRING", "REFLECTION"] {
+        for setting in
+            ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "TLS_CERT", "KEYRING", "REFLECTION"]
+        {
             assert_eq!(text.matches(setting).count(), 1, "{setting} in {text}");
         }
     }

@@ -103,10 +103,12 @@ impl Db {
         sqlx::query("select 1").execute(&mut *self.connection().await?).await.map(drop)
     }
 
-    /// Names this cluster and its timeline, so that positions of another one, or of one before a restore, are known.
+    /// Names this database and its cluster's timeline, so that positions in another one, or from before a failover or
+    /// restore, are known. The timeline is that of what is written now: the last checkpoint's lags behind a promotion.
     pub async fn cluster(&self) -> sqlx::Result<String> {
         let sql = "select (select system_identifier from pg_control_system())::text || '.' || \
-                   (select timeline_id from pg_control_checkpoint())::text || '.' || current_database()";
+                   left(pg_walfile_name(pg_current_wal_lsn()), 8) || '.' || \
+                   (select oid from pg_database where datname = current_database())::text";
         sqlx::query_scalar(sql).fetch_one(&mut *self.connection().await?).await
     }
 

@@ -3,8 +3,9 @@
 //!
 //! The service itself runs in a task of its own, so that a caller who hangs up never drops a transaction midway.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,18 +14,20 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Histogram;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
+use crate::allowance::Allowances;
 use crate::auth::{Authenticator, Caller};
 use crate::pb;
 use crate::status::{Failure, Reason, Refusal, with_reason};
 use crate::telemetry;
 use crate::time::Clock;
+use crate::tls::{self, Tls};
 
 /// Longest a unary call may take, whatever its caller allows.
 const CALL_MAX: Duration = Duration::from_secs(30);
@@ -58,12 +61,30 @@ enum Access {
 #[error("the proto of {0} does not say which scope a caller needs; the server does not start")]
 pub struct NoScope(pub String);
 
+/// What a server takes at once, and of each caller.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Calls in flight.
+    pub in_flight: usize,
+    /// Streams open.
+    pub streams: usize,
+    /// Calls of one caller a second.
+    pub caller_rate: NonZeroU32,
+}
+
+/// A stream's places, ours and its caller's.
+type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 /// What all calls share.
 pub struct Edge {
     methods: HashMap<&'static str, Access>,
     authenticator: Arc<Authenticator>,
+    tls: Option<Arc<Tls>>,
+    allowances: Allowances,
     clock: Clock,
     places: Arc<Semaphore>,
+    stream_methods: HashSet<&'static str>,
+    stream_places: Arc<Semaphore>,
     calls: TaskTracker,
     message_max_bytes: usize,
     durations: Histogram<f64>,
@@ -74,16 +95,21 @@ impl Edge {
     pub fn new(
         services: &[&str],
         authenticator: Arc<Authenticator>,
+        tls: Option<Arc<Tls>>,
         clock: Clock,
-        in_flight_max: usize,
+        limits: Limits,
         message_max_bytes: usize,
         calls: TaskTracker,
     ) -> Result<Self, NoScope> {
         Ok(Self {
             methods: methods(services, pb::METHODS)?,
             authenticator,
+            tls,
+            allowances: Allowances::new(limits.caller_rate, clock.clone()),
             clock,
-            places: Arc::new(Semaphore::new(in_flight_max)),
+            places: Arc::new(Semaphore::new(limits.in_flight)),
+            stream_methods: pb::STREAMS.iter().copied().collect(),
+            stream_places: Arc::new(Semaphore::new(limits.streams)),
             calls,
             message_max_bytes,
             durations: opentelemetry::global::meter("tandem")
@@ -94,21 +120,39 @@ impl Edge {
         })
     }
 
-    async fn admit(&self, request: &mut Request<Body>) -> Result<(), Refusal> {
+    /// Lets a call in, or says why not; a stream with the places that it holds until it ends.
+    async fn admit(&self, request: &mut Request<Body>) -> Result<Option<Places>, Refusal> {
         let path = request.uri().path();
         let scope = match self.methods.get(path) {
             Some(Access::Scope(scope)) => scope,
-            Some(Access::Open) => return Ok(()),
+            Some(Access::Open) => return Ok(None),
             None => return Err(Refusal::new(Reason::MethodUnknown, "no such method")),
         };
-        let header = request
-            .headers()
-            .get(http::header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        let caller: Arc<Caller> = self.authenticator.authenticate(header, self.clock.now()).await?;
+        let is_stream = self.stream_methods.contains(path);
+        let caller = self.caller(request).await?;
+        let allowance = self.allowances.of(&caller);
+        allowance.take_call()?;
         caller.require_scope(scope)?;
+        let places = if is_stream {
+            let ours = Arc::clone(&self.stream_places).try_acquire_owned().ok();
+            let places = ours.zip(allowance.take_stream());
+            Some(places.ok_or_else(|| overloaded("too many streams are open, of this caller or of all"))?)
+        } else {
+            None
+        };
         request.extensions_mut().insert(caller);
-        Ok(())
+        Ok(places)
+    }
+
+    /// A bearer counts before the connection's certificate.
+    async fn caller(&self, request: &mut Request<Body>) -> Result<Arc<Caller>, Refusal> {
+        let (header, now) = (request.headers().get(http::header::AUTHORIZATION), self.clock.now());
+        if let (None, Some(tls), Some(certificate)) = (header, &self.tls, tls::certificate(request)) {
+            return tls.caller(&certificate, now);
+        }
+        self.authenticator
+            .authenticate(header.and_then(|value| value.to_str().ok()), now)
+            .await
     }
 
     async fn call<S>(self: Arc<Self>, mut inner: S, mut request: Request<Body>) -> Response<Body>
@@ -118,8 +162,7 @@ impl Edge {
             + 'static,
     {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let refusal = Refusal::new(Reason::Overloaded, "too many calls in flight");
-            return refusal.retry_after(Duration::from_millis(100)).into_status().into_http();
+            return overloaded("too many calls in flight").into_status().into_http();
         };
         let allowed = timeout(request.headers())
             .map_or(CALL_MAX, |asked| asked.saturating_sub(HEAD_START).min(CALL_MAX));
@@ -130,9 +173,10 @@ impl Edge {
             let text = "the caller's deadline passed before its token could be verified; nothing happened";
             Err(Refusal::new(Reason::DeadlinePassed, text))
         };
-        if let Err(refusal) = admitted.unwrap_or_else(|_| too_late()) {
-            return refusal.into_status().into_http();
-        }
+        let stream_places = match admitted.unwrap_or_else(|_| too_late()) {
+            Ok(places) => places,
+            Err(refusal) => return refusal.into_status().into_http(),
+        };
         // The place is taken until the work is done, not until the caller stops waiting for it. Nothing of ours takes so
         // long as the bound: it is for callers who never finish sending.
         let work = async move {
@@ -152,7 +196,10 @@ impl Edge {
             Some(status) if status.code() != Code::Ok => {
                 with_reason(status, self.message_max_bytes).into_http()
             }
-            _ => response,
+            _ => match stream_places {
+                Some(places) => response.map(|body| Body::new(Stream { body, _places: places })),
+                None => response,
+            },
         }
     }
 
@@ -193,6 +240,36 @@ impl Edge {
         ];
         self.durations.record(began.elapsed().as_secs_f64(), &labels);
         response
+    }
+}
+
+fn overloaded(text: &str) -> Refusal {
+    Refusal::new(Reason::Overloaded, text).retry_after(Duration::from_millis(100))
+}
+
+/// A stream's body. Dropped, be it at its end or because its reader is gone, it gives the places back.
+struct Stream {
+    body: Body,
+    _places: Places,
+}
+
+impl http_body::Body for Stream {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -1,10 +1,11 @@
 //! One reader of the outbox a process: it polls, invalidates what is cached, and hands every batch to whoever listens.
 //!
-//! Polling, not NOTIFY: a NOTIFY takes PostgreSQL's commit lock and ends group commit.
+//! Polling, not NOTIFY: a NOTIFY takes PostgreSQL's commit lock and ends group commit. After a failover commits may be gone
+//! that were handed on, and others may never have been seen: the feed starts again at the present and says so.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -14,10 +15,13 @@ use crate::id::TenantId;
 use crate::outbox::{Outbox, Stored};
 use crate::snapshot::{Cursor, Snapshot};
 use crate::time::{Clock, Time, from_micros};
+use crate::worker::catch;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 const POLL_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often to ask whether the database is still the same, besides after every error.
+const CLUSTER_INTERVAL: Duration = Duration::from_secs(10);
 const PAGE: i64 = 500;
 /// Batches a listener may lag behind before it is cut off.
 const BACKLOG: usize = 1024;
@@ -35,11 +39,30 @@ pub struct Batch {
     pub complete_until: Time,
 }
 
+/// What the feed tells.
+#[derive(Debug)]
+pub enum Heard {
+    /// Events, or that there were none.
+    Batch(Batch),
+    /// The database is another one, or has lost commits: whatever was learnt of it before is to be read anew.
+    Restarted,
+}
+
+/// How far the feed is.
+struct Reader {
+    /// `None` where it has to start again.
+    cursor: Option<Cursor>,
+    /// When the database was last seen to be the same.
+    checked_at: Option<Instant>,
+}
+
 /// The outbox as it happens.
 pub struct Feed {
     outbox: &'static Outbox,
     db: Db,
-    batches: broadcast::Sender<Arc<Batch>>,
+    heard: broadcast::Sender<Arc<Heard>>,
+    /// The database that is read, as [`Db::cluster`] names it.
+    cluster: RwLock<Arc<str>>,
     polled_at: AtomicI64,
     start: Mutex<Option<Cursor>>,
 }
@@ -50,7 +73,8 @@ impl Feed {
         Self {
             outbox,
             db,
-            batches: broadcast::Sender::new(BACKLOG),
+            heard: broadcast::Sender::new(BACKLOG),
+            cluster: RwLock::new(Arc::from("")),
             polled_at: AtomicI64::new(i64::MIN),
             start: Mutex::default(),
         }
@@ -58,9 +82,22 @@ impl Feed {
 
     /// Fixes where the feed begins. To be done before anything is cached, so that nothing that changes it is missed.
     pub async fn begin(&self) -> sqlx::Result<()> {
-        let cursor = self.present().await?;
+        let cursor = self.locate().await?;
         *self.start.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
         Ok(())
+    }
+
+    /// The present, in the database that is there now.
+    async fn locate(&self) -> sqlx::Result<Cursor> {
+        let cluster = self.db.cluster().await?;
+        let cursor = self.present().await?;
+        *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = cluster.into();
+        Ok(cursor)
+    }
+
+    /// The database that is read. It changes before [`Heard::Restarted`] is heard.
+    pub fn cluster(&self) -> Arc<str> {
+        Arc::clone(&self.cluster.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Names the service whose events these are.
@@ -68,9 +105,9 @@ impl Feed {
         self.outbox.schema
     }
 
-    /// Batches from now on. Empty ones come, too: they say that nothing happened.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Batch>> {
-        self.batches.subscribe()
+    /// What is heard from now on. Empty batches come, too: they say that nothing happened.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Heard>> {
+        self.heard.subscribe()
     }
 
     /// When the last completed poll began: all that was committed before has been handed on.
@@ -78,21 +115,28 @@ impl Feed {
         from_micros(self.polled_at.load(Ordering::Acquire).max(0))
     }
 
-    /// Polls until told to stop. `apply` takes in each batch before anyone is told that the poll is complete.
-    pub async fn run(&self, clock: &Clock, stop: &CancellationToken, mut apply: impl FnMut(&Batch)) {
-        let mut cursor = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Polls until told to stop. `apply` takes in what is heard before anyone is told that the poll is complete.
+    pub async fn run(&self, clock: &Clock, stop: &CancellationToken, mut apply: impl FnMut(&Heard)) {
+        let cursor = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut reader = Reader { cursor, checked_at: None };
         loop {
             let began = clock.now();
             // The server's own limits do not help where it does not answer at all.
-            let polled = tokio::time::timeout(POLL_LIMIT, self.poll(cursor.clone(), began, &mut apply)).await;
-            let pause = match polled.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                Ok(next) => {
-                    cursor = Some(next);
+            let poll = tokio::time::timeout(POLL_LIMIT, self.poll(&mut reader, began, &mut apply));
+            let pause = match catch(poll).await.map(|polled| polled.unwrap_or(Err(sqlx::Error::PoolTimedOut)))
+            {
+                Ok(Ok(())) => {
                     self.polled_at.fetch_max(began.timestamp_micros(), Ordering::AcqRel);
                     POLL_INTERVAL
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::warn!(%error, "outbox not readable");
+                    // Whoever answers next may be another.
+                    reader.checked_at = None;
+                    RETRY_INTERVAL
+                }
+                Err(panicked) => {
+                    tracing::error!(%panicked, "feed panicked; it reads the same again");
                     RETRY_INTERVAL
                 }
             };
@@ -105,31 +149,48 @@ impl Feed {
 
     async fn poll(
         &self,
-        cursor: Option<Cursor>,
+        reader: &mut Reader,
         began: Time,
-        apply: &mut impl FnMut(&Batch),
-    ) -> sqlx::Result<Cursor> {
-        let mut cursor = match cursor {
-            Some(cursor) => cursor,
-            None => self.present().await?,
-        };
+        apply: &mut impl FnMut(&Heard),
+    ) -> sqlx::Result<()> {
+        if reader.checked_at.is_none_or(|at| at.elapsed() >= CLUSTER_INTERVAL) {
+            if *self.cluster() != *self.db.cluster().await? {
+                reader.cursor = None;
+            }
+            reader.checked_at = Some(Instant::now());
+        }
         loop {
-            let page = self.page(&cursor, None).await?;
-            let batch = Batch { complete_until: began, ..page };
-            cursor = match batch.events.last() {
-                Some(event) if !batch.is_last => {
-                    Cursor { base: cursor.base, page: Some((batch.upto.clone(), event.id)) }
-                }
-                _ => Cursor::after(batch.upto.clone()),
+            let Some(cursor) = reader.cursor.clone() else {
+                let cursor = self.locate().await?;
+                tracing::warn!("the database is another one or has lost commits: everything is read anew");
+                self.tell(Heard::Restarted, apply);
+                reader.cursor = Some(cursor);
+                continue;
             };
-            let is_last = batch.is_last;
-            apply(&batch);
-            // Nobody may be listening.
-            let _ = self.batches.send(Arc::new(batch));
+            let page = self.page(&cursor, None).await?;
+            if !page.upto.covers(&cursor.base) {
+                reader.cursor = None;
+                continue;
+            }
+            let next = match page.events.last() {
+                Some(event) if !page.is_last => {
+                    Cursor { base: cursor.base, page: Some((page.upto.clone(), event.id)) }
+                }
+                _ => Cursor::after(page.upto.clone()),
+            };
+            let is_last = page.is_last;
+            self.tell(Heard::Batch(Batch { complete_until: began, ..page }), apply);
+            reader.cursor = Some(next);
             if is_last {
-                return Ok(cursor);
+                return Ok(());
             }
         }
+    }
+
+    fn tell(&self, heard: Heard, apply: &mut impl FnMut(&Heard)) {
+        apply(&heard);
+        // Nobody may be listening.
+        let _ = self.heard.send(Arc::new(heard));
     }
 
     /// The position right after everything that is committed now.

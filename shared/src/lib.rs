@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod allowance;
 pub mod assertion;
 pub mod auth;
 pub mod config;
@@ -29,5 +30,6 @@ pub mod snapshot;
 pub mod status;
 pub mod telemetry;
 pub mod time;
+pub mod tls;
 pub mod watch;
 pub mod worker;

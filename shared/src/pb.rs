@@ -1,4 +1,4 @@
-//! Generated from `proto/`: messages and services by package, descriptors, and the scope of every method.
+//! Generated from `proto/`: messages and services by package, descriptors, the scope of every method, and which stream.
 //!
 //! Only the `rpc` floors, clients and tests speak these types; nothing below `rpc` does, but for `storage`.
 

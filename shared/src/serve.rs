@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,12 +19,13 @@ use tonic_health::server::HealthReporter;
 use crate::auth::Authenticator;
 use crate::config::{LogFormat, Problems, ServiceArgs};
 use crate::db::{Db, DbError};
-use crate::edge::{Edge, EdgeLayer, NoScope};
+use crate::edge::{Edge, EdgeLayer, Limits, NoScope};
 use crate::feed::Feed;
 use crate::keys::Keys;
 use crate::pb;
 use crate::telemetry;
 use crate::time::Clock;
+use crate::tls::Tls;
 
 /// Largest message that is taken in.
 pub const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
@@ -36,6 +38,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_LIMIT: Duration = Duration::from_secs(3);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why a service ended without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -83,14 +86,16 @@ pub struct Served {
     pub authenticator: Arc<Authenticator>,
     /// Keys of ours, kept up with while it serves.
     pub keys: Arc<Keys>,
+    /// Its certificate; without one it speaks plain text.
+    pub tls: Option<Tls>,
     /// Tells the time.
     pub clock: Clock,
     /// Its database, which its health depends on.
     pub db: Db,
     /// Whether to answer reflection.
     pub reflection: bool,
-    /// Most calls at once.
-    pub in_flight_max: usize,
+    /// What it takes at once, and of each caller.
+    pub limits: Limits,
     /// Patience on shutdown.
     pub drain: Duration,
 }
@@ -114,13 +119,14 @@ pub async fn listen(address: SocketAddr, address_file: Option<&Path>) -> Result<
 
 /// Serves until told to stop, then drains.
 pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let Served { services, routes, authenticator, keys, clock, db, reflection, in_flight_max, drain } =
-        served;
+    let Served { services, routes, authenticator, tls, keys, clock, db, reflection, limits, drain } = served;
+    let tls = tls.map(Arc::new);
     let edge = Edge::new(
         services,
         Arc::clone(&authenticator),
+        tls.clone(),
         clock.clone(),
-        in_flight_max,
+        limits,
         MESSAGE_MAX_BYTES,
         lifecycle.calls.clone(),
     )?;
@@ -132,23 +138,24 @@ pub async fn serve(served: Served, listener: TcpListener, lifecycle: &Lifecycle)
             .add_service(describe(services).build_v1alpha()?);
     }
     report_health(&health, services, ServingStatus::Serving).await;
-    let monitor = monitor(health.clone(), services, db, clock.clone(), lifecycle.drained.clone());
+    let monitor =
+        monitor(health.clone(), services, db, clock.clone(), tls.clone(), lifecycle.drained.clone());
     lifecycle.workers.spawn(monitor);
     lifecycle.workers.spawn(authenticator.follow(clock, lifecycle.drained.clone()));
     lifecycle.workers.spawn(keys.follow(lifecycle.drained.clone()));
 
-    let serving = tonic::transport::Server::builder()
+    let builder = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
         .max_concurrent_streams(Some(1024))
         .layer(EdgeLayer(Arc::new(edge)))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            lifecycle.stop.cancelled(),
-        );
-    tokio::pin!(serving);
+        .add_routes(routes);
+    let (incoming, stop) = (TcpIncoming::from(listener).with_nodelay(Some(true)), lifecycle.stop.cancelled());
+    let mut serving = match tls {
+        Some(tls) => builder.serve_with_incoming_shutdown(tls.accept(incoming), stop).boxed(),
+        None => builder.serve_with_incoming_shutdown(incoming, stop).boxed(),
+    };
     let outcome = tokio::select! {
         biased; // told to stop, a server without connections has ended, too, and work of callers who hung up may be left
         () = lifecycle.stop.cancelled() => {
@@ -206,15 +213,16 @@ async fn drain_calls<E>(
     })
 }
 
-/// Keeps health and the clock up to date.
+/// Keeps health, the clock and our certificate up to date.
 async fn monitor(
     health: HealthReporter,
     services: &'static [&'static str],
     db: Db,
     clock: Clock,
+    tls: Option<Arc<Tls>>,
     stop: CancellationToken,
 ) {
-    let (mut seen_at, mut clock_at) = (Instant::now(), None::<Instant>);
+    let (mut seen_at, mut clock_at, mut certificate_at) = (Instant::now(), None::<Instant>, Instant::now());
     let mut is_serving = true;
     loop {
         // The server's own limits do not help where it does not answer at all.
@@ -235,6 +243,12 @@ async fn monitor(
             tracing::warn!(serving = shall_serve, "health changed");
             report_health(&health, services, status).await;
             is_serving = shall_serve;
+        }
+        if certificate_at.elapsed() >= CERTIFICATE_INTERVAL {
+            if let Some(tls) = &tls {
+                tls.refresh();
+            }
+            certificate_at = Instant::now();
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -210,7 +210,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CallerKeyUnknown
         | R::CallerSignatureInvalid
         | R::CallerAlgorithmRefused
-        | R::CallerTenantRefused => Code::Unauthenticated,
+        | R::CallerTenantRefused
+        | R::CallerCertificateUnknown => Code::Unauthenticated,
         R::CallerScopeMissing
         | R::CallerNotOwner
         | R::CallerTouchpointRefused
@@ -223,6 +224,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::IdTokenInvalid => Code::InvalidArgument,
         R::RequestTooLarge
         | R::Overloaded
+        | R::CallerRateLimited
         | R::ReaderTooSlow
         | R::CartLimit
         | R::SessionLimitReached

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use crate::auth::Caller;
-use crate::feed::{Batch, Feed};
+use crate::feed::{Batch, Feed, Heard};
 use crate::id::TenantId;
 use crate::keys::Keys;
 use crate::outbox::Stored;
@@ -40,7 +40,6 @@ pub struct Events {
     feed: Arc<Feed>,
     keys: Arc<Keys>,
     clock: Clock,
-    cluster: String,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -49,6 +48,8 @@ struct Filter {
     tenant: TenantId,
     types: Vec<String>,
     subject: String,
+    /// The database that the stream is of; positions in another mean nothing in it.
+    cluster: String,
 }
 
 impl Filter {
@@ -87,34 +88,42 @@ pub fn too_slow() -> Refusal {
     Refusal::new(Reason::ReaderTooSlow, "the reader did not keep up; reconnect")
 }
 
+/// Events may have been lost between the reader's position and the present.
+fn expired() -> Refusal {
+    let text = "the position is of another database, or of before a failover that may have lost events: read the objects \
+                anew, then watch without a token";
+    Refusal::new(Reason::ResumeTokenExpired, text)
+}
+
 impl Events {
-    /// Watches of one service. `cluster` names its database, so that positions in another are known as foreign.
+    /// Watches of one service.
     pub fn new(
         feed: Arc<Feed>,
         keys: Arc<Keys>,
         clock: Clock,
-        cluster: &str,
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        let cluster = URL_SAFE_NO_PAD.encode(&sha256(&[cluster.as_bytes()])[..9]);
-        Self { feed, keys, clock, cluster, stop, tasks }
+        Self { feed, keys, clock, stop, tasks }
+    }
+
+    /// The database as it stands in resume tokens.
+    fn cluster(&self) -> String {
+        URL_SAFE_NO_PAD.encode(&sha256(&[self.feed.cluster().as_bytes()])[..9])
     }
 
     fn context<'a>(&self, tenant: &'a TenantId) -> [&'a [u8]; 3] {
         [b"resume", self.feed.schema().as_bytes(), tenant.as_str().as_bytes()]
     }
 
-    fn open(&self, tenant: &TenantId, token: &str) -> Result<Cursor, Refusal> {
+    fn open(&self, tenant: &TenantId, cluster: &str, token: &str) -> Result<Cursor, Refusal> {
         let invalid =
             || Refusal::new(Reason::ResumeTokenInvalid, "not a resume token of this service and tenant");
         let bytes = self.keys.load().open(&self.context(tenant), token).ok_or_else(invalid)?;
         let text = String::from_utf8(bytes).map_err(|_| invalid())?;
-        let (cluster, cursor) = text.split_once('@').ok_or_else(invalid)?;
-        if cluster != self.cluster {
-            let text =
-                "the resume token is of another database: read the objects anew, then watch without a token";
-            return Err(Refusal::new(Reason::ResumeTokenExpired, text));
+        let (of, cursor) = text.split_once('@').ok_or_else(invalid)?;
+        if of != cluster {
+            return Err(expired());
         }
         cursor.parse().map_err(|_| invalid())
     }
@@ -134,7 +143,10 @@ impl Events {
 
     async fn follow(&self, filter: &Filter, cursor: Option<Cursor>, sender: &Sender) -> Result<(), End> {
         // Listening begins before the reading, so that nothing falls between the two.
-        let mut batches = self.feed.subscribe();
+        let mut heard = self.feed.subscribe();
+        if self.cluster() != filter.cluster {
+            return Err(Failure::from(expired()).into());
+        }
         let mut cursor = match cursor {
             Some(cursor) => cursor,
             None => self.feed.present().await?,
@@ -145,6 +157,9 @@ impl Events {
             // What is left of a page that the token names ends in the past; listening goes on from the present.
             let is_present = cursor.page.is_none();
             let batch = self.feed.page(&cursor, Some(&filter.tenant)).await?;
+            if !batch.upto.covers(&cursor.base) {
+                return Err(Failure::from(expired()).into());
+            }
             cursor = self.deliver(&batch, filter, cursor, sender).await?;
             if batch.is_last && is_present {
                 break;
@@ -152,14 +167,15 @@ impl Events {
         }
         let mut heard_at = tokio::time::Instant::now();
         loop {
-            let batch = match batches.recv().await {
-                Ok(batch) => batch,
+            let heard = match heard.recv().await {
+                Ok(heard) => heard,
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     return Err(Failure::from(too_slow()).into());
                 }
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
-            cursor = self.deliver(&batch, filter, cursor, sender).await?;
+            let Heard::Batch(batch) = &*heard else { return Err(Failure::from(expired()).into()) };
+            cursor = self.deliver(batch, filter, cursor, sender).await?;
             if batch.is_last && heard_at.elapsed() >= HEARTBEAT {
                 let heartbeat = pb::Heartbeat {
                     complete_until: Some(to_proto(batch.complete_until.min(self.clock.now()))),
@@ -205,7 +221,7 @@ impl Events {
         message: Message,
         cursor: &Cursor,
     ) -> Result<(), End> {
-        let position = format!("{}@{cursor}", self.cluster);
+        let position = format!("{}@{cursor}", filter.cluster);
         let resume_token = self
             .keys
             .load()
@@ -235,12 +251,13 @@ impl EventService for EventRpc {
         caller.require_unlimited().map_err(Failure::from)?;
         let pb::WatchEventsRequest { resume_token, types, subject } = request.into_inner();
         parse::at_most("types", &types, 32).map_err(Failure::from)?;
+        let cluster = self.0.cluster();
         let cursor = match resume_token.as_str() {
             "" => None,
-            token => Some(self.0.open(&caller.tenant, token).map_err(Failure::from)?),
+            token => Some(self.0.open(&caller.tenant, &cluster, token).map_err(Failure::from)?),
         };
         let (sender, receiver) = mpsc::channel(BUFFER);
-        let filter = Filter { tenant: caller.tenant.clone(), types, subject };
+        let filter = Filter { tenant: caller.tenant.clone(), types, subject, cluster };
         self.0.tasks.spawn(Arc::clone(&self.0).stream(filter, cursor, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

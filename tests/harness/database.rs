@@ -64,6 +64,18 @@ impl Database {
         wait.recv().expect("the thread that makes databases says why it ended");
     }
 
+    /// The other takes its name, as a restored backup does; it must have no connections.
+    pub(crate) async fn replace_with(&self, other: &Self) {
+        self.set_open(false);
+        let beside = Self::empty();
+        let mut db = beside.connect().await;
+        let aside = format!("{}_aside", self.name);
+        for (from, to) in [(&self.name, &aside), (&other.name, &self.name), (&aside, &other.name)] {
+            let rename = format!("alter database {from} rename to {to}");
+            sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut db).await.unwrap();
+        }
+    }
+
     /// A connection beside the services'.
     pub(crate) async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("the test's own connection")

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use shared::config;
 
 /// What a developer may have set, and a test must not see.
-const CLEARED: [&str; 16] = [
+const CLEARED: [&str; 22] = [
     "DATABASE_URL",
     "TANDEM_SESSION_DATABASE_URL",
     "TANDEM_RELEASE_DATABASE_URL",
+    "TANDEM_CALLER_RATE",
     "TANDEM_DATABASE_CONNECTIONS",
     "TANDEM_DATA_DIR",
     "TANDEM_DRAIN_SECONDS",
@@ -28,6 +29,11 @@ const CLEARED: [&str; 16] = [
     "TANDEM_LISTEN",
     "TANDEM_LOG",
     "TANDEM_LOG_FORMAT",
+    "TANDEM_STREAMS_MAX",
+    "TANDEM_TLS_CERT",
+    "TANDEM_TLS_KEY",
+    "TANDEM_TLS_CLIENT_CA",
+    "TANDEM_TLS_CALLERS",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",

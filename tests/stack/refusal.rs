@@ -79,6 +79,9 @@ fn every_bad_variable_is_reported_at_once() {
     let bad = [
         ("TANDEM_DATABASE_CONNECTIONS", "1"),
         ("TANDEM_IN_FLIGHT_MAX", "many"),
+        ("TANDEM_CALLER_RATE", "0"),
+        ("TANDEM_STREAMS_MAX", "0"),
+        ("TANDEM_TLS_CERT", "half.pem"),
         ("TANDEM_DRAIN_SECONDS", "-1"),
         ("TANDEM_LOG_FORMAT", "xml"),
         ("TANDEM_LOG", "info,=,nonsense=nonsense"),

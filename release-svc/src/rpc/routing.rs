@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use shared::db::Db;
 use shared::edge::Deadline;
-use shared::feed::Batch;
+use shared::feed::{Batch, Heard};
 use shared::id::{ComponentId, EnvironmentId, TenantId};
 use shared::mutation::Actor;
 use shared::parse::{at_most, parse, within};
@@ -126,15 +126,15 @@ impl Watch {
 
     async fn follow(&mut self) -> Result<(), End> {
         // Listening begins before the reading, so that nothing falls between the two.
-        let mut batches = self.app.feed.subscribe();
-        self.table_epoch = table_epoch(&self.app.db).await?;
+        let mut heard = self.app.feed.subscribe();
         self.send_snapshot().await?;
         let mut alive = interval_at(Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                batch = batches.recv() => match batch {
-                    Ok(batch) => self.send_changes(&batch).await?,
+                heard = heard.recv() => match heard.as_deref() {
+                    Ok(Heard::Batch(batch)) => self.send_changes(batch).await?,
+                    Ok(Heard::Restarted) => self.send_snapshot().await?,
                     Err(broadcast::error::RecvError::Lagged(_)) => return Err(too_slow().into()),
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
@@ -162,6 +162,8 @@ impl Watch {
 
     /// Writes the replica down and reads every route, in one transaction that rollbacks know of.
     async fn send_snapshot(&mut self) -> Result<(), End> {
+        self.table_epoch = table_epoch(&self.app.db).await?;
+        self.sent.clear();
         self.renewed_at = Instant::now();
         let mut tx = self.app.db.begin(None).await?;
         let now = self.app.clock.now();
