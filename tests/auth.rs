@@ -152,7 +152,13 @@ async fn every_wrong_claim_has_its_reason() {
         assert!(!status.message().contains(&token), "{changed}");
     }
     for changed in
-        [json!({"exp": START - 4}), json!({"nbf": START + 5}), json!({"aud": ["elsewhere", "tandem"]})]
+        // The last one is the latest time that there is.
+        [
+            json!({"exp": START - 4}),
+            json!({"nbf": START + 5}),
+            json!({"aud": ["elsewhere", "tandem"]}),
+            json!({"exp": 8_210_266_876_799_i64}),
+        ]
     {
         let token = encode(&header(), &claims(&changed), &key).unwrap();
         list_with(&caller, &token).await.answer();

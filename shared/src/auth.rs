@@ -177,6 +177,9 @@ pub enum IssuersError {
     /// Nobody could call.
     #[error("{0} names no issuer")]
     Empty(PathBuf),
+    /// One of them.
+    #[error("{0}: issuer {1:?} {2}")]
+    Provider(PathBuf, String, &'static str),
     /// The keys of one.
     #[error("{0}: keys of issuer {1:?}: {2}")]
     Keys(PathBuf, String, SourceError),
@@ -213,11 +216,21 @@ struct Claims {
     other: BTreeMap<String, serde_json::Value>,
 }
 
+/// `aud` of a token.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Audience {
+pub(crate) enum Audience {
     One(String),
     Many(Vec<String>),
+}
+
+impl Audience {
+    pub(crate) fn list(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -356,11 +369,7 @@ impl Issuer {
 
     fn caller(&self, claims: Claims, now: Time) -> Result<Caller, Refusal> {
         let audience = &self.config.audience;
-        let is_for_us = match &claims.aud {
-            Audience::One(one) => one == audience,
-            Audience::Many(many) => many.contains(audience),
-        };
-        if !is_for_us {
+        if !claims.aud.list().contains(audience) {
             let text = format!("the token's audience is not {audience}");
             return Err(Refusal::new(Reason::CallerAudienceWrong, text).with("audience", audience));
         }
@@ -371,7 +380,7 @@ impl Issuer {
             return Err(Refusal::new(Reason::CallerCredentialNotYetValid, "the token is not valid yet"));
         }
         let tenant: TenantId = claims.tenant.parse().map_err(|error| malformed(format!("tenant {error}")))?;
-        if !self.speaks_for_all() && !self.config.tenants.iter().any(|allowed| allowed == tenant.as_str()) {
+        if !speaks_for(&self.config.tenants, &tenant) {
             return Err(Refusal::new(
                 Reason::CallerTenantRefused,
                 "the token's issuer may not speak for its tenant",
@@ -399,8 +408,15 @@ impl Issuer {
     }
 }
 
+/// Whether an issuer of these tenants may speak for this one.
+pub(crate) fn speaks_for(tenants: &[String], tenant: &TenantId) -> bool {
+    tenants
+        .iter()
+        .any(|allowed| allowed == ALL_TENANTS || allowed == tenant.as_str())
+}
+
 fn check_expiry(not_after: Time, now: Time) -> Result<(), Refusal> {
-    if now < not_after + LEEWAY {
+    if now - LEEWAY < not_after {
         return Ok(());
     }
     Err(Refusal::new(Reason::CallerCredentialExpired, "the access token has expired; get a new one"))
@@ -419,48 +435,4 @@ pub(crate) fn read_list<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Issu
 }
 
 #[cfg(test)]
-mod tests {
-    use jsonwebtoken::jwk::{Jwk, JwkSet};
-    use jsonwebtoken::{Algorithm, EncodingKey, Header};
-    use serde_json::json;
-
-    use super::*;
-    use crate::assertion::pkcs8;
-    use crate::time::at;
-
-    #[tokio::test]
-    async fn a_token_that_was_verified_while_the_keys_were_replaced_is_not_remembered() {
-        let folder = std::env::temp_dir().join(format!("tandem-auth-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let write_set = |keys: &[&EncodingKey]| {
-            let jwk = |key: &&EncodingKey| {
-                let mut jwk = Jwk::from_encoding_key(key, Algorithm::EdDSA).unwrap();
-                jwk.common.key_id = Some("k".to_owned());
-                jwk
-            };
-            let set = JwkSet { keys: keys.iter().map(jwk).collect() };
-            std::fs::write(folder.join("jwks.json"), serde_json::to_vec(&set).unwrap()).unwrap();
-        };
-        let key = EncodingKey::from_ed_der(pkcs8(&[1; 32]).expose());
-        write_set(&[&key]);
-        let issuers = json!([{"issuer": "i", "audience": "a", "jwks_file": "jwks.json", "tenants": ["*"]}]);
-        std::fs::write(folder.join("issuers.json"), issuers.to_string()).unwrap();
-        let authenticator = Authenticator::open(&folder.join("issuers.json")).unwrap();
-        let claims = json!({"iss": "i", "aud": "a", "sub": "s", "tenant": "shop", "exp": 9000});
-        let header = Header {
-            typ: Some("at+jwt".to_owned()),
-            kid: Some("k".to_owned()),
-            ..Header::new(Algorithm::EdDSA)
-        };
-        let token = jsonwebtoken::encode(&header, &claims, &key).unwrap();
-        let bearer = format!("Bearer {token}");
-        let verified = authenticator.verify(&token, at(0)).await.unwrap();
-        write_set(&[]);
-        // A key that is not known makes the set be read again.
-        authenticator.issuers["i"].keys.having("other", at(0)).await;
-        authenticator.verified.insert(sha256(&[token.as_bytes()]), Arc::new(verified));
-        let refused = authenticator.authenticate(Some(&bearer), at(0)).await.unwrap_err();
-        assert!(format!("{refused:?}").contains("CallerKeyUnknown"), "{refused:?}");
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
-}
+mod tests;

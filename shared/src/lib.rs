@@ -10,6 +10,7 @@ pub mod db;
 pub mod edge;
 pub mod feed;
 pub mod id;
+pub mod id_token;
 #[cfg(feature = "local")]
 pub mod issuer;
 mod json;

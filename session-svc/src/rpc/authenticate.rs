@@ -15,7 +15,7 @@ use shared::time::{Time, from_proto};
 use tonic::Request;
 
 use super::convert::{parse_subject, pins_to_proto, session_to_proto, without_person};
-use super::live::Seen;
+use super::live::{Seen, name_session};
 use super::session::require_remembering;
 use super::{App, overtaken};
 use crate::cache::Entry;
@@ -40,23 +40,21 @@ impl App {
         mut request: Request<pb::AuthenticateSessionRequest>,
     ) -> Result<pb::AuthenticateSessionResponse, Failure> {
         let caller = Caller::of(&request)?;
+        let proof = required("proof", request.get_mut().proof.take())?;
+        // What a repetition must equal names the session, and holds no credential.
+        let token = name_session(&mut request.get_mut().session_token);
+        let (call, message) = Call::of(request, "AuthenticateSession", |m| &mut m.request_id)?;
+        let strategy: pb::MergeStrategy = known_or_default("merge_strategy", message.merge_strategy)?;
         let now = self.clock.now();
-        let token = std::mem::take(&mut request.get_mut().session_token);
+        let proved = self.prove(&caller, proof, now).await;
         let (seen, touchpoint) = self.session_of(&caller, &token, now).await?;
         let id = seen.session.id;
-        // What a repetition must equal names the session, and holds no credential.
-        request.get_mut().session_token = id.to_string();
-        let proof = required("proof", request.get_mut().proof.take())?;
-        let proved = self.prove(&caller, proof, now).await;
-        let (call, message) = Call::of(request, "AuthenticateSession", |m| &mut m.request_id)?;
-        let strategy =
-            Strategy::from(known_or_default::<pb::MergeStrategy>("merge_strategy", message.merge_strategy)?);
         require_remembering(&touchpoint.value, message.remember_me)?;
         let work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => return self.repeat_authentication(&caller, id, before).await,
         };
-        self.log_in(work, seen, &touchpoint, proved?, strategy, message.remember_me)
+        self.log_in(work, seen, &touchpoint, proved?, strategy.into(), message.remember_me)
             .await
     }
 

@@ -177,6 +177,12 @@ impl App {
     }
 }
 
+/// Takes a session's token out of a request, and leaves in its place which session it is of.
+pub(super) fn name_session(token: &mut String) -> String {
+    let id = SessionToken::parse(token).map(|token| token.session_id().to_string());
+    std::mem::replace(token, id.unwrap_or_default())
+}
+
 /// No session has this token.
 pub(super) fn unknown() -> Refusal {
     Refusal::new(Reason::SessionUnknown, "the session token is of no live session")

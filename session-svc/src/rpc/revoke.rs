@@ -15,7 +15,7 @@ use shared::time::{Time, to_proto};
 use tonic::Request;
 
 use super::convert::{parse_reason, parse_subject, session_to_proto, subject_to_proto, without_person};
-use super::live::Seen;
+use super::live::{Seen, name_session};
 use super::session::{no_session, subject_of};
 use super::{App, live, no_touchpoint};
 use crate::cache::Entry;
@@ -32,8 +32,8 @@ enum Claim {
     Token(TokenHash),
     /// Anyone's of the tenant.
     Any,
-    /// Another one of the same subject's.
-    Own(Box<Asking>),
+    /// That of the subject whose other session asks.
+    Own(pb::OwnSession),
 }
 
 /// A session whose holder asks for something; whether it lives is not asked yet.
@@ -49,6 +49,7 @@ impl App {
         mut request: Request<pb::RevokeSessionRequest>,
     ) -> Result<pb::RevokeSessionResponse, Failure> {
         let caller = Caller::of(&request)?;
+        let reason = parse_reason(request.get_ref().reason)?;
         let (id, claim) = match required("target", request.get_mut().target.take())? {
             Target::SessionToken(text) => match SessionToken::parse(&text) {
                 Ok(token) => (token.session_id(), Claim::Token(token.hash())),
@@ -59,17 +60,15 @@ impl App {
                 caller.require_scope("session.any")?;
                 (parse("session_id", &text)?, Claim::Any)
             }
-            Target::OwnSession(own) => {
-                let pb::OwnSession { session_token, session_id, max_authentication_age } = own;
-                let max_age = duration("own_session.max_authentication_age", max_authentication_age)?;
-                let asking = self.asking(&caller, &session_token, Requirement { level: None, max_age });
-                (parse("own_session.session_id", &session_id)?, Claim::Own(Box::new(asking.await?)))
-            }
+            Target::OwnSession(own) => (parse("own_session.session_id", &own.session_id)?, Claim::Own(own)),
         };
         // What a repetition must equal names the session, and holds no credential.
         request.get_mut().target = Some(Target::SessionId(id.to_string()));
-        let (call, message) = Call::of(request, "RevokeSession", |message| &mut message.request_id)?;
-        let reason = parse_reason(message.reason)?;
+        let (call, _) = Call::of(request, "RevokeSession", |message| &mut message.request_id)?;
+        let asking = match &claim {
+            Claim::Own(own) => Some(self.asking_for_own(&caller, own).await?),
+            Claim::Token(_) | Claim::Any => None,
+        };
         let mut work = match self.begin::<pb::RevokeSessionResponse>(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => {
@@ -77,14 +76,12 @@ impl App {
                 return Ok(pb::RevokeSessionResponse { session });
             }
         };
-        let claim = match claim {
-            Claim::Own(asking) => {
-                Claim::Own(Box::new(self.require_asking(&caller, *asking, work.now).await?))
-            }
-            Claim::Token(_) | Claim::Any => claim,
+        let asking = match asking {
+            Some(asking) => Some(self.require_asking(&caller, asking, work.now).await?),
+            None => None,
         };
         let session = store::session::find(&mut work.tx, &caller.tenant, id).await?;
-        let session = session.filter(|session| is_claimed(session, &claim, work.now));
+        let session = session.filter(|session| is_claimed(session, &claim, asking.as_ref(), work.now));
         let Some(session) = session else {
             return match claim {
                 Claim::Token(_) => Ok(work.answer(pb::RevokeSessionResponse::default()).await?),
@@ -100,6 +97,12 @@ impl App {
         work.answer(kept).await?;
         self.forget(&caller.tenant, &[id]);
         Ok(pb::RevokeSessionResponse { session: Some(session) })
+    }
+
+    async fn asking_for_own(&self, caller: &Caller, own: &pb::OwnSession) -> Result<Asking, Failure> {
+        let pb::OwnSession { session_token, session_id: _, max_authentication_age } = own;
+        let max_age = duration("own_session.max_authentication_age", *max_authentication_age)?;
+        self.asking(caller, session_token, Requirement { level: None, max_age }).await
     }
 
     async fn asking(
@@ -169,23 +172,30 @@ impl App {
     ) -> Result<pb::RevokeSubjectSessionsResponse, Failure> {
         let caller = Caller::of(&request)?;
         caller.require_unlimited()?;
-        let (subject, asking) = match required("target", request.get_mut().target.take())? {
-            SubjectTarget::SessionToken(token) => {
-                let asking = self.asking(&caller, &token, Requirement::default()).await?;
-                (subject_of(&asking.seen.session)?.clone(), Some(asking))
+        let reason = parse_reason(request.get_ref().reason)?;
+        let mut token = String::new();
+        let named = match required("target", request.get_mut().target.as_mut())? {
+            // What a repetition must equal names the session, and holds no credential.
+            SubjectTarget::SessionToken(text) => {
+                token = name_session(text);
+                None
             }
             SubjectTarget::Subject(subject) => {
                 caller.require_scope("session.any")?;
-                (parse_subject("subject", subject)?, None)
+                Some(parse_subject("subject", subject.clone())?)
             }
         };
-        // What a repetition must equal names the subject, and holds no credential.
-        request.get_mut().target = Some(SubjectTarget::Subject(subject_to_proto(subject.clone())));
         let (call, message) = Call::of(request, "RevokeSubjectSessions", |m| &mut m.request_id)?;
-        let reason = parse_reason(message.reason)?;
-        if message.keep_current && asking.is_none() {
+        if message.keep_current && named.is_some() {
             return Err(Refusal::field("keep_current", "needs a session token").into());
         }
+        let (subject, asking) = match named {
+            Some(subject) => (subject, None),
+            None => {
+                let asking = self.asking(&caller, &token, Requirement::default()).await?;
+                (subject_of(&asking.seen.session)?.clone(), Some(asking))
+            }
+        };
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => return Ok(before.answer),
@@ -322,7 +332,7 @@ impl App {
 }
 
 /// Whether the call may end this session. A superseded token ends its session, too: it was its holder's.
-fn is_claimed(session: &Session, claim: &Claim, now: Time) -> bool {
+fn is_claimed(session: &Session, claim: &Claim, asking: Option<&Asking>, now: Time) -> bool {
     match claim {
         Claim::Token(hash) => {
             let presented = session.lineage.grade(*hash, std::time::Duration::ZERO, now);
@@ -330,7 +340,7 @@ fn is_claimed(session: &Session, claim: &Claim, now: Time) -> bool {
                 || session.lineage.parent.as_ref().is_some_and(|parent| parent.hash == *hash)
         }
         Claim::Any => true,
-        Claim::Own(asking) => session.subject() == asking.seen.session.subject(),
+        Claim::Own(_) => asking.is_some_and(|asking| session.subject() == asking.seen.session.subject()),
     }
 }
 
