@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use shared::config;
 
 /// What a developer may have set, and a test must not see.
-const CLEARED: [&str; 16] = [
+const CLEARED: [&str; 22] = [
     "DATABASE_URL",
     "TANDEM_SESSION_DATABASE_URL",
     "TANDEM_RELEASE_DATABASE_URL",
