@@ -17,7 +17,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::shop::{create_catalog, ship};
-use crate::harness::{Answer as _, Caller, Options, Service, Stack, person, workload};
+use crate::harness::{Answer as _, Caller, Options, Service, Stack, person, reason_of, workload};
 
 const STOREFRONT: &str = "spiffe://shop.example/storefront";
 
@@ -165,8 +165,8 @@ async fn a_certificate_of_another_authority_and_plain_text_do_not_get_in() {
     let plain = Endpoint::from_shared(format!("http://{}", secured.service.address)).unwrap();
     for channel in [foreign, plain.connect_lazy()] {
         let status = list(&secured.caller(channel)).await.unwrap_err();
-        assert!(matches!(status.code(), Code::Unavailable | Code::Unknown), "{status:?}");
-        assert!(std::error::Error::source(&status).is_some(), "of the transport: {status:?}");
+        // How the transport words it depends on which side is faster; no service of ours answered.
+        assert_eq!(reason_of(&status), "", "{status:?}");
     }
     list(&secured.caller(secured.connect(secured.authority.identity(STOREFRONT))))
         .await

@@ -79,23 +79,23 @@ fn every_bad_variable_is_reported_at_once() {
     let bad = [
         ("TANDEM_DATABASE_CONNECTIONS", "1"),
         ("TANDEM_IN_FLIGHT_MAX", "many"),
-        ("TANDEM_CALLER_RATE", "0"),
-        ("TANDEM_STREAMS_MAX", "0"),
-        ("TANDEM_TLS_CERT", "half.pem"),
         ("TANDEM_DRAIN_SECONDS", "-1"),
         ("TANDEM_LOG_FORMAT", "xml"),
         ("TANDEM_LOG", "info,=,nonsense=nonsense"),
     ];
+    // `up` tells the last lines that a service wrote, not as many as these.
+    let more = [("TANDEM_CALLER_RATE", "0"), ("TANDEM_STREAMS_MAX", "0"), ("TANDEM_TLS_CERT", "half.pem")];
     for service in ["session", "release"] {
         let mut serve = process::tandem();
         serve
             .args(["serve", service])
             .envs(bad)
+            .envs(more)
             .env("TANDEM_LISTEN", "nowhere")
             .env("TANDEM_KEYRING_JSON", "{}");
         let output = process::run(&mut serve, LIMIT);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        let expected = bad.map(|(name, _)| name).into_iter();
+        let expected = bad.into_iter().chain(more).map(|(name, _)| name);
         let expected =
             expected.chain(["TANDEM_LISTEN", "TANDEM_KEYRING_JSON", "TANDEM_ISSUERS", "DATABASE_URL"]);
         assert_named_once(&said(&output), expected);
