@@ -206,6 +206,7 @@ impl Stack {
         let config = session_svc::Config {
             service: self.config(options),
             environment: ENVIRONMENT.parse().unwrap(),
+            identity_providers: None,
             link,
         };
         let (clock, entropy) = (self.clock.clone(), self.entropy.clone());

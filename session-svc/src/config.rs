@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use shared::config::{Problems, ServiceArgs, ServiceConfig};
 use shared::id::EnvironmentId;
+use shared::id_token::IdentityProviders;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use uuid::Uuid;
 
@@ -22,6 +23,9 @@ pub struct Args {
     /// The environment that this session-svc serves; release-svc's routes of it decide what visits see
     #[arg(long, env = "TANDEM_ENVIRONMENT", value_name = "NAME")]
     environment: Option<String>,
+    /// JSON file that names the identity providers whose ID tokens log subjects in (docs/configuration.md)
+    #[arg(long, env = "TANDEM_IDENTITY_PROVIDERS", value_name = "FILE")]
+    identity_providers: Option<String>,
     /// Address of release-svc, http://host:port or https://host:port; without it visits are pinned by the last known routes, or not at all
     #[arg(long, env = "TANDEM_RELEASE_URL", value_name = "URL")]
     release_url: Option<String>,
@@ -43,6 +47,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// The environment that it serves.
     pub environment: EnvironmentId,
+    /// Whose ID tokens log subjects in.
+    pub identity_providers: Option<IdentityProviders>,
     /// The way to release-svc.
     pub link: Option<LinkConfig>,
 }
@@ -53,6 +59,12 @@ impl Args {
         let mut problems = Problems::default();
         let service = self.service.parse(LISTEN, self.session_database_url, &mut problems);
         let environment = problems.required("TANDEM_ENVIRONMENT", self.environment.as_deref());
+        let providers: Option<PathBuf> =
+            problems.optional("TANDEM_IDENTITY_PROVIDERS", self.identity_providers.as_deref());
+        let identity_providers = providers.and_then(|path| {
+            let opened = IdentityProviders::open(&path);
+            opened.map_err(|error| problems.add("TANDEM_IDENTITY_PROVIDERS", error)).ok()
+        });
         let endpoint: Option<Endpoint> = problems.optional("TANDEM_RELEASE_URL", self.release_url.as_deref());
         let endpoint =
             endpoint.and_then(|endpoint| secure(endpoint, self.release_ca.as_deref(), &mut problems));
@@ -69,6 +81,7 @@ impl Args {
         problems.check(service.zip(environment).map(|(service, environment)| Config {
             service,
             environment,
+            identity_providers,
             link,
         }))
     }

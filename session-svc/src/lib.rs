@@ -73,7 +73,8 @@ pub async fn serve(
     entropy: Entropy,
     lifecycle: &Lifecycle,
 ) -> Result<(), ServeError> {
-    let Config { service, environment, link } = config;
+    let Config { service, environment, identity_providers, link } = config;
+    let identity_providers = identity_providers.map(Arc::new);
     let url = service.database_url.expose();
     let db = Db::new(url, service.database_connections, "session-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
@@ -84,6 +85,7 @@ pub async fn serve(
         clock: clock.clone(),
         entropy,
         keys: Arc::clone(&keys),
+        identity_providers: identity_providers.clone(),
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
@@ -98,6 +100,9 @@ pub async fn serve(
     .await?;
     observe(&app);
     spawn_workers(&app, lifecycle);
+    if let Some(providers) = identity_providers {
+        lifecycle.workers.spawn(providers.follow(clock.clone(), lifecycle.stop.clone()));
+    }
     if let Some(link) = link {
         let (app, stop) = (Arc::clone(&app), lifecycle.stop.clone());
         lifecycle

@@ -7,6 +7,7 @@ use prost::Message;
 use shared::db::Db;
 use shared::feed::{Feed, Heard};
 use shared::id::{SessionId, TenantId, TouchpointId};
+use shared::id_token::IdentityProviders;
 use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
 use shared::pb::common::event_service_server::EventServiceServer;
@@ -55,6 +56,8 @@ pub struct App {
     pub entropy: Entropy,
     /// Keys of ours.
     pub keys: Arc<Keys>,
+    /// Whose ID tokens log subjects in.
+    pub identity_providers: Option<Arc<IdentityProviders>>,
     /// The outbox as it happens.
     pub feed: Arc<Feed>,
     /// Sessions read lately.

@@ -1,10 +1,13 @@
 //! `AuthenticateSession`: who a session is of, how surely, with which token from now on, and with whose cart. One transaction.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde_json::json;
 use shared::auth::Caller;
 use shared::id::SessionId;
+use shared::id_token::{IdToken, Refused};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::parse::{at_most, known_or_default, line, required, within};
 use shared::pb::session as pb;
@@ -21,7 +24,7 @@ use super::{App, overtaken};
 use crate::cache::Entry;
 use crate::domain::assurance::{Authentication, Level};
 use crate::domain::merge::Strategy;
-use crate::domain::session::{Identity, Session};
+use crate::domain::session::{Identity, Session, Subject};
 use crate::domain::touchpoint::Touchpoint;
 use crate::store;
 
@@ -152,16 +155,57 @@ impl App {
 }
 
 impl App {
-    #[expect(clippy::unused_async, reason = "keys may have to be fetched")]
     async fn prove_by_id_token(
         &self,
-        _caller: &Caller,
-        _proof: &pb::IdTokenProof,
-        _now: Time,
+        caller: &Caller,
+        proof: &pb::IdTokenProof,
+        now: Time,
     ) -> Result<Proved, Failure> {
-        let text = "no identity provider is configured";
-        Err(Refusal::new(Reason::IdTokenIssuerRefused, text).into())
+        let pb::IdTokenProof { id_token, nonce } = proof;
+        let none = || Refusal::new(Reason::IdTokenIssuerRefused, "no identity provider is configured");
+        let providers = self.identity_providers.as_ref().ok_or_else(none)?;
+        let nonce = Some(nonce.as_str()).filter(|nonce| !nonce.is_empty());
+        let verified = providers.verify(&caller.tenant, id_token, nonce, now).await;
+        let IdToken {
+            issuer,
+            sub,
+            auth_time,
+            assurance_level,
+            acr,
+            amr,
+            upstream_session,
+            session_expiry,
+            expires_at,
+            digest,
+        } = verified.map_err(refused)?;
+        let level = Level::from_number(assurance_level.into()).unwrap_or(Level::One);
+        let authentication = Authentication { at: auth_time, level, acr, amr, upstream_session };
+        let identity = Identity { subject: Subject { issuer, sub }, authentication };
+        // Longer than any clock's leeway lets it be taken again.
+        let id_token = Some((digest, expires_at + TimeDelta::minutes(1)));
+        Ok(Proved { identity, session_end: session_expiry, id_token })
     }
+}
+
+fn refused(refused: Refused) -> Refusal {
+    let (reason, problem) = match refused {
+        Refused::Malformed => (Reason::IdTokenInvalid, "MALFORMED"),
+        Refused::KeyUnknown => (Reason::IdTokenInvalid, "KEY_UNKNOWN"),
+        Refused::AlgorithmRefused => (Reason::IdTokenInvalid, "ALGORITHM_REFUSED"),
+        Refused::SignatureInvalid => (Reason::IdTokenInvalid, "SIGNATURE_INVALID"),
+        Refused::IssuerUnknown => (Reason::IdTokenIssuerRefused, "ISSUER_UNKNOWN"),
+        Refused::TenantRefused => (Reason::IdTokenIssuerRefused, "TENANT_REFUSED"),
+        Refused::AudienceWrong => (Reason::IdTokenAudienceWrong, "AUDIENCE_WRONG"),
+        Refused::Expired => (Reason::IdTokenExpired, "EXPIRED"),
+        Refused::NotYetValid => (Reason::IdTokenExpired, "NOT_YET_VALID"),
+        Refused::TooOld => (Reason::IdTokenExpired, "TOO_OLD"),
+        Refused::NonceWrong => (Reason::IdTokenNonceWrong, "NONCE_WRONG"),
+        Refused::KeysUnavailable => {
+            return Refusal::new(Reason::KeysUnavailable, refused.to_string())
+                .retry_after(Duration::from_secs(1));
+        }
+    };
+    Refusal::new(reason, refused.to_string()).with("problem", problem)
 }
 
 fn asserted_identity(asserted: pb::AssertedIdentity, now: Time) -> Result<Proved, Refusal> {
