@@ -5,13 +5,14 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::outbox::Outbox;
 use shared::secret::Entropy;
 use shared::serve::{self, Lifecycle, ServeError, Served};
-use shared::time::Clock;
+use shared::time::{Clock, from_micros};
 use shared::watch::Events;
 use shared::worker;
 use tokio::net::TcpListener;
@@ -91,6 +92,8 @@ pub async fn serve(
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
+        started_at: clock.now(),
+        purged_until: AtomicI64::new(clock.now().timestamp_micros()),
     });
     db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
@@ -143,6 +146,11 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
         let pass = || workers::flush_touches(&flushing);
         worker::run("flush_touches", workers::FLUSH_INTERVAL, &Notify::new(), &stop, pass).await;
     });
+    let (walking, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || workers::purge_sessions(&walking);
+        worker::run("purge_sessions", workers::WALK_INTERVAL, &Notify::new(), &stop, pass).await;
+    });
     let (purging, stop) = (Arc::clone(app), lifecycle.stop.clone());
     lifecycle.workers.spawn(async move {
         let pass = || workers::purge_requests(&purging);
@@ -162,6 +170,18 @@ fn observe(app: &Arc<App>) {
     meter
         .u64_observable_gauge("tandem.cache.sessions")
         .with_callback(cached)
+        .build();
+    let watched = Arc::downgrade(app);
+    let lag = move |gauge: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
+        if let Some(app) = watched.upgrade() {
+            let until = from_micros(app.purged_until.load(Ordering::Relaxed));
+            gauge.observe((app.clock.now() - until).as_seconds_f64(), &[]);
+        }
+    };
+    meter
+        .f64_observable_gauge("tandem.purge.lag")
+        .with_unit("s")
+        .with_callback(lag)
         .build();
     serve::observe_pool(&app.db);
     serve::observe_feed(&app.feed, &app.clock);

@@ -1,6 +1,7 @@
 //! What the rpcs share: the application's state, and the one place where domain errors get their reasons.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use prost::Message;
@@ -68,6 +69,10 @@ pub struct App {
     pub touches: Touches,
     /// What visits are pinned by.
     pub routes: RouteTable,
+    /// When this process began.
+    pub started_at: Time,
+    /// When a walk of the purge last reached the end, in microseconds since 1970, as far as is known here.
+    pub purged_until: AtomicI64,
 }
 
 /// Something from the cache or the database.

@@ -4,6 +4,7 @@ pub mod attribute;
 pub mod cart;
 pub mod id_token;
 mod lineage;
+pub mod purge;
 pub mod route;
 pub mod session;
 pub mod subject;

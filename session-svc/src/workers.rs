@@ -1,7 +1,9 @@
 //! Work beside requests.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde_json::{Value, json};
 use shared::id::{SessionId, TenantId};
 use shared::outbox::Event;
@@ -20,6 +22,15 @@ pub const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often answered requests are looked through.
 pub const PURGE_INTERVAL: Duration = Duration::from_mins(1);
 const PURGE_BATCH: i64 = 1000;
+/// How often the walk over all sessions takes some steps.
+pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
+/// Sessions looked at in one step, and steps in one pass: at most 5,000 sessions a second, whoever walks.
+const WALK_STEP: i64 = 500;
+const WALK_STEPS: usize = 10;
+/// For so long an ended session can still be told from one that never was.
+const ENDED_RETENTION: TimeDelta = TimeDelta::hours(24);
+/// From the end of one walk to the start of the next.
+const WALK_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 /// Writes what validations saw. A batch that fails goes row by row, so that one row that somebody holds keeps back none but
 /// itself; it is tried again with the next pass.
@@ -65,6 +76,35 @@ pub fn pinned(tenant: &TenantId, session: SessionId, at: Time) -> Event {
 /// Something that nobody in particular did.
 pub fn system(tenant: &TenantId, kind: &'static str, subject: String, data: Value, at: Time) -> Event {
     Event { tenant: tenant.clone(), kind, subject, principal: "system".to_owned(), at, data }
+}
+
+/// Goes on with the walk that deletes sessions long dead. Whether a session lives is never asked of it.
+pub async fn purge_sessions(app: &App) -> sqlx::Result<u64> {
+    let now = app.clock.now();
+    let completed_at = store::purge::completed_at(&mut *app.db.connection().await?).await?;
+    app.purged_until
+        .store(completed_at.unwrap_or(app.started_at).timestamp_micros(), Ordering::Relaxed);
+    let mut deleted = 0;
+    for _ in 0..WALK_STEPS {
+        let mut tx = app.db.begin(None).await?;
+        let Some(position) = store::purge::lock(&mut tx, now).await? else { break };
+        if now < position.began_at {
+            break;
+        }
+        let step = store::purge::step(&mut tx, &position, now - ENDED_RETENTION, WALK_STEP).await?;
+        let is_end = step.reached.is_none();
+        match step.reached {
+            Some((tenant, session)) => store::purge::advance(&mut tx, &tenant, session).await?,
+            None => store::purge::complete(&mut tx, now, now + WALK_PAUSE).await?,
+        }
+        tx.commit().await?;
+        deleted += step.deleted;
+        if is_end {
+            break;
+        }
+    }
+    deleted += store::purge::id_tokens(&mut *app.db.connection().await?, now, PURGE_BATCH).await?;
+    Ok(deleted)
 }
 
 /// Forgets answers to requests that nobody may repeat any more.
