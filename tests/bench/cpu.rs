@@ -2,7 +2,7 @@
 //! meanwhile, and whoever else was there.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Outcome;
 
@@ -13,8 +13,9 @@ const KERNEL: u32 = 2;
 
 /// All processes at one moment.
 pub(crate) struct Processes {
-    processes: HashMap<u32, Process>,
+    by_pid: HashMap<u32, Process>,
     busy: u64,
+    at: Instant,
 }
 
 struct Process {
@@ -26,29 +27,34 @@ struct Process {
 impl Processes {
     /// As they are now.
     pub(crate) fn now() -> Outcome<Self> {
-        let mut processes = HashMap::new();
+        let mut by_pid = HashMap::new();
         for entry in std::fs::read_dir("/proc").map_err(|error| format!("no /proc: {error}"))? {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             // One that has ended meanwhile is in its parent's account, or in nobody's.
             let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-            processes.insert(pid, Process::parse(&stat).ok_or_else(|| format!("odd stat: {stat}"))?);
+            by_pid.insert(pid, Process::parse(&stat).ok_or_else(|| format!("odd stat: {stat}"))?);
         }
         let stat = std::fs::read_to_string("/proc/stat")?;
         let counts = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
         let counts: Vec<u64> = counts.map(str::parse).collect::<Result<_, _>>()?;
         // user, nice, system, idle, iowait, irq, softirq, steal
         let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|field| counts.get(*field)).sum();
-        Ok(Self { processes, busy })
+        Ok(Self { by_pid, busy, at: Instant::now() })
     }
 
     /// What a process and all below it have used.
     pub(crate) fn tree(&self, root: u32) -> Duration {
-        let below = self.processes.iter().filter(|(pid, _)| self.is_below(**pid, root));
+        let below = self.by_pid.iter().filter(|(pid, _)| self.is_below(**pid, root));
         ticks(below.map(|(_, process)| process.ticks).sum())
     }
 
-    /// What everybody has used who is neither we nor the kernel.
-    pub(crate) fn foreign(&self) -> Duration {
+    /// What everybody has used since `before` who is neither we nor the kernel, as a share of one processor.
+    pub(crate) fn foreign_since(&self, before: &Self) -> f64 {
+        let foreign = self.foreign().saturating_sub(before.foreign());
+        foreign.as_secs_f64() / (self.at - before.at).as_secs_f64()
+    }
+
+    fn foreign(&self) -> Duration {
         ticks(self.busy)
             .saturating_sub(self.tree(std::process::id()))
             .saturating_sub(self.tree(KERNEL))
@@ -56,7 +62,7 @@ impl Processes {
 
     fn is_below(&self, mut pid: u32, root: u32) -> bool {
         while pid != root {
-            match self.processes.get(&pid) {
+            match self.by_pid.get(&pid) {
                 Some(process) if process.parent != 0 => pid = process.parent,
                 _ => return false,
             }

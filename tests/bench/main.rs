@@ -6,6 +6,7 @@ mod client;
 mod collector;
 mod cpu;
 mod load;
+mod machine;
 mod page;
 mod pgbench;
 mod population;
@@ -94,20 +95,22 @@ async fn measure(cli: Cli) -> Outcome<()> {
     let out = cli
         .out
         .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md").into());
-    let rows = if cli.rows.is_empty() { Row::value_variants() } else { &cli.rows };
+    let all = Row::value_variants();
+    let rows = if cli.rows.is_empty() { all } else { &cli.rows };
+    let left_out: Vec<_> = all.iter().filter(|row| !rows.contains(row)).map(|row| row.name()).collect();
     let stand = Stand::open(plan, cli.folder, &cli.shared_buffers).await?;
     let mut sections = vec![];
     for row in rows {
-        note(&format!("{row:?}"));
+        note(&row.name());
         let section = Box::pin(row.run(&stand))
             .await
-            .map_err(|error| format!("{row:?}: {error}").into());
+            .map_err(|error| format!("{}: {error}", row.name()).into());
         if let Err(error) = &section {
             note(&format!("  {error}"));
         }
         sections.push(section);
     }
-    page::write(&out, &stand, &sections).await?;
+    page::write(&out, &stand, &sections, &left_out).await?;
     stand.close().await;
     note(&format!("wrote {}", out.display()));
     sections.into_iter().try_for_each(|section| section.map(drop))

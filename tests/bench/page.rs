@@ -3,13 +3,10 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
-use shared::time::Clock;
-
-use crate::Outcome;
 use crate::rounds::{Measure, Measured, Rounds, Spread};
 use crate::stand::Stand;
+use crate::{Outcome, machine};
 
 /// One row of the page.
 pub(crate) struct Section {
@@ -39,7 +36,7 @@ impl Verdict {
     ) -> Self {
         let goal = goal.into();
         let Some(ratio) = ratio else { return Self { what: format!("{what}: not measured"), is_met: None } };
-        let noise = noise.map_or(String::new(), |noise| format!("; a thing to itself {}", times(noise)));
+        let noise = noise.map_or(String::new(), |noise| format!(", noise {}", times(noise)));
         Self {
             what: format!("{what}: {}, goal {goal}{noise}", times(ratio)),
             is_met: Some(goal.admits(ratio.median)),
@@ -100,14 +97,14 @@ pub(crate) fn table(rounds: &Rounds) -> String {
         let (server, postgres) = (cell(|run| run.server), cell(|run| Some(run.postgres)));
         let _ = writeln!(text, "| {name} | {rate} | {p50} | {p99} | {server} | {postgres} |");
     }
-    if rounds.disturbed > 0 {
-        let _ = writeln!(
-            text,
-            "\nDisturbed runs, beside which others used the processors: {}.",
-            rounds.disturbed
-        );
-    }
+    let runs: usize = rounds.variants.iter().map(|variant| variant.runs.len()).sum();
+    let _ = writeln!(text, "\nDisturbed: {} of {runs} runs.", rounds.disturbed);
     text
+}
+
+/// What others used of the processors beside a row that is measured once.
+pub(crate) fn disturbance(share: f64) -> String {
+    format!("Other programs used {:.0} % of a processor meanwhile.", share * 100.0)
 }
 
 /// Three digits that count.
@@ -123,14 +120,21 @@ fn times(Spread { median, min, max }: Spread) -> String {
     format!("{median:.2}x [{min:.2}-{max:.2}]")
 }
 
-/// Writes the page.
-pub(crate) async fn write(path: &Path, stand: &Stand, rows: &[Outcome<Section>]) -> Outcome<()> {
-    let mut text = head(stand).await?;
+/// Writes the page of these rows.
+pub(crate) async fn write(
+    path: &Path,
+    stand: &Stand,
+    rows: &[Outcome<Section>],
+    left_out: &[String],
+) -> Outcome<()> {
+    let mut text = head(stand, left_out).await?;
     for row in rows {
         match row {
             Ok(section) => section.write(&mut text),
             Err(error) => {
-                let _ = writeln!(text, "\n## A row that failed\n\n{error}");
+                let error = error.to_string();
+                let first = error.lines().next().unwrap_or_default();
+                let _ = writeln!(text, "\n## A row that failed\n\n{first}");
             }
         }
     }
@@ -156,74 +160,38 @@ impl Section {
     }
 }
 
-async fn head(stand: &Stand) -> Outcome<String> {
+async fn head(stand: &Stand, left_out: &[String]) -> Outcome<String> {
     let plan = stand.plan;
     let mut text = format!(
         "# Benchmarks\n\n\
          Written by `{}`; nothing on this page was edited, or measured at another time. Client, servers and PostgreSQL share \
-         the machine, so compare figures with each other, not with another machine's. Every comparison runs its variants in \
-         turn, {} rounds of {:?} each, the first variant twice a round; ratios are medians of the rounds' ratios, with the \
-         least and the greatest. CPU is that of the process and all below it, a call. A run beside which other programs used \
-         more than 5 % of a processor is made again, three times at most.\n\n\
-         The servers run with everything on: identity, limits, metrics, and traces of 1 % of calls, sent to a collector in \
-         the load tool, which keeps eight connections.\n\n",
-        command(),
+         the machine, so compare figures with each other, not with another machine's.\n\n\
+         Every comparison runs its variants in turn, {} rounds of {:?} each; ratios are medians of the rounds' ratios, with \
+         the least and the greatest. The first variant runs twice a round, and its ratio to itself is the noise. CPU is that \
+         of the process and all below it, with what is left to do when the load has ended, divided by the calls. A run beside \
+         which other programs used more than 5 % of a processor is made again, three times at most, and counted as disturbed \
+         if that did not help. The load is a closed loop over eight connections, if nothing else is said.\n\n\
+         The servers run with everything on: identity, limits, metrics, and traces of 1 % of calls, which go to a collector \
+         in the load tool.\n\n",
+        machine::command(),
         plan.rounds,
         plan.time
     );
     if cfg!(debug_assertions) || plan.quick {
         text.push_str(
-            "**This run only tried the tool**, on an unoptimized build or with small data: its figures mean nothing.\n\n",
+            "**This run only tried the tool**, on an unoptimized build or with little data: its figures and verdicts mean \
+             nothing.\n\n",
         );
     }
+    if !left_out.is_empty() {
+        let _ = writeln!(text, "Rows that this run left out: {}.\n", left_out.join(", "));
+    }
     text.push_str("| | |\n|---|---|\n");
-    let mut facts = machine()?;
-    facts.push((
-        "file system of the data",
-        output("stat", &["-f", "-c", "%T", &stand.folder.0.to_string_lossy()]),
-    ));
-    facts.push(("commit", commit()));
-    facts.push(("measured", Clock::system().now().format("%Y-%m-%d %H:%M UTC").to_string()));
-    for (name, value) in facts {
+    for (name, value) in machine::facts(&stand.folder.0)? {
         let _ = writeln!(text, "| {name} | {value} |");
     }
     for (name, value) in stand.database.settings().await? {
         let _ = writeln!(text, "| PostgreSQL `{name}` | {value} |");
     }
     Ok(text)
-}
-
-/// As it would be typed again.
-fn command() -> String {
-    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench").peekable();
-    let separator = if args.peek().is_some() { " --" } else { "" };
-    args.fold(format!("cargo bench -p tests{separator}"), |command, arg| format!("{command} {arg}"))
-}
-
-fn machine() -> Outcome<Vec<(&'static str, String)>> {
-    let (cpu, memory) =
-        (std::fs::read_to_string("/proc/cpuinfo")?, std::fs::read_to_string("/proc/meminfo")?);
-    let after = |text: &str, name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.map(|rest| rest.trim_start_matches([':', ' ', '\t']).to_owned())
-            .unwrap_or_default()
-    };
-    let kib: u64 = after(&memory, "MemTotal").trim_end_matches(" kB").parse()?;
-    Ok(vec![
-        ("processors", format!("{} x {}", std::thread::available_parallelism()?, after(&cpu, "model name"))),
-        ("memory", format!("{} GiB", (kib >> 20) + 1)),
-        ("kernel", std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned()),
-    ])
-}
-
-fn commit() -> String {
-    let changed = !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty();
-    let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
-    if changed { format!("{commit}, with changes") } else { commit }
-}
-
-/// What a program prints; nothing where it does not run.
-fn output(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output();
-    output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

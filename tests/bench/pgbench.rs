@@ -27,7 +27,7 @@ insert into bench.inserted (tenant_id, session_id, touchpoint_id, token_hash, sh
 select 'tenant-0', id, 'web', hash, id, now, now, now + interval '1 day', now, ''
 from (select clock_timestamp() as now,
         (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7000a'
-            || lpad(to_hex(:random), 15, '0'))::uuid as id,
+            || lpad(to_hex(:random::bigint), 15, '0'))::uuid as id,
         '\x0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'::bytea as hash) new;
 ";
 
@@ -103,8 +103,7 @@ impl Pgbench {
             .output()
             .await
             .map_err(|error| format!("{}: {error}", self.program.display()))?;
-        let (said, complained) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stdout);
         let number = |before: &str| {
             let line = said.lines().find_map(|line| line.strip_prefix(before))?;
             line.split([' ', '/']).next()?.parse::<f64>().ok()
@@ -112,7 +111,7 @@ impl Pgbench {
         let told = number("number of transactions actually processed: ").zip(number("tps = "));
         let (calls, per_second) = told
             .filter(|_| output.status.success())
-            .ok_or_else(|| format!("pgbench: {said}{complained}"))?;
+            .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number above 0")]
         let count = calls as u64;
         let took = Duration::from_secs_f64(calls / per_second);

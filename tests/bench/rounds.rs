@@ -1,7 +1,7 @@
 //! Rounds: every variant runs once, in turn, and then all again, so that whatever the machine does meanwhile hits all of
 //! them. The first variant runs twice a round, under two names; how far the two are apart is the noise.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
@@ -11,6 +11,9 @@ use crate::cpu::Processes;
 use crate::load::Load;
 use crate::stand::{Stand, note};
 
+/// Longer than session-svc waits before it writes what a load has left: that counts with the load, and must be over before
+/// the next one.
+pub(crate) const SETTLING: Duration = Duration::from_millis(1_200);
 /// A share of one processor; a run beside which others used more is made again.
 const FOREIGN_MAX: f64 = 0.05;
 /// So often at most.
@@ -92,6 +95,7 @@ impl Rounds {
         let first = variants.first().ok_or("nothing to measure")?;
         for variant in variants {
             (variant.run)(stand.plan.warm_up()).await?;
+            tokio::time::sleep(SETTLING).await;
         }
         let mut measured: Vec<_> = variants
             .iter()
@@ -131,14 +135,19 @@ impl Rounds {
 async fn measure(stand: &Stand, variant: &Variant) -> Outcome<(Measure, bool)> {
     let mut repeats = 0;
     loop {
-        let (before, began) = (Processes::now()?, Instant::now());
+        let before = Processes::now()?;
         let load = (variant.run)(stand.plan.time).await?;
-        let (elapsed, after) = (began.elapsed(), Processes::now()?);
-        let foreign = after.foreign().saturating_sub(before.foreign());
-        let is_disturbed = foreign.as_secs_f64() > FOREIGN_MAX * elapsed.as_secs_f64();
+        tokio::time::sleep(SETTLING).await;
+        let after = Processes::now()?;
+        let foreign = after.foreign_since(&before);
+        let is_disturbed = foreign > FOREIGN_MAX;
         if is_disturbed && repeats < REPEATS {
             repeats += 1;
-            note(&format!("  {}: others used {foreign:?}, once more", variant.name));
+            note(&format!(
+                "  {}: others used {:.0} % of a processor, once more",
+                variant.name,
+                foreign * 100.0
+            ));
             continue;
         }
         return Ok((Measure::of(&load, variant.server, stand.postgres(), &before, &after), is_disturbed));

@@ -16,7 +16,7 @@ mod start;
 mod validate;
 
 /// What can be measured.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Row {
     ValidateCached,
     ValidateStrong,
@@ -30,6 +30,12 @@ pub(crate) enum Row {
 }
 
 impl Row {
+    /// As it is asked for.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// Measures it.
     pub(crate) async fn run(self, stand: &Stand) -> Outcome<Section> {
         match self {

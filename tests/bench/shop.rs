@@ -10,6 +10,7 @@ use crate::Outcome;
 use crate::client::Client;
 use crate::load::{self, Turn};
 use crate::population::{Population, Size};
+use crate::rounds::SETTLING;
 use crate::server::Server;
 use crate::stand::{Stand, note};
 
@@ -55,6 +56,7 @@ impl Shop {
             async move { client.validate(turn, Consistency::Bounded).await }
         };
         load::each(self.client.population.count, WARMING, call).await?;
+        tokio::time::sleep(SETTLING).await;
         Ok(())
     }
 

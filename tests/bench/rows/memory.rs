@@ -11,9 +11,9 @@ use tonic::Request;
 
 use crate::Outcome;
 use crate::client::connect;
-use crate::cpu::resident;
+use crate::cpu::{Processes, resident};
 use crate::load;
-use crate::page::{Bound, Section, Verdict, figure};
+use crate::page::{Bound, Section, Verdict, disturbance, figure};
 use crate::population::Size;
 use crate::rounds::Spread;
 use crate::rows::validate::SESSIONS;
@@ -44,7 +44,9 @@ pub(super) async fn memory(stand: &Stand) -> Outcome<Section> {
         "  {cached:.0} MiB with the cache, {watched:.0} MiB with the streams; {:?} of load",
         stand.plan.soak
     ));
-    let samples = soak(&shop, stand.plan.soak).await?;
+    let before = Processes::now()?;
+    let (samples, reached) = soak(&shop, stand.plan.soak).await?;
+    let foreign = Processes::now()?.foreign_since(&before);
     let cut = watchers.len() as u64;
     drop(watchers);
     shop.close(stand).await?;
@@ -92,7 +94,12 @@ pub(super) async fn memory(stand: &Stand) -> Outcome<Section> {
              to every stream. release-svc is not part of this row.",
             stand.plan.soak
         ),
-        body: format!("| session-svc | MiB |\n|---|---|\n{}", rows.join("\n")),
+        body: format!(
+            "| session-svc | MiB |\n|---|---|\n{}\n\nReached: {} validations a second. {}",
+            rows.join("\n"),
+            figure(reached),
+            disturbance(foreign)
+        ),
         verdicts,
     })
 }
@@ -116,8 +123,8 @@ async fn watch(shop: &Shop, streams: u64) -> Outcome<JoinSet<()>> {
     Ok(watchers)
 }
 
-/// Resident memory, a sample a second, under load.
-async fn soak(shop: &Shop, time: Duration) -> Outcome<Vec<f64>> {
+/// Resident memory, a sample a second, under load; and the validations a second that were reached.
+async fn soak(shop: &Shop, time: Duration) -> Outcome<(Vec<f64>, f64)> {
     let over = CancellationToken::new();
     let (validating, creating) = (shop.client.clone(), shop.client.clone());
     let validations = load::open(VALIDATIONS_PER_SECOND, WORKERS, over.clone(), move |turn| {
@@ -137,8 +144,8 @@ async fn soak(shop: &Shop, time: Duration) -> Outcome<Vec<f64>> {
         }
         Outcome::Ok(samples)
     };
-    let (_, _, samples) = tokio::try_join!(validations, events, sampling)?;
-    Ok(samples)
+    let (validations, _, samples) = tokio::try_join!(validations, events, sampling)?;
+    Ok((samples, validations.per_second()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far fewer bytes than 2^52")]

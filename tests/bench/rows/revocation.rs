@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Outcome;
 use crate::client::Client;
+use crate::cpu::Processes;
 use crate::load::{self, Turn};
-use crate::page::{Bound, Section, Verdict, figure};
+use crate::page::{Bound, Section, Verdict, disturbance, figure};
 use crate::population::Size;
 use crate::rounds::Spread;
 use crate::shop::Shop;
@@ -29,6 +30,7 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
     let shop = Shop::open(stand, "revocation", size).await?;
     let other = stand.session_svc(&shop.url).await?;
     let asking = Client::new(other.address, &shop.client.population).await?;
+    let before = Processes::now()?;
     let over = CancellationToken::new();
     let writer = shop.client.clone();
     let background = load::open(rate, WRITERS, over.clone(), move |turn| {
@@ -46,6 +48,7 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
     };
     let (background, delays) = tokio::join!(background, revoking);
     let (background, mut delays) = (background?, delays?);
+    let foreign = Processes::now()?.foreign_since(&before);
     other.stop().await?;
     shop.close(stand).await?;
     delays.sort_by(f64::total_cmp);
@@ -63,12 +66,13 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
         ),
         body: format!(
             "| | p50 ms | p99 ms | greatest ms |\n|---|---|---|---|\n| delay | {} | {} | {} |\n\n\
-             Writes reached: {} a second, answered within {} ms of when they were due for 99 %.",
+             Writes reached: {} a second, answered within {} ms of when they were due for 99 %. {}",
             figure(p50),
             figure(p99),
             figure(slowest),
             figure(background.per_second()),
             figure(late.as_secs_f64() * 1e3),
+            disturbance(foreign),
         ),
         verdicts: vec![
             Verdict::value("p50", p50, "ms", Bound::AtMost(60.0)),

@@ -1,7 +1,8 @@
 //! How soon session-svc serves.
 
 use crate::Outcome;
-use crate::page::{Bound, Section, Verdict, figure};
+use crate::cpu::Processes;
+use crate::page::{Bound, Section, Verdict, disturbance, figure};
 use crate::rounds::Spread;
 use crate::stand::Stand;
 
@@ -11,12 +12,13 @@ pub(super) async fn start(stand: &Stand) -> Outcome<Section> {
     let url = stand.database.create("start").await?;
     // Migrates.
     stand.session_svc(&url).await?.stop().await?;
-    let mut times = vec![];
+    let (mut times, before) = (vec![], Processes::now()?);
     for _ in 0..STARTS {
         let server = stand.session_svc(&url).await?;
         times.push(server.start.as_secs_f64() * 1e3);
         server.stop().await?;
     }
+    let foreign = Processes::now()?.foreign_since(&before);
     let Spread { median, min, max } = Spread::of(times).ok_or("nothing was started")?;
     Ok(Section {
         title: "Start",
@@ -26,10 +28,11 @@ pub(super) async fn start(stand: &Stand) -> Outcome<Section> {
              only; without release-svc."
         ),
         body: format!(
-            "| | median ms | least | greatest |\n|---|---|---|---|\n| start | {} | {} | {} |",
+            "| | median ms | least | greatest |\n|---|---|---|---|\n| start | {} | {} | {} |\n\n{}",
             figure(median),
             figure(min),
-            figure(max)
+            figure(max),
+            disturbance(foreign)
         ),
         verdicts: vec![Verdict::value("median", median, "ms", Bound::AtMost(300.0))],
     })
