@@ -11,12 +11,15 @@ use tonic::transport::{Channel, Endpoint};
 use crate::Outcome;
 use crate::load::Turn;
 use crate::population::{Population, TOUCHPOINT, id_of, token_of};
+use crate::server::Server;
 
 const CONNECTIONS: usize = 8;
 
 /// A caller of one server.
 #[derive(Clone)]
 pub(crate) struct Client {
+    /// The server's process.
+    pub(crate) pid: u32,
     clients: Arc<[SessionServiceClient<Channel>]>,
     pub(crate) population: Arc<Population>,
 }
@@ -31,12 +34,12 @@ pub(crate) async fn connect(address: SocketAddr) -> Outcome<Channel> {
 
 impl Client {
     /// Connects.
-    pub(crate) async fn new(address: SocketAddr, population: &Arc<Population>) -> Outcome<Self> {
+    pub(crate) async fn new(server: &Server, population: &Arc<Population>) -> Outcome<Self> {
         let mut clients = vec![];
         for _ in 0..CONNECTIONS {
-            clients.push(SessionServiceClient::new(connect(address).await?));
+            clients.push(SessionServiceClient::new(connect(server.address).await?));
         }
-        Ok(Self { clients: clients.into(), population: Arc::clone(population) })
+        Ok(Self { pid: server.pid, clients: clients.into(), population: Arc::clone(population) })
     }
 
     /// Validates a session of the population, which must live.

@@ -74,7 +74,12 @@ async fn main() -> ExitCode {
     if let Some(command) = cli.serve {
         return Box::pin(serve::run(command)).await;
     }
-    match Box::pin(measure(cli)).await {
+    // Stopped midway, it still removes what it made.
+    let outcome = tokio::select! {
+        outcome = Box::pin(measure(cli)) => outcome,
+        () = shared::serve::stop_signal(false) => Err("stopped; no page was written".into()),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             note(&error.to_string());

@@ -28,13 +28,7 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// A ratio that should not be below `goal`, with what the same comparison says of two equal things.
-    pub(crate) fn ratio(
-        what: &str,
-        ratio: Option<Spread>,
-        goal: impl Into<Bound>,
-        noise: Option<Spread>,
-    ) -> Self {
-        let goal = goal.into();
+    pub(crate) fn ratio(what: &str, ratio: Option<Spread>, goal: Bound, noise: Option<Spread>) -> Self {
         let Some(ratio) = ratio else { return Self { what: format!("{what}: not measured"), is_met: None } };
         let noise = noise.map_or(String::new(), |noise| format!(", noise {}", times(noise)));
         Self {
@@ -105,6 +99,19 @@ pub(crate) fn table(rounds: &Rounds) -> String {
 /// What others used of the processors beside a row that is measured once.
 pub(crate) fn disturbance(share: f64) -> String {
     format!("Other programs used {:.0} % of a processor meanwhile.", share * 100.0)
+}
+
+/// With commas.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.char_indices() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Three digits that count.

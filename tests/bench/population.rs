@@ -35,8 +35,8 @@ pub(crate) struct Population {
 }
 
 impl Population {
-    /// Fills an empty database through a session-svc on it, and the database itself. Without a staleness bound it is the
-    /// default one.
+    /// Fills a database that has only been migrated: touchpoint and first session through the session-svc that is on it, the
+    /// others beside it.
     pub(crate) async fn make(
         stand: &Stand,
         server: &Server,
@@ -116,7 +116,7 @@ pub(crate) fn token_of(number: u64) -> SessionToken {
 pub(crate) struct Size {
     pub(crate) sessions: u64,
     pub(crate) tenants: usize,
-    /// Of the touchpoint, where it is not the default.
+    /// The touchpoint's staleness bound, where it is not the default one.
     pub(crate) staleness: Option<Duration>,
 }
 

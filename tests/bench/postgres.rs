@@ -51,7 +51,7 @@ impl Database {
         let script = bin.join("postgres");
         std::fs::write(
             &script,
-            format!("#!/bin/sh\nexec '{}' \"$@\" -c shared_buffers={shared_buffers}\n", postgres.display()),
+            format!("#!/bin/sh\nexec '{}' \"$@\" -c 'shared_buffers={shared_buffers}'\n", postgres.display()),
         )?;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
         let settings =

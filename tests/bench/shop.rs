@@ -34,7 +34,7 @@ impl Shop {
         let mut db = PgConnection::connect(&url).await?;
         let population = Population::make(stand, &server, &mut db, size).await?;
         db.close().await?;
-        let client = Client::new(server.address, &Arc::new(population)).await?;
+        let client = Client::new(&server, &Arc::new(population)).await?;
         Ok(Self { name: name.to_owned(), url, server, client })
     }
 
@@ -71,7 +71,7 @@ impl Shop {
         let path = stand.folder.0.join("answer");
         std::fs::write(&path, answer.encode_to_vec())?;
         let server = stand.launch(command, &self.url, Some(path)).await?;
-        let client = Client::new(server.address, &self.client.population).await?;
+        let client = Client::new(&server, &self.client.population).await?;
         Ok((server, client))
     }
 }

@@ -15,7 +15,7 @@ pub(super) async fn create(stand: &Stand) -> Outcome<Section> {
     let pgbench = Pgbench::prepare(stand, &shop.url, size.sessions).await?;
     let creations = |name: &str, in_flight: usize| {
         let client = shop.client.clone();
-        Variant::new(name, Some(shop.server.pid), move |time| {
+        Variant::new(name, Some(client.pid), move |time| {
             let client = client.clone();
             load::closed(in_flight, time, move |turn| {
                 let client = client.clone();

@@ -3,7 +3,7 @@
 use shared::pb::session::Consistency;
 
 use crate::Outcome;
-use crate::page::{Bound, Section, Verdict, table};
+use crate::page::{Bound, Section, Verdict, count, table};
 use crate::population::Size;
 use crate::rounds::{Measure, Rounds, Variant};
 use crate::rows::validate::validations;
@@ -23,13 +23,17 @@ pub(super) async fn growth(stand: &Stand) -> Outcome<Section> {
         for tenants in [1, many] {
             let size = Size { sessions, tenants, staleness: None };
             let shop = Shop::open(stand, &format!("growth_{sessions}_{tenants}"), size).await?;
-            let of = if tenants == 1 { "one tenant".to_owned() } else { format!("{tenants} tenants") };
-            shops.push((format!("{sessions} sessions of {of}"), shop));
+            let of = if tenants == 1 {
+                "one tenant".to_owned()
+            } else {
+                format!("{} tenants", count(tenants as u64))
+            };
+            shops.push((format!("{} sessions of {of}", count(sessions)), shop));
         }
     }
     let variants: Vec<Variant> = shops
         .iter()
-        .map(|(name, shop)| validations(name, shop.server.pid, &shop.client, IN_FLIGHT, Consistency::Strong))
+        .map(|(name, shop)| validations(name, &shop.client, IN_FLIGHT, Consistency::Strong))
         .collect();
     let rounds = Rounds::run(stand, &variants).await?;
     let mut verdicts = vec![];

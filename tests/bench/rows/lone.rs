@@ -17,10 +17,10 @@ pub(super) async fn lone(stand: &Stand) -> Outcome<Section> {
     let (one_query, one) = shop.one_query(stand).await?;
     shop.warm().await?;
     let variants = [
-        validations("cached", shop.server.pid, &shop.client, 1, Consistency::Bounded),
-        validations("constant answer", constant.pid, &same, 1, Consistency::Bounded),
-        validations("STRONG", shop.server.pid, &shop.client, 1, Consistency::Strong),
-        validations("one query a call", one_query.pid, &one, 1, Consistency::Strong),
+        validations("cached", &shop.client, 1, Consistency::Bounded),
+        validations("constant answer", &same, 1, Consistency::Bounded),
+        validations("STRONG", &shop.client, 1, Consistency::Strong),
+        validations("one query a call", &one, 1, Consistency::Strong),
     ];
     let rounds = Rounds::run(stand, &variants).await?;
     let noise = rounds.noise(|run| run.p50);

@@ -29,7 +29,7 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
     let size = Size { sessions: revocations, tenants: 1, staleness: None };
     let shop = Shop::open(stand, "revocation", size).await?;
     let other = stand.session_svc(&shop.url).await?;
-    let asking = Client::new(other.address, &shop.client.population).await?;
+    let asking = Client::new(&other, &shop.client.population).await?;
     let before = Processes::now()?;
     let over = CancellationToken::new();
     let writer = shop.client.clone();
@@ -46,8 +46,7 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
         }
         Outcome::Ok(delays)
     };
-    let (background, delays) = tokio::join!(background, revoking);
-    let (background, mut delays) = (background?, delays?);
+    let (background, mut delays) = tokio::try_join!(background, revoking)?;
     let foreign = Processes::now()?.foreign_since(&before);
     other.stop().await?;
     shop.close(stand).await?;

@@ -8,7 +8,7 @@ use shared::pb::session::Consistency;
 use crate::Outcome;
 use crate::client::Client;
 use crate::load;
-use crate::page::{Bound, Section, Verdict, table};
+use crate::page::{Bound, Section, Verdict, count, table};
 use crate::pgbench::Pgbench;
 use crate::population::Size;
 use crate::rounds::{Measure, Rounds, Variant};
@@ -22,13 +22,12 @@ const IN_FLIGHT: [usize; 2] = [32, 256];
 /// Validations of uniformly chosen sessions.
 pub(super) fn validations(
     name: &str,
-    server: u32,
     client: &Client,
     in_flight: usize,
     consistency: Consistency,
 ) -> Variant {
     let client = client.clone();
-    Variant::new(name, Some(server), move |time| {
+    Variant::new(name, Some(client.pid), move |time| {
         let client = client.clone();
         load::closed(in_flight, time, move |turn| {
             let client = client.clone();
@@ -45,8 +44,8 @@ pub(super) async fn cached(stand: &Stand) -> Outcome<Section> {
     let (mut body, mut verdicts) = (String::new(), vec![]);
     for in_flight in IN_FLIGHT {
         let variants = [
-            validations("session-svc", shop.server.pid, &shop.client, in_flight, Consistency::Bounded),
-            validations("constant answer", constant.pid, &same, in_flight, Consistency::Bounded),
+            validations("session-svc", &shop.client, in_flight, Consistency::Bounded),
+            validations("constant answer", &same, in_flight, Consistency::Bounded),
         ];
         let rounds = Rounds::run(stand, &variants).await?;
         let _ = writeln!(body, "{in_flight} in flight:\n\n{}", table(&rounds));
@@ -66,7 +65,7 @@ pub(super) async fn cached(stand: &Stand) -> Outcome<Section> {
             "Default consistency; {} sessions, all of them validated once before, chosen uniformly. The constant answer is the \
              same rpc behind the same layers, giving one and the same real answer without any work. The comparisons with \
              other products are not part of this run.",
-            size.sessions
+            count(size.sessions)
         ),
         body,
         verdicts,
@@ -83,13 +82,12 @@ pub(super) async fn strong(stand: &Stand) -> Outcome<Section> {
     let pgbench = Pgbench::prepare(stand, &shop.url, size.sessions).await?;
     let (mut body, mut verdicts) = (String::new(), vec![]);
     for (in_flight, of_constant, of_one_query) in [(32, 0.5, 1.5), (256, 0.7, 2.5)] {
-        let validate =
-            |name, server, client, consistency| validations(name, server, client, in_flight, consistency);
+        let validate = |name, client, consistency| validations(name, client, in_flight, consistency);
         let variants = [
-            validate("STRONG", shop.server.pid, &shop.client, Consistency::Strong),
-            validate("staleness bound 0", exact.server.pid, &exact.client, Consistency::Bounded),
-            validate("constant answer", constant.pid, &same, Consistency::Strong),
-            validate("one query a call", one_query.pid, &one, Consistency::Strong),
+            validate("STRONG", &shop.client, Consistency::Strong),
+            validate("staleness bound 0", &exact.client, Consistency::Bounded),
+            validate("constant answer", &same, Consistency::Strong),
+            validate("one query a call", &one, Consistency::Strong),
             pgbench.selecting(),
         ];
         let rounds = Rounds::run(stand, &variants).await?;
@@ -122,7 +120,7 @@ pub(super) async fn strong(stand: &Stand) -> Outcome<Section> {
              staleness bound is 0. One query a call is the same rpc with a plain `select` by primary key on a pooled \
              connection, no cache, no batch, and no last-seen time written. pgbench selects one row by primary key a round \
              trip. The comparisons with other products are not part of this run.",
-            size.sessions
+            count(size.sessions)
         ),
         body,
         verdicts,
