@@ -51,8 +51,9 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
     other.stop().await?;
     shop.close(stand).await?;
     delays.sort_by(f64::total_cmp);
-    let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
-    let (p50, p99, slowest) = (at(50), at(99), at(100));
+    let share = |percent: usize| delays[(delays.len() - 1) * percent / 100];
+    let (p50, p99, slowest) = (share(50), share(99), share(100));
+    let at = format!("at {} writes/s", figure(background.per_second()));
     let late = background.quantile(0.99).unwrap_or_default();
     Ok(Section {
         title: "Revocation seen by another replica",
@@ -74,10 +75,10 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
             disturbance(foreign),
         ),
         verdicts: vec![
-            Verdict::value("p50", p50, "ms", Bound::AtMost(60.0)),
-            Verdict::value("p99", p99, "ms", Bound::AtMost(250.0)),
+            Verdict::value(&format!("p50 {at}"), p50, "ms", Bound::AtMost(60.0)),
+            Verdict::value(&format!("p99 {at}"), p99, "ms", Bound::AtMost(250.0)),
             Verdict::ratio(
-                "writes",
+                "writes reached, of those asked for",
                 Spread::of([background.per_second() / rate]),
                 Bound::AtLeast(0.99),
                 None,
