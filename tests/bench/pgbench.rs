@@ -1,0 +1,120 @@
+//! PostgreSQL by itself, under the load tool that comes with it: what one statement a round trip reaches.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+use tokio::process::Command;
+
+use crate::Outcome;
+use crate::load::{Load, histogram};
+use crate::rounds::Variant;
+use crate::stand::Stand;
+
+/// As many as reach most on small machines.
+const CLIENTS: usize = 32;
+/// Of the sessions' form, empty, and the same with a number to find rows by.
+const TABLES: &str = "create schema bench;
+    create table bench.inserted (like session.sessions including all);
+    create table bench.selected as select row_number() over () as number, * from session.sessions;
+    alter table bench.selected add primary key (tenant_id, number);
+    vacuum (analyze) bench.selected";
+
+/// A row as session-svc inserts it for an anonymous session, with an id that sorts by time, too.
+const INSERT: &str = r"\set random random(0, 999999999999999)
+insert into bench.inserted (tenant_id, session_id, touchpoint_id, token_hash, shopper_id, created_at, last_seen_at,
+    absolute_deadline, visit_started_at, pins)
+select 'tenant-0', id, 'web', hash, id, now, now, now + interval '1 day', now, ''
+from (select clock_timestamp() as now,
+        (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7000a'
+            || lpad(to_hex(:random::bigint), 15, '0'))::uuid as id,
+        '\x0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'::bytea as hash) new;
+";
+
+/// Needs the number of rows.
+const SELECT: &str = r"\set number random(1, :rows)
+select session_id, touchpoint_id, token_hash, shopper_id, subject_sub, created_at, last_seen_at, absolute_deadline,
+    visit_started_at, pins, revoked_at
+from bench.selected
+where tenant_id = 'tenant-0' and number = :number;
+";
+
+/// The tool, ready for one database.
+#[derive(Clone)]
+pub(crate) struct Pgbench {
+    program: PathBuf,
+    url: String,
+    insert: PathBuf,
+    select: PathBuf,
+    rows: u64,
+}
+
+impl Pgbench {
+    /// Makes its tables beside the service's, of what is there.
+    pub(crate) async fn prepare(stand: &Stand, url: &str, rows: u64) -> Outcome<Self> {
+        let mut db = PgConnection::connect(url).await?;
+        for sql in TABLES.split(';') {
+            sqlx::raw_sql(sql).execute(&mut db).await?;
+        }
+        db.close().await?;
+        let script = |name: &str, text: &str| {
+            let path = stand.folder.0.join(name);
+            std::fs::write(&path, text).map(|()| path)
+        };
+        Ok(Self {
+            program: stand.database.programs.join("pgbench"),
+            url: url.to_owned(),
+            insert: script("insert.sql", INSERT)?,
+            select: script("select.sql", SELECT)?,
+            rows,
+        })
+    }
+
+    /// Inserts one row a transaction, durably.
+    pub(crate) fn inserting(&self) -> Variant {
+        self.variant("insert", self.insert.clone())
+    }
+
+    /// Selects one row by its primary key.
+    pub(crate) fn selecting(&self) -> Variant {
+        self.variant("select", self.select.clone())
+    }
+
+    fn variant(&self, what: &str, script: PathBuf) -> Variant {
+        let tool = self.clone();
+        Variant::new(format!("pgbench {what}, {CLIENTS} clients"), None, move |time| {
+            let (tool, script) = (tool.clone(), script.clone());
+            async move { tool.run(&script, time).await }
+        })
+    }
+
+    async fn run(&self, script: &Path, time: Duration) -> Outcome<Load> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--client", &CLIENTS.to_string()])
+            // It knows whole seconds only.
+            .args(["--time", &time.as_secs().max(1).to_string()])
+            .args(["--define", &format!("rows={}", self.rows), "--file"])
+            .arg(script)
+            .arg(&self.url)
+            .env("LC_ALL", "C")
+            .kill_on_drop(true);
+        let output = command
+            .output()
+            .await
+            .map_err(|error| format!("{}: {error}", self.program.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let number = |before: &str| {
+            let line = said.lines().find_map(|line| line.strip_prefix(before))?;
+            line.split([' ', '/']).next()?.parse::<f64>().ok()
+        };
+        let told = number("number of transactions actually processed: ").zip(number("tps = "));
+        let (calls, per_second) = told
+            .filter(|_| output.status.success())
+            .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number above 0")]
+        let count = calls as u64;
+        let took = Duration::from_secs_f64(calls / per_second);
+        Ok(Load { calls: count, took, latencies: histogram() })
+    }
+}

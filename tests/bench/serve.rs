@@ -1,0 +1,205 @@
+//! The servers that are measured, each a process of this binary: session-svc as users run it, and beside it the same rpc
+//! behind the same layers that does nothing, or asks PostgreSQL once a call.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use prost::Message as _;
+use shared::auth::Caller;
+use shared::config::{Problems, ServiceArgs, ServiceConfig};
+use shared::db::Db;
+use shared::pb::session as pb;
+use shared::pb::session::session_service_server::{SessionService, SessionServiceServer};
+use shared::serve::{self, Lifecycle, MESSAGE_MAX_BYTES, ServeError, Served};
+use shared::time::{Clock, Time, to_proto};
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use session_svc::domain::token::{SessionToken, TokenHash};
+
+const SERVICES: &[&str] = &["tandem.session.v1.SessionService"];
+
+/// A server of this binary.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// session-svc
+    #[command(name = "serve-session", hide = true)]
+    Session(session_svc::Args),
+    /// `ValidateSession` answers the same every time
+    #[command(name = "serve-constant", hide = true)]
+    Constant(Args),
+    /// `ValidateSession` reads one row every time
+    #[command(name = "serve-one-query", hide = true)]
+    OneQuery(Args),
+}
+
+/// Settings of the servers to compare with.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    service: ServiceArgs,
+    /// File with an encoded answer of session-svc's, to give as it is or with what was read
+    #[arg(long)]
+    answer: PathBuf,
+}
+
+/// Serves until told to stop.
+pub(crate) async fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Session(args) => session_svc::run(args).await,
+        Command::Constant(args) => compared(args, false).await,
+        Command::OneQuery(args) => compared(args, true).await,
+    }
+}
+
+async fn compared(args: Args, reads: bool) -> ExitCode {
+    let mut problems = Problems::default();
+    let config = args.service.clone().parse("127.0.0.1:0", None, &mut problems);
+    let answer = std::fs::read(&args.answer)
+        .map_err(|error| problems.add("--answer", error))
+        .ok();
+    let answer = answer.and_then(|bytes| {
+        pb::ValidateSessionResponse::decode(&*bytes)
+            .map_err(|error| problems.add("--answer", error))
+            .ok()
+    });
+    let config = problems.check(config.zip(answer));
+    serve::run("session-svc", &args.service, config, async |(config, answer), lifecycle: &Lifecycle| {
+        serve_compared(config, answer, reads, lifecycle).await
+    })
+    .await
+}
+
+async fn serve_compared(
+    config: ServiceConfig,
+    answer: pb::ValidateSessionResponse,
+    reads: bool,
+    lifecycle: &Lifecycle,
+) -> Result<(), ServeError> {
+    let listener = serve::listen(config.listen, config.address_file.as_deref()).await?;
+    let (db, clock) =
+        (Db::new(config.database_url.expose(), config.database_connections, "compared")?, Clock::system());
+    let compared = Compared { answer, db: reads.then(|| db.clone()), clock: clock.clone() };
+    let service = SessionServiceServer::new(compared)
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let served = Served {
+        services: SERVICES,
+        routes: Routes::new(service),
+        authenticator: config.authenticator.into(),
+        clock,
+        db,
+        reflection: config.reflection,
+        in_flight_max: config.in_flight_max,
+        drain: config.drain,
+    };
+    serve::serve(served, listener, lifecycle).await
+}
+
+/// Answers `ValidateSession`, and nothing else.
+struct Compared {
+    answer: pb::ValidateSessionResponse,
+    /// Where to read, if it reads.
+    db: Option<Db>,
+    clock: Clock,
+}
+
+/// What a validation reads of a session's row, in the order of the columns below.
+type Row =
+    (Uuid, String, Vec<u8>, Option<Uuid>, Option<String>, Time, Time, Time, Time, Vec<u8>, Option<Time>);
+
+const SELECT: &str =
+    "select session_id, touchpoint_id, token_hash, shopper_id, subject_sub, created_at, last_seen_at,
+        absolute_deadline, visit_started_at, pins, revoked_at
+    from session.sessions
+    where tenant_id = $1 and session_id = $2";
+
+impl Compared {
+    /// One plain query by primary key, on a connection of the pool, with no cache, no batch and no write.
+    async fn read(
+        &self,
+        db: &Db,
+        request: Request<pb::ValidateSessionRequest>,
+    ) -> Result<pb::ValidateSessionResponse, Status> {
+        let failed = |error: sqlx::Error| Status::internal(error.to_string());
+        let caller = Caller::of(&request).map_err(|_| Status::internal("no caller"))?;
+        let token = SessionToken::parse(&request.into_inner().session_token)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let mut connection = db.connection().await.map_err(failed)?;
+        let row: Option<Row> = sqlx::query_as(SELECT)
+            .bind(caller.tenant.as_str())
+            .bind(token.session_id().uuid())
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(failed)?;
+        drop(connection);
+        let (id, touchpoint, hash, shopper, _, created, seen, deadline, visit, _, revoked) =
+            row.ok_or_else(|| Status::internal("no such session"))?;
+        let hash = <[u8; 32]>::try_from(hash).map(TokenHash::from_stored);
+        if revoked.is_some() || hash.ok() != Some(token.hash()) {
+            return Err(Status::internal("a session that is not the token's"));
+        }
+        let mut answer = self.answer.clone();
+        answer.fresh_as_of = Some(to_proto(self.clock.now()));
+        if let Some(session) = &mut answer.session {
+            session.session_id = shared::id::SessionId::from_uuid(id).to_string();
+            session.touchpoint = touchpoint;
+            session.shopper_id = shopper
+                .map(|shopper| shared::id::ShopperId::from_uuid(shopper).to_string())
+                .unwrap_or_default();
+            session.create_time = Some(to_proto(created));
+            session.last_seen_time = Some(to_proto(seen));
+            session.absolute_deadline = Some(to_proto(deadline));
+            session.visit_start_time = Some(to_proto(visit));
+        }
+        Ok(answer)
+    }
+}
+
+fn not_compared<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("only ValidateSession is compared"))
+}
+
+#[tonic::async_trait]
+impl SessionService for Compared {
+    async fn validate_session(
+        &self,
+        request: Request<pb::ValidateSessionRequest>,
+    ) -> Result<Response<pb::ValidateSessionResponse>, Status> {
+        Ok(Response::new(match &self.db {
+            None => self.answer.clone(),
+            Some(db) => self.read(db, request).await?,
+        }))
+    }
+
+    async fn create_session(
+        &self,
+        _: Request<pb::CreateSessionRequest>,
+    ) -> Result<Response<pb::CreateSessionResponse>, Status> {
+        not_compared()
+    }
+
+    async fn get_session(
+        &self,
+        _: Request<pb::GetSessionRequest>,
+    ) -> Result<Response<pb::GetSessionResponse>, Status> {
+        not_compared()
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<pb::ListSessionsRequest>,
+    ) -> Result<Response<pb::ListSessionsResponse>, Status> {
+        not_compared()
+    }
+
+    async fn revoke_session(
+        &self,
+        _: Request<pb::RevokeSessionRequest>,
+    ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
+        not_compared()
+    }
+}

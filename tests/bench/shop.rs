@@ -1,0 +1,77 @@
+//! A database full of sessions with a session-svc on it, and the servers that it is compared with.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use shared::pb::session::Consistency;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::Outcome;
+use crate::client::Client;
+use crate::load::{self, Turn};
+use crate::population::{Population, Size};
+use crate::rounds::SETTLING;
+use crate::server::Server;
+use crate::stand::{Stand, note};
+
+/// In flight while caches are filled.
+const WARMING: usize = 64;
+
+/// What most rows measure.
+pub(crate) struct Shop {
+    name: String,
+    pub(crate) url: String,
+    pub(crate) server: Server,
+    pub(crate) client: Client,
+}
+
+impl Shop {
+    /// Makes the database and fills it.
+    pub(crate) async fn open(stand: &Stand, name: &str, size: Size) -> Outcome<Self> {
+        let url = stand.database.create(name).await?;
+        let server = stand.session_svc(&url).await?;
+        note(&format!("  making {} sessions of {} tenants", size.sessions, size.tenants));
+        let mut db = PgConnection::connect(&url).await?;
+        let population = Population::make(stand, &server, &mut db, size).await?;
+        db.close().await?;
+        let client = Client::new(&server, &Arc::new(population)).await?;
+        Ok(Self { name: name.to_owned(), url, server, client })
+    }
+
+    /// The server that does nothing but answer as session-svc does.
+    pub(crate) async fn constant(&self, stand: &Stand) -> Outcome<(Server, Client)> {
+        self.compared(stand, "serve-constant").await
+    }
+
+    /// The server that answers with one query a call.
+    pub(crate) async fn one_query(&self, stand: &Stand) -> Outcome<(Server, Client)> {
+        self.compared(stand, "serve-one-query").await
+    }
+
+    /// Validates every session once, so that whatever can be cached is.
+    pub(crate) async fn warm(&self) -> Outcome<()> {
+        let client = self.client.clone();
+        let call = move |turn| {
+            let client = client.clone();
+            async move { client.validate(turn, Consistency::Bounded).await }
+        };
+        load::each(self.client.population.count, WARMING, call).await?;
+        tokio::time::sleep(SETTLING).await;
+        Ok(())
+    }
+
+    /// Stops session-svc and drops its database, so that no later row is measured beside what PostgreSQL still does there.
+    pub(crate) async fn close(self, stand: &Stand) -> Outcome<()> {
+        self.server.stop().await?;
+        stand.database.forget(&self.name).await
+    }
+
+    async fn compared(&self, stand: &Stand, command: &str) -> Outcome<(Server, Client)> {
+        let answer = self.client.verdict(Turn { worker: 0, number: 0 }, Consistency::Bounded).await?;
+        let path = stand.folder.0.join("answer");
+        std::fs::write(&path, answer.encode_to_vec())?;
+        let server = stand.launch(command, &self.url, Some(path)).await?;
+        let client = Client::new(&server, &self.client.population).await?;
+        Ok((server, client))
+    }
+}
