@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use shared::db::{self, Db};
 use shared::feed::Feed;
+use shared::id::{SessionId, TenantId};
 use shared::outbox::Outbox;
 use shared::secret::Entropy;
 use shared::serve::{self, Lifecycle, ServeError, Served};
@@ -30,8 +31,10 @@ pub mod domain {
     pub mod touchpoint;
     pub mod visit;
 }
+pub mod batch;
 pub mod cache;
 pub mod config;
+pub mod known;
 pub mod link;
 pub mod routes;
 pub mod rpc;
@@ -39,8 +42,11 @@ pub mod store;
 pub mod touches;
 pub mod workers;
 
+use batch::Batches;
 pub use config::{Args, Config};
+use domain::session::Session;
 use rpc::App;
+use store::session::Loaded;
 
 /// The schema's history.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -81,6 +87,8 @@ pub async fn serve(
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
     let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
     let keys = Arc::new(service.keys);
+    let (loads, load_batches) = batch::batches();
+    let (creations, creation_batches) = batch::batches();
     let app = Arc::new(App {
         db: db.clone(),
         clock: clock.clone(),
@@ -89,6 +97,8 @@ pub async fn serve(
         identity_providers: identity_providers.clone(),
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
+        loads,
+        creations,
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
@@ -103,6 +113,7 @@ pub async fn serve(
     .await?;
     observe(&app);
     spawn_workers(&app, lifecycle);
+    spawn_batches(&app, lifecycle, load_batches, creation_batches);
     if let Some(providers) = identity_providers {
         lifecycle.workers.spawn(providers.follow(clock.clone(), lifecycle.stop.clone()));
     }
@@ -155,6 +166,35 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
     lifecycle.workers.spawn(async move {
         let pass = || workers::purge_requests(&purging);
         worker::run("purge_requests", workers::PURGE_INTERVAL, &Notify::new(), &stop, pass).await;
+    });
+}
+
+/// One statement at a time of each kind: in that time the next batch gathers.
+fn spawn_batches(
+    app: &Arc<App>,
+    lifecycle: &Lifecycle,
+    loads: Batches<(TenantId, SessionId), Option<Loaded>>,
+    creations: Batches<(TenantId, Session), ()>,
+) {
+    let (db, stop) = (app.db.clone(), lifecycle.drained.clone());
+    lifecycle.workers.spawn(async move {
+        let find = |keys: Arc<[_]>| {
+            let db = db.clone();
+            async move { store::session::find_many(&mut *db.connection().await?, &keys).await }
+        };
+        loads.run("session_loads", &stop, find).await;
+    });
+    let (db, stop) = (app.db.clone(), lifecycle.drained.clone());
+    lifecycle.workers.spawn(async move {
+        let insert = |sessions: Arc<[(TenantId, Session)]>| {
+            let db = db.clone();
+            async move {
+                let rows: Vec<_> = sessions.iter().map(|(tenant, session)| (tenant, session, None)).collect();
+                store::session::insert(&mut *db.connection().await?, &rows).await?;
+                Ok(vec![(); sessions.len()])
+            }
+        };
+        creations.run("session_creations", &stop, insert).await;
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,10 +14,16 @@ use crate::domain::visit::{Route, Routing};
 type Key = (TenantId, ComponentId);
 
 /// Routes of one environment, of all tenants.
-#[derive(Default)]
 pub struct RouteTable {
     table: ArcSwap<Table>,
+    changes: AtomicU64,
     exposes_until: AtomicI64,
+}
+
+impl Default for RouteTable {
+    fn default() -> Self {
+        Self { table: ArcSwap::default(), changes: AtomicU64::new(1), exposes_until: AtomicI64::new(0) }
+    }
 }
 
 #[derive(Default, Clone)]
@@ -34,6 +40,7 @@ impl RouteTable {
             .map(|(tenant, component, route)| ((tenant, component), Arc::new(route)));
         self.table
             .store(Arc::new(Table { epoch: epoch.to_owned(), routes: routes.collect() }));
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Takes a route in, unless a later revision of the same epoch is there.
@@ -50,6 +57,7 @@ impl RouteTable {
             }
             next
         });
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Renews the exposure lease.
@@ -57,17 +65,34 @@ impl RouteTable {
         self.exposes_until.fetch_max((now + lease).timestamp_micros(), Ordering::AcqRel);
     }
 
-    /// What decides about pins of a tenant's visits at `now`.
+    /// What decides about pins at `now`.
+    pub fn view(&self, now: Time) -> View {
+        // In this order: a change in between is then known to be new by the next one who looks.
+        let number = self.changes.load(Ordering::Acquire) << 1;
+        let table = self.table.load_full();
+        let may_expose = now.timestamp_micros() < self.exposes_until.load(Ordering::Acquire);
+        View { number: number | u64::from(may_expose), table, may_expose }
+    }
+}
+
+/// The routes at one instant.
+pub struct View {
+    /// Another one after every change; never 0.
+    pub number: u64,
+    table: Arc<Table>,
+    may_expose: bool,
+}
+
+impl View {
+    /// Decides about pins of a tenant's visits.
     pub fn with<T>(
         &self,
         tenant: &TenantId,
         components: &[ComponentId],
-        now: Time,
         f: impl FnOnce(&Routing<'_>) -> T,
     ) -> T {
-        let table = self.table.load();
-        let may_expose = now.timestamp_micros() < self.exposes_until.load(Ordering::Acquire);
-        let route = |component: &ComponentId| table.routes.get(&(tenant.clone(), component.clone())).cloned();
-        f(&Routing { components, route: &route, may_expose })
+        let route =
+            |component: &ComponentId| self.table.routes.get(&(tenant.clone(), component.clone())).cloned();
+        f(&Routing { components, route: &route, may_expose: self.may_expose })
     }
 }

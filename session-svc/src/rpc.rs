@@ -24,12 +24,15 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
+use crate::batch::Batcher;
 use crate::cache::{Cache, Entry};
 use crate::domain::cart::Refused;
 use crate::domain::session::{Ended, Session};
 use crate::domain::touchpoint::{BadPolicy, Touchpoint};
+use crate::known::Known;
 use crate::routes::RouteTable;
 use crate::store;
+use crate::store::session::Loaded;
 use crate::touches::Touches;
 
 mod admission;
@@ -62,7 +65,11 @@ pub struct App {
     /// The outbox as it happens.
     pub feed: Arc<Feed>,
     /// Sessions read lately.
-    pub sessions: Cache<(TenantId, SessionId), Session>,
+    pub sessions: Cache<(TenantId, SessionId), Known>,
+    /// Reads sessions, many at once.
+    pub loads: Batcher<(TenantId, SessionId), Option<Loaded>>,
+    /// Writes new anonymous sessions, many at once.
+    pub creations: Batcher<(TenantId, Session), ()>,
     /// Touchpoints read lately.
     pub touchpoints: Cache<(TenantId, TouchpointId), Touchpoint>,
     /// What validations saw.
@@ -177,6 +184,22 @@ impl App {
                 Ok(Some(Found { entry, fresh_as_of, degraded: true }))
             }
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// A touchpoint as it was known last, whenever that was; read where it was not.
+    pub async fn remembered_touchpoint(
+        &self,
+        tenant: &TenantId,
+        id: &TouchpointId,
+        now: Time,
+    ) -> Result<Found<Touchpoint>, Failure> {
+        match self.touchpoints.get(&(tenant.clone(), id.clone())) {
+            Some(entry) => {
+                let fresh_as_of = self.fresh_as_of(&entry);
+                Ok(Found { entry, fresh_as_of, degraded: false })
+            }
+            None => self.required_touchpoint(tenant, id, true, now).await,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::store::session::Touch;
 const SHARDS: usize = 64;
 const SHARD_MAX: usize = 16_384;
 /// Touches written in one transaction.
-pub const BATCH: usize = 500;
+pub const BATCH: usize = 2000;
 
 type Key = (TenantId, SessionId);
 
@@ -80,7 +80,7 @@ impl Touches {
     }
 
     /// Forgets what was written, but for what changed meanwhile.
-    pub fn written(&self, touches: &[Touch]) {
+    pub fn written(&self, touches: &[&Touch]) {
         for touch in touches {
             let mut shard = self.shard(touch.session);
             let key = (touch.tenant.clone(), touch.session);

@@ -82,6 +82,11 @@ impl Db {
         }
     }
 
+    /// Begins a transaction whose commit does not wait for the disk: for what may be lost in a crash.
+    pub async fn begin_relaxed(&self) -> sqlx::Result<Tx> {
+        self.pool.begin_with("begin; set local synchronous_commit = off").await
+    }
+
     /// A connection for single statements, each its own transaction.
     pub async fn connection(&self) -> sqlx::Result<sqlx::pool::PoolConnection<Postgres>> {
         self.pool.acquire().await

@@ -165,16 +165,26 @@ impl Session {
     /// When it ends unless it is validated before. Allows for touches that are not written yet, so that no replica ends
     /// what another one saw.
     pub fn idle_deadline(&self, at: &Touchpoint) -> Time {
+        self.idle_deadline_if_seen(self.last_seen_at, at)
+    }
+
+    /// As [`Session::idle_deadline`], if it was last seen then.
+    pub fn idle_deadline_if_seen(&self, last_seen_at: Time, at: &Touchpoint) -> Time {
         let timeouts = at.policy.timeouts(self.is_remembered);
-        self.last_seen_at + timeouts.idle + timeouts.flush_interval()
+        last_seen_at + timeouts.idle + timeouts.flush_interval()
     }
 
     /// Whether it is good at `now`. Decided here, whatever has been purged or not.
     pub fn standing(&self, at: &Touchpoint, now: Time) -> Result<(), Ended> {
+        self.standing_if_seen(self.last_seen_at, at, now)
+    }
+
+    /// As [`Session::standing`], if it was last seen then.
+    pub fn standing_if_seen(&self, last_seen_at: Time, at: &Touchpoint, now: Time) -> Result<(), Ended> {
         match self.revocation(at) {
             Some(_) => Err(Ended::Revoked),
             None if now >= self.absolute_deadline => Err(Ended::Lifetime),
-            None if now >= self.idle_deadline(at) => Err(Ended::Idle),
+            None if now >= self.idle_deadline_if_seen(last_seen_at, at) => Err(Ended::Idle),
             None => Ok(()),
         }
     }

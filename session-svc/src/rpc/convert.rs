@@ -15,7 +15,17 @@ use crate::domain::visit::{Arm, Pin, Pins};
 
 /// As it stands at `now`.
 pub(super) fn session_to_proto(session: &Session, at: &Touchpoint, now: Time) -> pb::Session {
-    let state = match session.standing(at, now) {
+    session_to_proto_if_seen(session, session.last_seen_at, at, now)
+}
+
+/// As it stands at `now`, if it was last seen then.
+pub(super) fn session_to_proto_if_seen(
+    session: &Session,
+    last_seen_at: Time,
+    at: &Touchpoint,
+    now: Time,
+) -> pb::Session {
+    let state = match session.standing_if_seen(last_seen_at, at, now) {
         Ok(()) => pb::SessionState::Active,
         Err(Ended::Idle) => pb::SessionState::IdleExpired,
         Err(Ended::Lifetime) => pb::SessionState::Expired,
@@ -31,8 +41,8 @@ pub(super) fn session_to_proto(session: &Session, at: &Touchpoint, now: Time) ->
         subject: identity.map(|identity| subject_to_proto(identity.subject.clone())),
         state: state.into(),
         create_time: Some(to_proto(session.created_at)),
-        last_seen_time: Some(to_proto(session.last_seen_at)),
-        idle_deadline: Some(to_proto(session.idle_deadline(at))),
+        last_seen_time: Some(to_proto(last_seen_at)),
+        idle_deadline: Some(to_proto(session.idle_deadline_if_seen(last_seen_at, at))),
         absolute_deadline: Some(to_proto(session.absolute_deadline)),
         visit_start_time: Some(to_proto(session.visit.started_at)),
         device: session.device.clone().unwrap_or_default(),

@@ -109,13 +109,13 @@ impl App {
         let id = SessionId::new(now, self.entropy.bytes());
         let token = self.session_token(&caller.tenant, id, &self.new_salt()?)?;
         let session = self.new_session(caller, touchpoint, id, Lineage::new(token.hash()), asked, now);
-        let mut db = self.db.connection().await?;
-        store::session::insert(&mut db, &[(&caller.tenant, &session, None)]).await?;
-        Ok(pb::CreateSessionResponse {
+        let answer = pb::CreateSessionResponse {
             session: Some(session_to_proto(&session, touchpoint, now)),
             session_token: token.expose(),
             pins: pins_to_proto(&session.visit.pins),
-        })
+        };
+        self.creations.ask((caller.tenant.clone(), session)).await?;
+        Ok(answer)
     }
 
     fn new_session(
@@ -127,9 +127,10 @@ impl App {
         asked: &Asked,
         now: Time,
     ) -> Session {
-        let pins = self.routes.with(&caller.tenant, &touchpoint.components, now, |routing| {
-            visit::begin(id, &Pins::new(), routing)
-        });
+        let pins = self
+            .routes
+            .view(now)
+            .with(&caller.tenant, &touchpoint.components, |routing| visit::begin(id, &Pins::new(), routing));
         let authentication =
             Authentication { at: now, level: Level::One, acr: None, amr: vec![], upstream_session: None };
         Session {

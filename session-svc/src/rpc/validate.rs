@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use shared::auth::Caller;
-use shared::id::TenantId;
+use shared::id::{SessionId, TenantId};
 use shared::parse::{known_or_default, parse};
 use shared::pb::session as pb;
 use shared::status::{Failure, is_away};
 use shared::time::{Time, duration_to_proto, to_proto};
 use tonic::Request;
 
-use super::convert::{parse_requirement, pins_to_proto, session_to_proto};
+use super::convert::{parse_requirement, pins_to_proto, session_to_proto_if_seen};
 use super::live::Seen;
 use super::{App, Found, is_within, overtaken};
 use crate::OUTBOX;
@@ -21,10 +21,12 @@ use crate::cache::Entry;
 use crate::domain::assurance::{Lacking, Requirement};
 use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::{Ended, Session};
-use crate::domain::token::SessionToken;
+use crate::domain::token::{SessionToken, TokenHash};
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::{self, Visit};
+use crate::known::Known;
 use crate::store;
+use crate::store::session::Loaded;
 use crate::workers::pinned;
 
 /// A write loses only to another write of the same session; after so many the caller tries again.
@@ -37,6 +39,14 @@ fn verdict_of(ended: Ended) -> pb::Verdict {
         Ended::Lifetime => pb::Verdict::Expired,
         Ended::Revoked => pb::Verdict::Revoked,
     }
+}
+
+/// What is asked: whose token this is, and what else must hold.
+struct Asked<'a> {
+    tenant: &'a TenantId,
+    session: SessionId,
+    hash: TokenHash,
+    requirement: Requirement,
 }
 
 impl App {
@@ -59,11 +69,17 @@ impl App {
         let requirement = parse_requirement(required_assurance, max_authentication_age)?;
         caller.require_touchpoint(&touchpoint)?;
         let (now, strong) = (self.clock.now(), consistency == pb::Consistency::Strong);
-        let at = self.required_touchpoint(&caller.tenant, &touchpoint, strong, now).await?;
+        let at = self.remembered_touchpoint(&caller.tenant, &touchpoint, now).await?;
         let Ok(token) = SessionToken::parse(&session_token) else {
             return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
         };
-        let answer = self.judge(&caller.tenant, &token, at, &requirement, strong, now).await?;
+        let asked =
+            Asked { tenant: &caller.tenant, session: token.session_id(), hash: token.hash(), requirement };
+        let remembered = if strong { None } else { self.recall(&asked, &at, now) };
+        let answer = match remembered {
+            Some(answer) => answer,
+            None => self.judge(&asked, at, strong, now).await?,
+        };
         if !include_attributes || answer.verdict() != pb::Verdict::Active {
             return Ok(answer);
         }
@@ -75,35 +91,76 @@ impl App {
         })
     }
 
+    /// The verdict from memory, without a lock or a statement; `None` unless it is that the session lives, in the visit and
+    /// on the releases that are known here.
+    fn recall(
+        &self,
+        asked: &Asked<'_>,
+        at: &Found<Touchpoint>,
+        now: Time,
+    ) -> Option<pb::ValidateSessionResponse> {
+        let touchpoint = &at.entry.value;
+        let entry = self.sessions.get(&(asked.tenant.clone(), asked.session))?;
+        let (known, session) = (&entry.value, &entry.value.session);
+        let fresh_as_of = self.fresh_as_of(&entry).min(at.fresh_as_of);
+        let presented = session.lineage.grade(asked.hash, touchpoint.policy.rotation_grace, now);
+        let last_seen_at = known.last_seen_at();
+        let lives = is_within(fresh_as_of, now, touchpoint.policy.staleness_bound)
+            && matches!(presented, Presented::Current { .. } | Presented::InGrace)
+            && session.touchpoint == touchpoint.id
+            && session.standing_if_seen(last_seen_at, touchpoint, now).is_ok()
+            && now < last_seen_at + touchpoint.policy.visit_gap;
+        if !lives || !self.stays(asked.tenant, known, touchpoint, now) {
+            return None;
+        }
+        if known.see(now) {
+            self.touches.note(asked.tenant, asked.session, now, None);
+        }
+        Some(answer(session, last_seen_at.max(now), presented, touchpoint, asked, fresh_as_of, now))
+    }
+
+    /// Whether a running visit is still on the releases that it should be on.
+    fn stays(&self, tenant: &TenantId, known: &Known, touchpoint: &Touchpoint, now: Time) -> bool {
+        let routes = self.routes.view(now);
+        if known.is_routed_by(routes.number) {
+            return true;
+        }
+        let session = &known.session;
+        let pins = routes.with(tenant, &touchpoint.components, |routing| {
+            visit::keep(session.id, &session.visit.pins, session.in_checkout, routing)
+        });
+        let stays = pins == session.visit.pins;
+        if stays {
+            known.routed_by(routes.number);
+        }
+        stays
+    }
+
+    /// The verdict from the database, or, while that is away, from memory within the outage bound.
     async fn judge(
         &self,
-        tenant: &TenantId,
-        token: &SessionToken,
+        asked: &Asked<'_>,
         mut at: Found<Touchpoint>,
-        requirement: &Requirement,
         strong: bool,
         now: Time,
     ) -> Result<pb::ValidateSessionResponse, Failure> {
-        for attempt in 0..ATTEMPTS {
-            let found = self.session(tenant, token, &at, strong || attempt > 0, now).await?;
-            let Some((mut seen, mut visit)) = found else {
-                return Ok(verdict(pb::Verdict::SessionUnknown, now, false));
+        let tenant = asked.tenant;
+        for _ in 0..ATTEMPTS {
+            let mut seen = match self.read(asked, &mut at, now).await {
+                Ok(Some(seen)) => seen,
+                Ok(None) => return Ok(verdict(pb::Verdict::SessionUnknown, now, false)),
+                Err(Failure::Storage(error)) if !strong && is_away(&error) => {
+                    self.recall_degraded(asked, &at, now).ok_or(error)?
+                }
+                Err(error) => return Err(error),
             };
             let touchpoint = &at.entry.value;
-            let (fresh_as_of, degraded) =
-                (seen.fresh_as_of.min(at.fresh_as_of), seen.degraded || at.degraded);
+            let (fresh_as_of, degraded) = (seen.fresh_as_of.min(at.fresh_as_of), seen.degraded);
             if seen.session.touchpoint != touchpoint.id {
                 return Ok(verdict(pb::Verdict::WrongTouchpoint, fresh_as_of, degraded));
             }
-            match seen.session.standing(touchpoint, now) {
-                Ok(()) => {}
-                // The policy may have changed, too; nobody is logged out by an old one.
-                Err(Ended::Idle) if at.fresh_as_of < now => {
-                    let id = touchpoint.id.clone();
-                    at = self.required_touchpoint(tenant, &id, true, now).await?;
-                    continue;
-                }
-                Err(why) => return Ok(verdict(verdict_of(why), fresh_as_of, degraded)),
+            if let Err(why) = seen.session.standing(touchpoint, now) {
+                return Ok(verdict(verdict_of(why), fresh_as_of, degraded));
             }
             match seen.presented {
                 Presented::Superseded(grade) => {
@@ -113,88 +170,81 @@ impl App {
                 Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
                 Presented::Child | Presented::Current { .. } | Presented::InGrace | Presented::Unknown => {}
             }
-            let moves =
-                visit.pins != seen.session.visit.pins && visit.started_at == seen.session.visit.started_at;
-            if moves && seen.degraded {
-                // A checkout may have begun that is not known here.
-                visit = seen.session.visit.clone();
-            } else if moves && !self.move_visit(tenant, &seen, &visit, now).await? {
-                continue;
+            let before = &seen.session.visit;
+            let mut visit = self.visit(tenant, &seen.session, touchpoint, now);
+            let begins = visit.started_at != before.started_at;
+            if !begins && visit.pins != before.pins {
+                if seen.degraded {
+                    // A checkout may have begun that is not known here.
+                    visit = before.clone();
+                } else if !self.move_visit(tenant, &seen, &visit, now).await? {
+                    continue;
+                }
             }
-            let begun =
-                (visit.started_at != seen.session.visit.started_at).then(|| (visit.clone(), seen.stored));
-            self.touches.note(tenant, seen.session.id, now, begun);
-            let session = Session { visit, last_seen_at: seen.session.last_seen_at.max(now), ..seen.session };
-            let answer = match requirement.check(session.identity.as_ref(), &touchpoint.policy, now) {
-                Ok(()) => active(&session, seen.presented, touchpoint, fresh_as_of, now),
-                Err(lacking) => lacks(lacking, requirement, &session, touchpoint, now),
-            };
-            return Ok(pb::ValidateSessionResponse {
-                fresh_as_of: Some(to_proto(fresh_as_of)),
-                degraded,
-                ..answer
-            });
+            self.touches
+                .note(tenant, asked.session, now, begins.then(|| (visit.clone(), seen.stored)));
+            if begins {
+                self.sessions.invalidate(&(tenant.clone(), asked.session));
+            }
+            let last_seen_at = seen.session.last_seen_at.max(now);
+            let session = Session { visit, ..seen.session };
+            let answer = answer(&session, last_seen_at, seen.presented, touchpoint, asked, fresh_as_of, now);
+            return Ok(pb::ValidateSessionResponse { degraded, ..answer });
         }
         Err(overtaken())
     }
 
-    /// The session of a token with what was seen of it since it was read, and the visit that it is in if it lives; `None` if
-    /// there is none, or the secret is not its.
-    async fn session(
+    /// The session of a token as it is now, with its touchpoint as it is now; `None` if there is none, or the secret is not
+    /// its.
+    #[tracing::instrument(name = "session.read", skip_all)]
+    async fn read(
         &self,
-        tenant: &TenantId,
-        token: &SessionToken,
-        at: &Found<Touchpoint>,
-        strong: bool,
+        asked: &Asked<'_>,
+        at: &mut Found<Touchpoint>,
         now: Time,
-    ) -> Result<Option<(Seen, Visit)>, Failure> {
-        let (touchpoint, id, hash) = (&at.entry.value, token.session_id(), token.hash());
-        let grace = touchpoint.policy.rotation_grace;
-        let key = (tenant.clone(), id);
-        let touch = self.touches.peek(tenant, id);
-        let known = self.sessions.get(&key).and_then(|entry| {
-            let presented = entry.value.lineage.grade(hash, grace, now);
-            let works = matches!(presented, Presented::Current { .. } | Presented::InGrace);
-            if !works || entry.value.touchpoint != touchpoint.id {
-                return None;
-            }
-            let fresh_as_of = self.fresh_as_of(&entry);
-            let seen = Seen::new(entry.value.clone(), presented, touch.as_ref(), fresh_as_of);
-            let lives = seen.session.standing(touchpoint, now).is_ok();
-            let visit = lives.then(|| self.visit(tenant, &seen.session, touchpoint, now))?;
-            Some((seen, visit))
-        });
-        if let Some((seen, visit)) = &known
-            && !strong
-            && is_within(seen.fresh_as_of, now, touchpoint.policy.staleness_bound)
-            && *visit == seen.session.visit
-        {
-            return Ok(known);
-        }
+    ) -> Result<Option<Seen>, Failure> {
+        let key = (asked.tenant.clone(), asked.session);
+        let touch = self.touches.peek(asked.tenant, asked.session);
         let ticket = self.sessions.ticket(&key);
-        let read = async { store::session::find(&mut *self.db.connection().await?, tenant, id).await };
-        match (read.await, known) {
-            (Ok(None), _) => Ok(None),
-            (Ok(Some(session)), _) => {
-                let presented = session.lineage.grade(hash, grace, now);
-                if presented == Presented::Unknown {
-                    return Ok(None);
-                }
-                self.sessions
-                    .insert(&key, ticket, Arc::new(Entry { value: session.clone(), sent_at: now }));
-                let seen = Seen::new(session, presented, touch.as_ref(), now);
-                let visit = self.visit(tenant, &seen.session, touchpoint, now);
-                Ok(Some((seen, visit)))
+        let Some(Loaded { session, touchpoint_version, session_epoch }) = self.loads.ask(key.clone()).await?
+        else {
+            return Ok(None);
+        };
+        let known = &at.entry.value;
+        if session.touchpoint == known.id {
+            if (known.version, known.session_epoch) == (touchpoint_version, session_epoch) {
+                at.fresh_as_of = at.fresh_as_of.max(now);
+            } else {
+                let id = known.id.clone();
+                *at = self.required_touchpoint(asked.tenant, &id, true, now).await?;
             }
-            (Err(error), Some((seen, visit)))
-                if !strong
-                    && is_away(&error)
-                    && is_within(seen.fresh_as_of, now, touchpoint.policy.outage_bound) =>
-            {
-                Ok(Some((Seen { degraded: true, ..seen }, visit)))
-            }
-            (Err(error), _) => Err(error.into()),
         }
+        let grace = at.entry.value.policy.rotation_grace;
+        let presented = session.lineage.grade(asked.hash, grace, now);
+        if presented == Presented::Unknown {
+            return Ok(None);
+        }
+        let seen = Seen::new(session, presented, touch.as_ref(), now);
+        let known = Known::new(seen.session.clone(), seen.stored.clone());
+        self.sessions
+            .insert(&key, ticket, Arc::new(Entry { value: known, sent_at: now }));
+        Ok(Some(seen))
+    }
+
+    /// What was last known of the session of a token, if that is not too long ago.
+    fn recall_degraded(&self, asked: &Asked<'_>, at: &Found<Touchpoint>, now: Time) -> Option<Seen> {
+        let entry = self.sessions.get(&(asked.tenant.clone(), asked.session))?;
+        let (known, policy) = (&entry.value, &at.entry.value.policy);
+        let session = Session { last_seen_at: known.last_seen_at(), ..known.session.clone() };
+        let presented = session.lineage.grade(asked.hash, policy.rotation_grace, now);
+        let fresh_as_of = self.fresh_as_of(&entry);
+        // Memory may only ever say that a session lives.
+        let is_good = is_within(fresh_as_of.min(at.fresh_as_of), now, policy.outage_bound)
+            && matches!(presented, Presented::Current { .. } | Presented::InGrace)
+            && session.touchpoint == at.entry.value.id
+            && session.standing(&at.entry.value, now).is_ok();
+        let stored = known.stored.clone();
+        is_good.then_some(Seen { session, stored, presented, fresh_as_of, degraded: true })
     }
 
     /// The visit that a live session is in now: a new one after a gap, or the present one on what it may be served. A
@@ -208,7 +258,7 @@ impl App {
     ) -> Visit {
         let is_new = now >= session.last_seen_at + touchpoint.policy.visit_gap;
         let (before, in_checkout) = (&session.visit, session.in_checkout);
-        self.routes.with(tenant, &touchpoint.components, now, |routing| Visit {
+        self.routes.view(now).with(tenant, &touchpoint.components, |routing| Visit {
             started_at: if is_new { now } else { before.started_at },
             pins: if is_new && !in_checkout {
                 visit::begin(session.id, &before.pins, routing)
@@ -270,17 +320,23 @@ fn superseded(grade: Grade, fresh_as_of: Time, degraded: bool) -> pb::ValidateSe
     pb::ValidateSessionResponse { token_grade: grade.into(), advice: advice.into(), ..answer }
 }
 
-fn active(
+/// What to say of a session that lives.
+fn answer(
     session: &Session,
+    last_seen_at: Time,
     presented: Presented,
     touchpoint: &Touchpoint,
+    asked: &Asked<'_>,
     fresh_as_of: Time,
     now: Time,
 ) -> pb::ValidateSessionResponse {
+    if let Err(lacking) = asked.requirement.check(session.identity.as_ref(), &touchpoint.policy, now) {
+        return lacks(lacking, &asked.requirement, session, touchpoint, fresh_as_of, now);
+    }
     let has_successor = matches!(presented, Presented::Current { has_child: true } | Presented::InGrace);
     let grade = if has_successor { pb::TokenGrade::Replaced } else { pb::TokenGrade::Current };
     pb::ValidateSessionResponse {
-        session: Some(session_to_proto(session, touchpoint, now)),
+        session: Some(session_to_proto_if_seen(session, last_seen_at, touchpoint, now)),
         pins: pins_to_proto(&session.visit.pins),
         token_grade: grade.into(),
         stale_time: Some(to_proto(fresh_as_of + touchpoint.policy.staleness_bound)),
@@ -294,6 +350,7 @@ fn lacks(
     requirement: &Requirement,
     session: &Session,
     touchpoint: &Touchpoint,
+    fresh_as_of: Time,
     now: Time,
 ) -> pb::ValidateSessionResponse {
     let done = session.identity.as_ref().map(|identity| &identity.authentication);
@@ -307,5 +364,5 @@ fn lacks(
         Lacking::Level => pb::Verdict::AssuranceTooLow,
         Lacking::Age => pb::Verdict::AuthenticationTooOld,
     };
-    pb::ValidateSessionResponse { step_up: Some(step_up), ..verdict(found, now, false) }
+    pb::ValidateSessionResponse { step_up: Some(step_up), ..verdict(found, fresh_as_of, false) }
 }

@@ -113,6 +113,77 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sq
     .transpose()
 }
 
+/// A session, and the state of its touchpoint in the same snapshot: what is known of a touchpoint of this state is current.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The session.
+    pub session: Session,
+    /// Of its touchpoint.
+    pub touchpoint_version: i64,
+    /// Of its touchpoint.
+    pub session_epoch: i32,
+}
+
+/// Finds many in one statement; answers in their order.
+#[tracing::instrument(name = "db.session.find_many", skip_all, fields(count = keys.len()))]
+pub async fn find_many(
+    db: &mut PgConnection,
+    keys: &[(TenantId, SessionId)],
+) -> sqlx::Result<Vec<Option<Loaded>>> {
+    let tenants: Vec<_> = keys.iter().map(|(tenant, _)| tenant.to_string()).collect();
+    let ids: Vec<_> = keys.iter().map(|(_, id)| id.uuid()).collect();
+    let rows = sqlx::query!(
+        r#"select position as "position!", session.session_id, session.touchpoint_id, session.token_hash, session.lineage,
+            session.epoch, session.shopper_id, session.subject_issuer, session.subject_sub, session.authenticated_at,
+            session.assurance_level, session.acr, session.amr, session.upstream_session, session.is_remembered,
+            session.device, session.place, session.created_at, session.last_seen_at, session.absolute_deadline,
+            session.visit_started_at, session.pins, session.checkout_cart_ids is not null as "in_checkout!",
+            session.revoked_at, session.revoke_reason, touchpoint.version, touchpoint.session_epoch
+        from unnest($1::text[], $2::uuid[]) with ordinality as asked (tenant_id, session_id, position)
+        join session.sessions session using (tenant_id, session_id)
+        join session.touchpoints touchpoint using (tenant_id, touchpoint_id)"#,
+        &tenants,
+        &ids,
+    )
+    .fetch_all(db)
+    .await?;
+    let mut found = vec![None; keys.len()];
+    for row in rows {
+        let place = usize::try_from(row.position - 1).ok().and_then(|at| found.get_mut(at));
+        let (touchpoint_version, session_epoch) = (row.version, row.session_epoch);
+        let row = Row {
+            session_id: row.session_id,
+            touchpoint_id: row.touchpoint_id,
+            token_hash: row.token_hash,
+            lineage: row.lineage,
+            epoch: row.epoch,
+            shopper_id: row.shopper_id,
+            subject_issuer: row.subject_issuer,
+            subject_sub: row.subject_sub,
+            authenticated_at: row.authenticated_at,
+            assurance_level: row.assurance_level,
+            acr: row.acr,
+            amr: row.amr,
+            upstream_session: row.upstream_session,
+            is_remembered: row.is_remembered,
+            device: row.device,
+            place: row.place,
+            created_at: row.created_at,
+            last_seen_at: row.last_seen_at,
+            absolute_deadline: row.absolute_deadline,
+            visit_started_at: row.visit_started_at,
+            pins: row.pins,
+            in_checkout: row.in_checkout,
+            revoked_at: row.revoked_at,
+            revoke_reason: row.revoke_reason,
+        };
+        if let Some(place) = place {
+            *place = Some(Loaded { session: row.try_into()?, touchpoint_version, session_epoch });
+        }
+    }
+    Ok(found)
+}
+
 /// Which sessions to list.
 pub struct Filter<'a> {
     /// Of one touchpoint.
@@ -422,10 +493,34 @@ pub struct Touch {
     pub visit: Option<(Visit, Visit)>,
 }
 
-/// Writes touches; answers the sessions whose visit changed. Rows are locked in key order, so that two that write the
-/// same sessions never wait for each other in a circle; what is revoked, or was seen later, stays.
+/// Writes when sessions were seen, in key order; what is revoked, or was seen later, stays.
 #[tracing::instrument(name = "db.session.touch", skip_all, fields(count = touches.len()))]
-pub async fn touch(db: &mut PgConnection, touches: &[Touch]) -> sqlx::Result<Vec<(TenantId, SessionId)>> {
+pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.sessions session
+        set last_seen_at = touch.seen_at
+        from (
+            select * from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as touch (tenant_id, session_id, seen_at)
+            order by tenant_id, session_id
+        ) touch
+        where session.tenant_id = touch.tenant_id and session.session_id = touch.session_id
+            and session.revoked_at is null and session.last_seen_at < touch.seen_at",
+        &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// As [`touch`], with the visits that began; answers the sessions whose visit changed. Rows are locked in key order, so that two that write the
+/// same sessions never wait for each other in a circle; what is revoked, or was seen later, stays.
+#[tracing::instrument(name = "db.session.begin_visits", skip_all, fields(count = touches.len()))]
+pub async fn begin_visits(
+    db: &mut PgConnection,
+    touches: &[&Touch],
+) -> sqlx::Result<Vec<(TenantId, SessionId)>> {
     let tenants: Vec<_> = touches.iter().map(|touch| touch.tenant.to_string()).collect();
     let sessions: Vec<_> = touches.iter().map(|touch| touch.session.uuid()).collect();
     let seen: Vec<_> = touches.iter().map(|touch| touch.seen_at).collect();

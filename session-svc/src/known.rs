@@ -1,0 +1,60 @@
+//! Sessions in memory: what was read of one, and what was seen of it since.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use chrono::TimeDelta;
+use shared::time::{Time, from_micros};
+
+use crate::domain::session::Session;
+use crate::domain::visit::Visit;
+
+/// How far what is gathered of a session may be behind what is known here.
+const NOTE_INTERVAL: TimeDelta = TimeDelta::milliseconds(200);
+
+/// A session that was read.
+pub struct Known {
+    /// As it was read, with what was not written yet by then.
+    pub session: Session,
+    /// The visit that its row had.
+    pub stored: Visit,
+    seen_at: AtomicI64,
+    noted_at: AtomicI64,
+    routed_by: AtomicU64,
+}
+
+impl Known {
+    /// As it was read, which counts as no activity.
+    pub fn new(session: Session, stored: Visit) -> Self {
+        let seen_at = AtomicI64::new(session.last_seen_at.timestamp_micros());
+        Self { session, stored, seen_at, noted_at: AtomicI64::new(0), routed_by: AtomicU64::new(0) }
+    }
+
+    /// When it was last seen here, or by whoever wrote it.
+    pub fn last_seen_at(&self) -> Time {
+        from_micros(self.seen_at.load(Ordering::Relaxed))
+    }
+
+    /// It is seen; true if that should be noted down, which it need not be each time.
+    pub fn see(&self, now: Time) -> bool {
+        let micros = now.timestamp_micros();
+        self.seen_at.fetch_max(micros, Ordering::Relaxed);
+        let noted_at = self.noted_at.load(Ordering::Relaxed);
+        let is_due = now >= from_micros(noted_at) + NOTE_INTERVAL;
+        // Of several at once, one notes it down.
+        is_due
+            && self
+                .noted_at
+                .compare_exchange(noted_at, micros, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Whether its pins were found to stand by this state of the routes.
+    pub fn is_routed_by(&self, routes: u64) -> bool {
+        self.routed_by.load(Ordering::Relaxed) == routes
+    }
+
+    /// Its pins stand by this state of the routes.
+    pub fn routed_by(&self, routes: u64) {
+        self.routed_by.store(routes, Ordering::Relaxed);
+    }
+}
