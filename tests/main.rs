@@ -24,6 +24,8 @@ mod lifecycle;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod merge;
+#[cfg(test)]
 mod page;
 #[cfg(test)]
 mod release;

@@ -102,6 +102,13 @@ pub struct Line {
     pub created_at: Time,
 }
 
+impl Line {
+    /// Whether quantities of the two add up: the same article at the same price.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.sku == other.sku && self.unit_price == other.unit_price
+    }
+}
+
 /// A change that was made, by the id it came with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
@@ -151,11 +158,7 @@ impl Cart {
     /// Adds so many to the line of the same article and price, or as a new line; answers which.
     pub fn add(&mut self, line: Line, now: Time) -> Result<LineId, Refused> {
         self.require_active()?;
-        let id = if let Some(same) = self
-            .lines
-            .iter_mut()
-            .find(|l| l.sku == line.sku && l.unit_price == line.unit_price)
-        {
+        let id = if let Some(same) = self.lines.iter_mut().find(|other| other.is_same_as(&line)) {
             same.quantity = same
                 .quantity
                 .checked_add(line.quantity)
@@ -238,6 +241,16 @@ impl Cart {
         self.applied.push(applied);
         let excess = self.applied.len().saturating_sub(REQUESTS_MAX);
         self.applied.drain(..excess);
+    }
+
+    /// Remembers the changes of another cart beside its own. Of too many, the newest of each stay, so that neither cart
+    /// forgets all of them.
+    pub fn remember_all(&mut self, theirs: &[Applied]) {
+        let own = std::mem::take(&mut self.applied);
+        let of_age = |age| [theirs.iter().rev().nth(age), own.iter().rev().nth(age)];
+        let newest = (0..REQUESTS_MAX).flat_map(of_age).flatten().take(REQUESTS_MAX);
+        self.applied = newest.cloned().collect();
+        self.applied.reverse();
     }
 
     fn require_active(&self) -> Result<(), Refused> {
@@ -344,6 +357,25 @@ mod tests {
     fn the_largest_cart_has_an_exact_total() {
         let lines = (0..200).map(|n| line(n, QUANTITY_MAX, UNIT_PRICE_MAX)).collect();
         assert_eq!(Cart { lines, ..cart() }.total(), 2_000_000_000_000_000_000);
+    }
+
+    #[test]
+    fn of_two_carts_changes_the_newest_of_each_are_remembered() {
+        let changes = |range: std::ops::Range<u128>| -> Vec<_> {
+            let applied = |n| Applied { request_id: Uuid::from_u128(n), body_hash: [0; 16], line: None };
+            range.map(applied).collect()
+        };
+        let remembered = |own, theirs| {
+            let mut cart = Cart { applied: changes(own), ..cart() };
+            cart.remember_all(&changes(theirs));
+            let mut ids: Vec<_> = cart.applied.iter().map(|applied| applied.request_id.as_u128()).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let ids = |a: std::ops::Range<u128>, b| a.chain(b).collect::<Vec<u128>>();
+        assert_eq!(remembered(0..3, 100..102), ids(0..3, 100..102));
+        assert_eq!(remembered(0..64, 100..110), ids(10..64, 100..110));
+        assert_eq!(remembered(0..64, 100..164), ids(32..64, 132..164));
     }
 
     #[test]

@@ -11,27 +11,31 @@ use shared::db::Tx;
 use shared::edge::Deadline;
 use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TenantId};
 use shared::mutation::Actor;
-use shared::parse::{etag, etag_of, known, line, optional, parse, required, within};
+use shared::parse::{etag, known, line, optional, parse, required, within};
 use shared::pb::common::Money;
 use shared::pb::session as pb;
 use shared::pb::session::cart_owner::Owner;
-use shared::pb::session::cart_service_server::CartService;
 use shared::replay::{parse_request_id, reused};
 use shared::secret::sha256;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::{Time, to_proto};
-use tonic::{Request, Response, Status};
+use shared::time::Time;
+use tonic::Request;
 use uuid::Uuid;
 
+use self::convert::empty_cart;
 use super::live::Seen;
 use super::{App, overtaken};
 use crate::OUTBOX;
 use crate::cache::Entry;
 use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
+use crate::domain::lineage::Presented;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::Place;
+
+mod convert;
+mod service;
 
 /// Whose cart, and at which touchpoints.
 struct Shopper {
@@ -44,6 +48,11 @@ struct Shopper {
 impl Shopper {
     fn session_id(&self) -> Option<SessionId> {
         self.named_by.as_ref().map(|(seen, _)| seen.session.id)
+    }
+
+    fn has_superseded_token(&self) -> bool {
+        let seen = self.named_by.as_ref().map(|(seen, _)| seen.presented);
+        matches!(seen, Some(Presented::Superseded(_)))
     }
 }
 
@@ -144,7 +153,7 @@ impl App {
         let place =
             Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let cart = store::cart::find_open(&mut *self.db.connection().await?, &place).await?;
-        let cart = cart.map_or_else(|| empty_cart(&shopper, &currency), |cart| (&cart).into());
+        let cart = cart.map_or_else(|| empty_cart(&place), |cart| (&cart).into());
         Ok(pb::GetCartResponse { cart: Some(cart) })
     }
 
@@ -159,9 +168,14 @@ impl App {
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
         let mut shopper = self.shopper(&caller, owner, now).await?;
         let tenant = &caller.tenant;
+        // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
+        if shopper.has_superseded_token() {
+            self.require_live_shopper(tenant, &mut shopper, now).await?;
+        }
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let mut tx = self.db.begin(deadline).await?;
-        let mut cart = self.lock_cart(&mut tx, &place, kind == ADDED, request_id, now).await?;
+        let (session, makes_cart) = (shopper.session_id(), kind == ADDED);
+        let mut cart = self.lock_cart(&mut tx, &place, session, makes_cart, request_id, now).await?;
         if let Some(id) = request_id
             && let Some(applied) = cart.applied(id)
         {
@@ -204,13 +218,13 @@ impl App {
         Ok(((&cart).into(), line))
     }
 
-    /// The open cart, locked. Where there is none, an addition makes one, which inherits the request ids of the shopper's
-    /// last order, so that a change repeated later is still known. What the last order knows, and anything but an addition,
-    /// gets that order.
+    /// The open cart, locked. Where there is none, and a login did not just take `session` to another shopper, it is the
+    /// one that [`App::make_cart`] answers.
     async fn lock_cart(
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
+        session: Option<SessionId>,
         makes_cart: bool,
         request_id: Option<Uuid>,
         now: Time,
@@ -218,10 +232,30 @@ impl App {
         if let Some(cart) = store::cart::lock_open(tx, place).await? {
             return Ok(cart);
         }
+        let cart = self.make_cart(tx, place, makes_cart, request_id, now).await?;
+        // A login merges the carts that it finds, then waits for whoever was here first and looks again.
+        if let Some(session) = session
+            && !store::session::stays_of(tx, place.tenant, session, place.shopper).await?
+        {
+            return Err(overtaken());
+        }
+        cart.ok_or_else(|| no_cart().into())
+    }
+
+    /// A new cart for an addition, which inherits the request ids of the shopper's last order, so that a change repeated
+    /// later is still known. What the last order knows, and anything but an addition, gets that order.
+    async fn make_cart(
+        &self,
+        tx: &mut Tx,
+        place: &Place<'_>,
+        makes_cart: bool,
+        request_id: Option<Uuid>,
+        now: Time,
+    ) -> Result<Option<Cart>, Failure> {
         let last = store::cart::find_last_ordered(tx, place).await?;
         let is_known = |cart: &Cart| request_id.is_some_and(|id| cart.applied(id).is_some());
         if !makes_cart || last.as_ref().is_some_and(is_known) {
-            return last.ok_or_else(|| no_cart().into());
+            return Ok(last);
         }
         let cart = Cart {
             id: CartId::new(now, self.entropy.bytes()),
@@ -236,10 +270,11 @@ impl App {
             version: 1,
         };
         if store::cart::insert(tx, place.tenant, &cart).await? {
-            return Ok(cart);
+            return Ok(Some(cart));
         }
         // Somebody else made it at the same time and has committed.
-        store::cart::lock_open(tx, place).await?.ok_or_else(overtaken)
+        let cart = store::cart::lock_open(tx, place).await?;
+        cart.ok_or_else(overtaken).map(Some)
     }
 
     async fn add_cart_line(
@@ -364,104 +399,4 @@ fn event_data(mut data: Value, cart: &Cart, line: Option<LineId>, held: Option<S
         data["session_id"] = session.to_string().into();
     }
     data
-}
-
-fn empty_cart(shopper: &Shopper, currency: &Currency) -> pb::Cart {
-    pb::Cart {
-        shopper_id: shopper.id.to_string(),
-        touchpoint_group: shopper.group.to_string(),
-        currency_code: currency.as_str().to_owned(),
-        state: pb::CartState::Active.into(),
-        total: Some(money(currency, 0)),
-        ..pb::Cart::default()
-    }
-}
-
-fn money(currency: &Currency, minor_units: i64) -> Money {
-    Money { currency_code: currency.as_str().to_owned(), minor_units }
-}
-
-impl From<&Cart> for pb::Cart {
-    fn from(cart: &Cart) -> Self {
-        let (state, order_ref, merged_into) = match &cart.state {
-            State::Active => (pb::CartState::Active, "", None),
-            State::Checkout { .. } => (pb::CartState::Checkout, "", None),
-            State::Ordered { order_ref } => (pb::CartState::Ordered, order_ref.as_str(), None),
-            State::Merged { into } => (pb::CartState::Merged, "", Some(into)),
-        };
-        let line = |line: &Line| pb::CartLine {
-            line_id: line.id.to_string(),
-            sku: line.sku.clone(),
-            quantity: line.quantity,
-            unit_price: Some(money(&cart.currency, line.unit_price)),
-            price_observe_time: Some(to_proto(line.price_observed_at)),
-            create_time: Some(to_proto(line.created_at)),
-        };
-        Self {
-            cart_id: cart.id.to_string(),
-            shopper_id: cart.shopper.to_string(),
-            touchpoint_group: cart.group.to_string(),
-            currency_code: cart.currency.as_str().to_owned(),
-            state: state.into(),
-            lines: cart.lines.iter().map(line).collect(),
-            total: Some(money(&cart.currency, cart.total())),
-            create_time: Some(to_proto(cart.created_at)),
-            update_time: Some(to_proto(cart.updated_at)),
-            order_ref: order_ref.to_owned(),
-            etag: etag_of(cart.version),
-            merged_into_cart_id: merged_into.map(CartId::to_string).unwrap_or_default(),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl CartService for App {
-    async fn get_cart(
-        &self,
-        request: Request<pb::GetCartRequest>,
-    ) -> Result<Response<pb::GetCartResponse>, Status> {
-        Ok(Response::new(self.get_cart(request).await?))
-    }
-
-    async fn add_cart_line(
-        &self,
-        request: Request<pb::AddCartLineRequest>,
-    ) -> Result<Response<pb::AddCartLineResponse>, Status> {
-        Ok(Response::new(self.add_cart_line(request).await?))
-    }
-
-    async fn set_cart_line_quantity(
-        &self,
-        request: Request<pb::SetCartLineQuantityRequest>,
-    ) -> Result<Response<pb::SetCartLineQuantityResponse>, Status> {
-        Ok(Response::new(self.set_cart_line_quantity(request).await?))
-    }
-
-    async fn remove_cart_line(
-        &self,
-        request: Request<pb::RemoveCartLineRequest>,
-    ) -> Result<Response<pb::RemoveCartLineResponse>, Status> {
-        Ok(Response::new(self.remove_cart_line(request).await?))
-    }
-
-    async fn begin_checkout(
-        &self,
-        request: Request<pb::BeginCheckoutRequest>,
-    ) -> Result<Response<pb::BeginCheckoutResponse>, Status> {
-        Ok(Response::new(self.begin_checkout(request).await?))
-    }
-
-    async fn complete_checkout(
-        &self,
-        request: Request<pb::CompleteCheckoutRequest>,
-    ) -> Result<Response<pb::CompleteCheckoutResponse>, Status> {
-        Ok(Response::new(self.complete_checkout(request).await?))
-    }
-
-    async fn fail_checkout(
-        &self,
-        request: Request<pb::FailCheckoutRequest>,
-    ) -> Result<Response<pb::FailCheckoutResponse>, Status> {
-        Ok(Response::new(self.fail_checkout(request).await?))
-    }
 }

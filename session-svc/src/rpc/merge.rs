@@ -1,24 +1,149 @@
-//! The cart of an anonymous shopper who logs in.
+//! The carts of an anonymous shopper who logs in. Locked in this order: carts, then the session that logs in; the subject
+//! is locked already.
 
-use shared::id::{SessionId, ShopperId};
+use serde_json::json;
+use shared::id::{CartId, SessionId, ShopperId, TenantId};
 use shared::mutation::Mutation;
 use shared::pb::session as pb;
-use shared::status::Failure;
+use shared::status::{Failure, Reason, Refusal};
+use sqlx::Connection as _;
 
-use super::App;
-use crate::domain::merge::Strategy;
+use super::{App, overtaken};
+use crate::domain::cart::{Cart, State};
+use crate::domain::merge::{InCheckout, Strategy, merge};
+use crate::store;
+use crate::store::cart::Place;
+
+/// How often a login looks for carts that were made meanwhile.
+const LOOKS_MAX: usize = 3;
 
 impl App {
-    /// Brings the carts of a shopper who was anonymous until now to the subject's shopper; answers what became of each.
+    /// Brings the carts of a shopper who was anonymous until now to the subject's shopper, who is locked; answers what became
+    /// of each. Where the subject has no open cart of the group and currency, it gets the anonymous one under the same id;
+    /// where it has, the two are merged. Either way the anonymous one ends and points to where it went.
     pub(super) async fn merge_carts(
         &self,
-        _work: &mut Mutation,
-        _session: SessionId,
-        _from: ShopperId,
-        _into: ShopperId,
-        _strategy: Strategy,
+        work: &mut Mutation,
+        session: SessionId,
+        from: ShopperId,
+        into: ShopperId,
+        strategy: Strategy,
     ) -> Result<Vec<pb::CartMerge>, Failure> {
-        Ok(vec![])
+        let tenant = work.actor.tenant.clone();
+        let carts = lock_carts(work, &tenant, session, from, into).await?;
+        let (mut targets, sources): (Vec<_>, Vec<_>) =
+            carts.into_iter().partition(|cart| cart.shopper == into);
+        let mut merges = vec![];
+        for mut source in sources {
+            let is_there = |cart: &Cart| cart.group == source.group && cart.currency == source.currency;
+            let target = targets.iter().position(is_there).map(|at| targets.swap_remove(at));
+            let done = bring(work, &tenant, &mut source, target, into, strategy).await?;
+            merges.push(pb::CartMerge {
+                source_cart_id: source.id.to_string(),
+                target_cart_id: done.map(|(target, _)| target.to_string()).unwrap_or_default(),
+                currency_code: source.currency.as_str().to_owned(),
+                left_out_quantity: done.map_or(0, |(_, left_out)| left_out),
+            });
+        }
+        Ok(merges)
+    }
+}
+
+/// Locks every open cart of both shoppers, and the session, so that no change that was sent with a token of before makes a
+/// cart that nobody looks at any more: it comes first and is seen here, or it waits and then finds that it was overtaken.
+/// Where there is a new one, the session is let go of and everything locked again, in the same order.
+async fn lock_carts(
+    work: &mut Mutation,
+    tenant: &TenantId,
+    session: SessionId,
+    from: ShopperId,
+    into: ShopperId,
+) -> Result<Vec<Cart>, Failure> {
+    for _ in 0..LOOKS_MAX {
+        let carts = store::cart::lock_all_open(&mut work.tx, tenant, [from, into]).await?;
+        let seen = carts.iter().filter(|cart| cart.shopper == from).count();
+        let mut attempt = work.tx.begin().await?;
+        if !store::session::lock_of(&mut attempt, tenant, session, from).await? {
+            return Err(overtaken());
+        }
+        if store::cart::count_open(&mut attempt, tenant, from).await? == seen {
+            attempt.commit().await?;
+            return Ok(carts);
+        }
+        attempt.rollback().await?;
+    }
+    Err(overtaken())
+}
+
+/// Brings one cart to the subject's shopper; answers where it is now and how much was left out, or none where it stays.
+async fn bring(
+    work: &mut Mutation,
+    tenant: &TenantId,
+    source: &mut Cart,
+    target: Option<Cart>,
+    into: ShopperId,
+    strategy: Strategy,
+) -> Result<Option<(CartId, i64)>, Failure> {
+    if strategy == Strategy::None {
+        return Ok(None);
+    }
+    let place =
+        Place { tenant, shopper: into, group: &source.group.clone(), currency: &source.currency.clone() };
+    let target = match target {
+        Some(target) => Some(target),
+        None if hand_over(work, &place, source).await? => None,
+        // Another device of the subject made it at the same time and has committed.
+        None => Some(store::cart::lock_open(&mut work.tx, &place).await?.ok_or_else(overtaken)?),
+    };
+    let (id, left_out) = match target {
+        None => {
+            source.state = State::Merged { into: source.id };
+            (source.id, 0)
+        }
+        Some(mut target) => {
+            let Some(left_out) = merge(&mut target, source, strategy, work.now)? else { return Ok(None) };
+            target.version += 1;
+            write(work, tenant, &target).await?;
+            let data = json!({"shopper_id": into.to_string(), "from_cart_id": source.id.to_string()});
+            work.tell("cart.lines_merged", target.id.to_string(), data).await?;
+            (target.id, left_out)
+        }
+    };
+    source.version += 1;
+    write(work, tenant, source).await?;
+    let data = json!({
+        "shopper_id": source.shopper.to_string(),
+        "into_shopper_id": into.to_string(),
+        "into_cart_id": id.to_string(),
+        "strategy": strategy.name(),
+        "left_out_quantity": left_out,
+    });
+    work.tell("cart.merged", source.id.to_string(), data).await?;
+    Ok(Some((id, left_out)))
+}
+
+/// Gives the shopper the cart as it is, which knows the request ids of the shopper's last order from then on, as every new
+/// cart does; false if the shopper has one by now. The shopper is part of the key, so it is a row of its own.
+async fn hand_over(work: &mut Mutation, place: &Place<'_>, source: &Cart) -> Result<bool, Failure> {
+    let mut cart = Cart { shopper: place.shopper, ..source.clone() };
+    if let Some(last) = store::cart::find_last_ordered(&mut work.tx, place).await? {
+        cart.remember_all(&last.applied);
+    }
+    Ok(store::cart::insert(&mut work.tx, place.tenant, &cart).await?)
+}
+
+/// Writes a locked cart.
+async fn write(work: &mut Mutation, tenant: &TenantId, cart: &Cart) -> Result<(), Failure> {
+    let is_written = store::cart::update(&mut work.tx, tenant, cart).await?;
+    is_written.then_some(()).ok_or_else(overtaken)
+}
+
+impl From<InCheckout> for Failure {
+    fn from(refused: InCheckout) -> Self {
+        Refusal::new(Reason::CartWrongState, refused.to_string())
+            .with("state", "CHECKOUT")
+            .with("cart_id", refused.0)
+            .into()
     }
 }
 

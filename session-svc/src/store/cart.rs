@@ -134,6 +134,45 @@ pub async fn lock_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
     .transpose()
 }
 
+/// Every open cart of two shoppers, locked in key order, so that two logins never wait for each other in a circle. There is
+/// one a group and currency.
+#[tracing::instrument(name = "db.cart.lock_all_open", skip_all)]
+pub async fn lock_all_open(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    shoppers: [ShopperId; 2],
+) -> sqlx::Result<Vec<Cart>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, created_at, updated_at, version
+        from session.carts
+        where tenant_id = $1 and shopper_id = any($2) and state in ('ACTIVE', 'CHECKOUT')
+        order by shopper_id, cart_id
+        for update",
+        tenant.as_str(),
+        &shoppers.map(ShopperId::uuid),
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(Cart::try_from).collect()
+}
+
+/// How many open carts a shopper has.
+#[tracing::instrument(name = "db.cart.count_open", skip_all)]
+pub async fn count_open(db: &mut PgConnection, tenant: &TenantId, shopper: ShopperId) -> sqlx::Result<usize> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!"
+        from session.carts
+        where tenant_id = $1 and shopper_id = $2 and state in ('ACTIVE', 'CHECKOUT')"#,
+        tenant.as_str(),
+        shopper.uuid(),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
 /// The last cart that was ordered there.
 #[tracing::instrument(name = "db.cart.find_last_ordered", skip_all)]
 pub async fn find_last_ordered(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
@@ -159,10 +198,11 @@ pub async fn find_last_ordered(db: &mut PgConnection, place: &Place<'_>) -> sqlx
 /// Adds an open cart; false if there is one by now.
 #[tracing::instrument(name = "db.cart.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
+    let (_, session, _) = columns(&cart.state);
     let done = sqlx::query!(
-        "insert into session.carts (tenant_id, shopper_id, cart_id, group_id, currency_code, state, content, created_at,
-            updated_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        "insert into session.carts (tenant_id, shopper_id, cart_id, group_id, currency_code, state, content,
+            checkout_session_id, created_at, updated_at, version)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
         on conflict (tenant_id, shopper_id, group_id, currency_code) where state in ('ACTIVE', 'CHECKOUT') do nothing",
         tenant.as_str(),
         cart.shopper.uuid(),
@@ -171,6 +211,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
         cart.currency.as_str(),
         cart.state.name(),
         write_content(cart),
+        session,
         cart.created_at,
         cart.updated_at,
         cart.version,
@@ -183,12 +224,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
 /// Writes one of version `cart.version - 1`; false if it has another.
 #[tracing::instrument(name = "db.cart.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
-    let (order_ref, session, merged_into) = match &cart.state {
-        State::Active => (None, None, None),
-        State::Checkout { session } => (None, session.map(SessionId::uuid), None),
-        State::Ordered { order_ref } => (Some(order_ref.as_str()), None, None),
-        State::Merged { into } => (None, None, Some(into.uuid())),
-    };
+    let (order_ref, session, merged_into) = columns(&cart.state);
     let done = sqlx::query!(
         "update session.carts
         set state = $4, content = $5, order_ref = $6, checkout_session_id = $7, updated_at = $8, version = $9,
@@ -209,6 +245,16 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// `order_ref`, `checkout_session_id` and `merged_into_cart_id` of a state.
+fn columns(state: &State) -> (Option<&str>, Option<Uuid>, Option<Uuid>) {
+    match state {
+        State::Active => (None, None, None),
+        State::Checkout { session } => (None, session.map(SessionId::uuid), None),
+        State::Ordered { order_ref } => (Some(order_ref), None, None),
+        State::Merged { into } => (None, None, Some(into.uuid())),
+    }
 }
 
 fn read_content(bytes: &[u8]) -> Option<(Vec<Line>, Vec<Applied>)> {

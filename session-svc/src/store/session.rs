@@ -346,6 +346,50 @@ pub async fn authenticate(
     Ok(done.rows_affected() == 1)
 }
 
+/// Locks a session that is of this shopper against having another, and against [`stays_of`]; false if it is not, or not any
+/// more.
+#[tracing::instrument(name = "db.session.lock_of", skip_all)]
+pub async fn lock_of(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    shopper: ShopperId,
+) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
+        "select session_id from session.sessions
+        where tenant_id = $1 and session_id = $2 and shopper_id = $3
+        for update",
+        tenant.as_str(),
+        id.uuid(),
+        shopper.uuid(),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.is_some())
+}
+
+/// Whether a session is of this shopper; until the transaction ends, no login takes it to another. Touches and other such
+/// changes are not in the way.
+#[tracing::instrument(name = "db.session.stays_of", skip_all)]
+pub async fn stays_of(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    shopper: ShopperId,
+) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
+        "select session_id from session.sessions
+        where tenant_id = $1 and session_id = $2 and shopper_id = $3
+        for key share",
+        tenant.as_str(),
+        id.uuid(),
+        shopper.uuid(),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.is_some())
+}
+
 /// Revokes one that is not; false if it was, or is not there.
 #[tracing::instrument(name = "db.session.revoke", skip_all)]
 pub async fn revoke(

@@ -1,0 +1,59 @@
+//! `CartService`: which method answers which rpc.
+
+use shared::pb::session as pb;
+use shared::pb::session::cart_service_server::CartService;
+use tonic::{Request, Response, Status};
+
+use crate::rpc::App;
+
+#[tonic::async_trait]
+impl CartService for App {
+    async fn get_cart(
+        &self,
+        request: Request<pb::GetCartRequest>,
+    ) -> Result<Response<pb::GetCartResponse>, Status> {
+        Ok(Response::new(self.get_cart(request).await?))
+    }
+
+    async fn add_cart_line(
+        &self,
+        request: Request<pb::AddCartLineRequest>,
+    ) -> Result<Response<pb::AddCartLineResponse>, Status> {
+        Ok(Response::new(self.add_cart_line(request).await?))
+    }
+
+    async fn set_cart_line_quantity(
+        &self,
+        request: Request<pb::SetCartLineQuantityRequest>,
+    ) -> Result<Response<pb::SetCartLineQuantityResponse>, Status> {
+        Ok(Response::new(self.set_cart_line_quantity(request).await?))
+    }
+
+    async fn remove_cart_line(
+        &self,
+        request: Request<pb::RemoveCartLineRequest>,
+    ) -> Result<Response<pb::RemoveCartLineResponse>, Status> {
+        Ok(Response::new(self.remove_cart_line(request).await?))
+    }
+
+    async fn begin_checkout(
+        &self,
+        request: Request<pb::BeginCheckoutRequest>,
+    ) -> Result<Response<pb::BeginCheckoutResponse>, Status> {
+        Ok(Response::new(self.begin_checkout(request).await?))
+    }
+
+    async fn complete_checkout(
+        &self,
+        request: Request<pb::CompleteCheckoutRequest>,
+    ) -> Result<Response<pb::CompleteCheckoutResponse>, Status> {
+        Ok(Response::new(self.complete_checkout(request).await?))
+    }
+
+    async fn fail_checkout(
+        &self,
+        request: Request<pb::FailCheckoutRequest>,
+    ) -> Result<Response<pb::FailCheckoutResponse>, Status> {
+        Ok(Response::new(self.fail_checkout(request).await?))
+    }
+}
