@@ -2,6 +2,16 @@
 //! PostgreSQL.
 
 #[cfg(test)]
+mod asvs;
+#[cfg(test)]
+mod asvs_oauth;
+#[cfg(test)]
+mod asvs_revocation;
+#[cfg(test)]
+mod asvs_session;
+#[cfg(test)]
+mod asvs_token;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod bad_input;
