@@ -38,6 +38,8 @@ mod page;
 #[cfg(test)]
 mod release;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod request_id;
 #[cfg(test)]
 mod rollout;
@@ -51,3 +53,5 @@ mod store;
 mod tls;
 #[cfg(test)]
 mod touchpoint;
+#[cfg(test)]
+mod trust_properties;
