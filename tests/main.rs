@@ -16,6 +16,8 @@ mod auth;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod bad_tokens;
+#[cfg(test)]
 mod cart;
 #[cfg(test)]
 mod component;
@@ -49,6 +51,8 @@ mod routing;
 mod session;
 #[cfg(test)]
 mod store;
+#[cfg(test)]
+mod threads;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
