@@ -32,12 +32,12 @@ fn start() -> (Stack, Caller) {
 }
 
 /// The stack's own issuer's key.
-fn key(stack: &Stack) -> EncodingKey {
+pub(crate) fn key(stack: &Stack) -> EncodingKey {
     EncodingKey::from_ed_pem(&std::fs::read(stack.folder().join("issuer-key.pem")).unwrap()).unwrap()
 }
 
 /// Somebody else's key.
-fn other_key(stack: &Stack) -> EncodingKey {
+pub(crate) fn other_key(stack: &Stack) -> EncodingKey {
     let folder = stack.folder().join("other");
     std::fs::create_dir_all(&folder).unwrap();
     LocalIssuer::open(&folder, &stack.entropy).unwrap();
@@ -52,7 +52,7 @@ fn key_set(key: &EncodingKey, kid: &str) -> String {
 }
 
 /// Trusts one issuer, whose keys are there.
-fn write_issuer(stack: &Stack, keys: &Value) {
+pub(crate) fn write_issuer(stack: &Stack, keys: &Value) {
     let mut issuer = json!({"audience": "tandem", "tenants": ["*"]});
     issuer.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
     std::fs::write(stack.folder().join("issuers.json"), json!([issuer]).to_string()).unwrap();
@@ -75,13 +75,13 @@ async fn once_fetched(stack: &Stack, caller: &Caller, token: &str) {
     }
 }
 
-fn header() -> Header {
+pub(crate) fn header() -> Header {
     let (typ, kid) = (Some("at+jwt".to_owned()), Some("local".to_owned()));
     Header { typ, kid, ..Header::new(Algorithm::EdDSA) }
 }
 
 /// Good claims, but for these.
-fn claims(changed: &Value) -> Value {
+pub(crate) fn claims(changed: &Value) -> Value {
     let mut claims = json!({
         "iss": "tandem-local", "aud": "tandem", "sub": "reader", "tenant": "shop", "kind": "workload",
         "scope": "touchpoint.read session.read", "exp": START + 600,
@@ -100,7 +100,7 @@ async fn list(
     caller.touchpoints().list_touchpoints(ListTouchpointsRequest::default()).await
 }
 
-async fn list_with(
+pub(crate) async fn list_with(
     caller: &Caller,
     token: &str,
 ) -> Result<Response<pb::session::ListTouchpointsResponse>, Status> {

@@ -29,6 +29,7 @@ pub(crate) mod caller;
 pub(crate) mod database;
 pub(crate) mod raw;
 pub(crate) mod shop;
+pub(crate) mod trust;
 pub(crate) mod watch;
 pub(crate) mod web;
 

@@ -2,9 +2,21 @@
 //! PostgreSQL.
 
 #[cfg(test)]
+mod asvs;
+#[cfg(test)]
+mod asvs_oauth;
+#[cfg(test)]
+mod asvs_revocation;
+#[cfg(test)]
+mod asvs_session;
+#[cfg(test)]
+mod asvs_token;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod bad_input;
+#[cfg(test)]
+mod bad_tokens;
 #[cfg(test)]
 mod cart;
 #[cfg(test)]
@@ -30,6 +42,8 @@ mod page;
 #[cfg(test)]
 mod release;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod request_id;
 #[cfg(test)]
 mod rollout;
@@ -40,6 +54,10 @@ mod session;
 #[cfg(test)]
 mod store;
 #[cfg(test)]
+mod threads;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod touchpoint;
+#[cfg(test)]
+mod trust_properties;

@@ -80,6 +80,26 @@ impl Database {
     pub(crate) async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("the test's own connection")
     }
+
+    /// What a statement counts.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
+    }
+
+    /// Every row of every table of ours, as text.
+    pub(crate) async fn dump(&self) -> String {
+        let mut db = self.connect().await;
+        let tables = "select format('%I.%I', schemaname, tablename) from pg_tables \
+                      where schemaname in ('session', 'release')";
+        let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut db).await.unwrap();
+        let mut dump = String::new();
+        for table in tables {
+            let sql = format!("select coalesce(string_agg(t::text, ' '), '') from {table} t");
+            let text: String = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut db).await.unwrap();
+            dump.push_str(&text);
+        }
+        dump
+    }
 }
 
 impl Drop for Database {

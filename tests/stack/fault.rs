@@ -14,7 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use crate::harness::{Pids, Stack, channel};
-use crate::process::{eventually, is_running, parent, poll, signal};
+use crate::process::{Stopped, eventually, is_running, parent, poll, signal};
 
 /// `up` waits 0.5 s before it starts a service again; recovery of PostgreSQL takes a moment.
 const BACK_LIMIT: Duration = Duration::from_secs(20);
@@ -152,22 +152,6 @@ async fn health(stack: &Stack) -> Result<ServingStatus, Code> {
 fn changed(stack: &Stack, before: Pids, pid: impl Fn(Pids) -> u32) -> Pids {
     let changed = poll(BACK_LIMIT, || stack.pids().filter(|pids| pid(*pids) != pid(before)));
     changed.expect("what has died is started again")
-}
-
-/// A process that stands still, for as long as this lives.
-struct Stopped(u32);
-
-impl Stopped {
-    fn new(pid: u32) -> Self {
-        signal("STOP", pid);
-        Self(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        signal("CONT", self.0);
-    }
 }
 
 /// `tandem replay` beside the test.

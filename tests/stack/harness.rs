@@ -204,6 +204,12 @@ impl Stack {
         self.folder.path.join(name)
     }
 
+    /// The private PostgreSQL's only database.
+    pub(crate) fn database_url(&self) -> String {
+        let socket = self.path("postgres/socket");
+        format!("postgres://tandem@localhost/tandem?host={}&port=5432", socket.display())
+    }
+
     /// The text of a log, all of it.
     pub(crate) fn log(&self, name: &str) -> String {
         process::read(&self.path(name))

@@ -10,4 +10,5 @@ mod paste;
 mod process;
 mod refusal;
 mod secret;
+mod stalled;
 mod telemetry;

@@ -206,6 +206,22 @@ pub(crate) fn signal(name: &str, pid: u32) {
         .status();
 }
 
+/// A process that stands still, for as long as this lives.
+pub(crate) struct Stopped(u32);
+
+impl Stopped {
+    pub(crate) fn new(pid: u32) -> Self {
+        signal("STOP", pid);
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal("CONT", self.0);
+    }
+}
+
 fn signal_group(name: &str, pid: u32) {
     let _ = Command::new("kill")
         .args(["-s", name, "--", &format!("-{pid}")])

@@ -123,9 +123,9 @@ fn files(stack: &Stack) -> Vec<Secret> {
 
 /// Every row of every table of ours as PostgreSQL prints it, bytes in hexadecimal.
 async fn tables(stack: &Stack) -> Vec<(String, String)> {
-    let socket = stack.path("postgres/socket");
-    let url = format!("postgres://tandem@localhost/tandem?host={}&port=5432", socket.display());
-    let mut db = PgConnection::connect(&url).await.expect("the stack's PostgreSQL");
+    let mut db = PgConnection::connect(&stack.database_url())
+        .await
+        .expect("the stack's PostgreSQL");
     let names = "select format('%I.%I', schemaname, tablename) from pg_tables \
                  where schemaname not in ('pg_catalog', 'information_schema') order by 1";
     let names: Vec<String> = sqlx::query_scalar(names).fetch_all(&mut db).await.expect("tables");
