@@ -110,7 +110,8 @@ async fn a_revoked_session_takes_no_hold_and_no_touch() {
     let seen_at = stack.now() + TimeDelta::minutes(5);
     let moved = Visit { started_at: seen_at, ..before.visit.clone() };
     let touch = Touch { tenant: tenant(), session: id, seen_at, visit: Some((moved, before.visit)) };
-    assert_eq!(session::touch(&mut db, &[touch]).await.unwrap(), []);
+    assert_eq!(session::begin_visits(&mut db, &[&touch]).await.unwrap(), []);
+    session::touch(&mut db, &[&touch]).await.unwrap();
     assert_eq!(
         session::find(&mut db, &tenant(), id).await.unwrap().unwrap().last_seen_at,
         before.last_seen_at
@@ -129,12 +130,14 @@ async fn a_late_touch_takes_no_time_back_and_no_visit_it_did_not_know() {
         visit,
     };
     let next = Visit { started_at: stack.now() + TimeDelta::minutes(40), ..stored.clone() };
-    let moved = session::touch(&mut db, &[touch(40, Some((next.clone(), stored.clone())))])
+    let moved = session::begin_visits(&mut db, &[&touch(40, Some((next.clone(), stored.clone())))])
         .await
         .unwrap();
     assert_eq!(moved, [(tenant(), id)]);
     let other = Visit { started_at: stack.now() + TimeDelta::minutes(35), ..stored.clone() };
-    assert_eq!(session::touch(&mut db, &[touch(35, Some((other, stored)))]).await.unwrap(), []);
+    let late = touch(35, Some((other, stored)));
+    assert_eq!(session::begin_visits(&mut db, &[&late]).await.unwrap(), []);
+    session::touch(&mut db, &[&late]).await.unwrap();
     let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
     assert_eq!((session.last_seen_at, session.visit), (next.started_at, next));
 }
@@ -161,6 +164,7 @@ async fn touches_of_the_same_sessions_never_wait_in_a_circle() {
                 let touch =
                     |id: &SessionId| Touch { tenant: tenant.clone(), session: *id, seen_at, visit: None };
                 let touches: Vec<_> = ids.iter().map(touch).collect();
+                let touches: Vec<_> = touches.iter().collect();
                 session::touch(&mut db, &touches).await.expect("no deadlock");
             }
         }

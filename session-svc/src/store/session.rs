@@ -537,18 +537,23 @@ pub struct Touch {
     pub visit: Option<(Visit, Visit)>,
 }
 
-/// Writes when sessions were seen, in key order; what is revoked, or was seen later, stays.
+/// Writes when sessions were seen; what is revoked, or was seen later, stays. Rows are locked in key order, so that two that
+/// write the same sessions never wait for each other in a circle.
 #[tracing::instrument(name = "db.session.touch", skip_all, fields(count = touches.len()))]
 pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<()> {
     sqlx::query!(
-        "update session.sessions session
-        set last_seen_at = touch.seen_at
-        from (
-            select * from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as touch (tenant_id, session_id, seen_at)
-            order by tenant_id, session_id
-        ) touch
-        where session.tenant_id = touch.tenant_id and session.session_id = touch.session_id
-            and session.revoked_at is null and session.last_seen_at < touch.seen_at",
+        "with locked as (
+            select session.tenant_id, session.session_id, touch.seen_at
+            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as touch (tenant_id, session_id, seen_at)
+            join session.sessions session using (tenant_id, session_id)
+            where session.revoked_at is null and session.last_seen_at < touch.seen_at
+            order by session.tenant_id, session.session_id
+            for no key update of session
+        )
+        update session.sessions session
+        set last_seen_at = locked.seen_at
+        from locked
+        where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id",
         &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
