@@ -10,6 +10,8 @@ mod cart;
 #[cfg(test)]
 mod component;
 #[cfg(test)]
+mod elevation;
+#[cfg(test)]
 mod event;
 #[cfg(test)]
 mod failover;

@@ -22,6 +22,7 @@ pub mod domain {
     pub mod assurance;
     pub mod attribute;
     pub mod cart;
+    pub mod elevation;
     pub mod lineage;
     pub mod merge;
     pub mod session;

@@ -34,6 +34,7 @@ mod admission;
 mod authenticate;
 mod cart;
 mod convert;
+mod elevation;
 mod live;
 mod merge;
 mod policy;

@@ -94,16 +94,16 @@ impl SessionService for App {
 
     async fn grant_elevation(
         &self,
-        _request: Request<pb::GrantElevationRequest>,
+        request: Request<pb::GrantElevationRequest>,
     ) -> Result<Response<pb::GrantElevationResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.grant_elevation(request).await?))
     }
 
     async fn redeem_elevation(
         &self,
-        _request: Request<pb::RedeemElevationRequest>,
+        request: Request<pb::RedeemElevationRequest>,
     ) -> Result<Response<pb::RedeemElevationResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.redeem_elevation(request).await?))
     }
 
     async fn update_session_attributes(
