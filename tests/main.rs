@@ -2,6 +2,8 @@
 //! PostgreSQL.
 
 #[cfg(test)]
+mod attribute;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod bad_input;

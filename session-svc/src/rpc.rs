@@ -31,6 +31,7 @@ use crate::store;
 use crate::touches::Touches;
 
 mod admission;
+mod attribute;
 mod authenticate;
 mod cart;
 mod convert;

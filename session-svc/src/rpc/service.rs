@@ -108,9 +108,9 @@ impl SessionService for App {
 
     async fn update_session_attributes(
         &self,
-        _request: Request<pb::UpdateSessionAttributesRequest>,
+        request: Request<pb::UpdateSessionAttributesRequest>,
     ) -> Result<Response<pb::UpdateSessionAttributesResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.update_session_attributes(request).await?))
     }
 
     async fn issue_assertion(
