@@ -111,8 +111,8 @@ mod tests {
         Change { key: key.to_owned(), value: None, expected }
     }
 
-    fn moved(key: &str, version: i64) -> Option<Refused> {
-        Some(Refused::Version { key: key.to_owned(), version })
+    fn moved(key: &str, version: i64) -> Refused {
+        Refused::Version { key: key.to_owned(), version }
     }
 
     #[test]
@@ -121,15 +121,15 @@ mod tests {
         let cases = [
             (set("a", "2", None), None),
             (set("a", "2", Some(3)), None),
-            (set("a", "2", Some(0)), moved("a", 3)),
-            (set("a", "2", Some(4)), moved("a", 3)),
+            (set("a", "2", Some(0)), Some(moved("a", 3))),
+            (set("a", "2", Some(4)), Some(moved("a", 3))),
             (set("b", "2", Some(0)), None),
-            (set("b", "2", Some(3)), moved("b", 0)),
+            (set("b", "2", Some(3)), Some(moved("b", 0))),
             (remove("a", Some(3)), None),
-            (remove("a", Some(2)), moved("a", 3)),
+            (remove("a", Some(2)), Some(moved("a", 3))),
             (remove("b", None), None),
             (remove("b", Some(0)), None),
-            (remove("b", Some(1)), moved("b", 0)),
+            (remove("b", Some(1)), Some(moved("b", 0))),
         ];
         for (asked, refused) in cases {
             let shown = format!("{asked:?}");
@@ -141,9 +141,9 @@ mod tests {
     fn what_changed_has_the_new_version_and_the_rest_keeps_its_own() {
         let before = vec![attribute("a", "1", 3), attribute("c", "1", 4)];
         let changes = vec![set("b", "2", None), remove("c", None), remove("d", None)];
-        let changed = change(before, changes, 5).unwrap();
-        assert_eq!(changed.attributes, [attribute("a", "1", 3), attribute("b", "2", 5)]);
-        assert_eq!(changed.keys, ["b", "c"], "what was not there did not change");
+        let after = change(before, changes, 5).unwrap();
+        assert_eq!(after.attributes, [attribute("a", "1", 3), attribute("b", "2", 5)]);
+        assert_eq!(after.keys, ["b", "c"], "what was not there did not change");
     }
 
     #[test]
@@ -151,12 +151,12 @@ mod tests {
         let value = "v".repeat(VALUE_MAX);
         let mut changes: Vec<_> = ["a", "b", "c"].map(|key| set(key, &value, None)).into();
         changes.push(set("d", &value[4..], None));
-        let changed = change(vec![], changes.clone(), 1).unwrap();
-        assert_eq!(changed.attributes.len(), 4);
+        let after = change(vec![], changes.clone(), 1).unwrap();
+        assert_eq!(after.attributes.len(), 4);
         let refused = Err(Refused::TotalBytes { max: TOTAL_MAX });
-        assert_eq!(change(changed.attributes.clone(), vec![set("e", "", None)], 2), refused);
+        assert_eq!(change(after.attributes.clone(), vec![set("e", "", None)], 2), refused);
         let traded = vec![set("e", &value[4..], None), remove("d", None)];
-        assert!(change(changed.attributes, traded, 2).is_ok(), "what counts is how it ends");
+        assert!(change(after.attributes, traded, 2).is_ok(), "what counts is how it ends");
     }
 
     #[test]

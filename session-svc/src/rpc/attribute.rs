@@ -33,19 +33,19 @@ impl App {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => {
                 let now = store::attribute::list(&mut *self.db.connection().await?, tenant, id).await?;
-                return Ok(with_values(before.answer, changes, now));
+                return Ok(with_values(before.answer, &changes, &now));
             }
         };
         self.require_live(tenant, &mut seen, &touchpoint.value, work.now).await?;
         let version = store::attribute::begin(&mut work.tx, tenant, id).await?.ok_or(Ended::Revoked)?;
         let before = store::attribute::list(&mut work.tx, tenant, id).await?;
-        let changed = attribute::change(before, changes, version)?;
-        if !changed.keys.is_empty() {
-            store::attribute::write(&mut work.tx, tenant, id, &changed.keys, &changed.attributes).await?;
-            let data = json!({"keys": changed.keys});
+        let after = attribute::change(before, changes, version)?;
+        if !after.keys.is_empty() {
+            store::attribute::write(&mut work.tx, tenant, id, &after.keys, &after.attributes).await?;
+            let data = json!({"keys": after.keys});
             work.tell("session.attributes_changed", id.to_string(), data).await?;
         }
-        let attributes: Vec<pb::Attribute> = changed.attributes.into_iter().map(Into::into).collect();
+        let attributes: Vec<pb::Attribute> = after.attributes.into_iter().map(Into::into).collect();
         // Records of requests hold no personal data, which values may be.
         let without_value = |it: &pb::Attribute| pb::Attribute { value: String::new(), ..it.clone() };
         let kept = attributes.iter().map(without_value).collect();
@@ -58,8 +58,8 @@ impl App {
 /// came from elsewhere and has changed since is left out.
 fn with_values(
     kept: pb::UpdateSessionAttributesResponse,
-    changes: Vec<Change>,
-    now: Vec<Attribute>,
+    changes: &[Change],
+    now: &[Attribute],
 ) -> pb::UpdateSessionAttributesResponse {
     let value_of = |then: &pb::Attribute| {
         let asked = changes.iter().find(|change| change.key == then.key);
