@@ -2,6 +2,8 @@
 //! PostgreSQL.
 
 #[cfg(test)]
+mod assertion;
+#[cfg(test)]
 mod attribute;
 #[cfg(test)]
 mod auth;

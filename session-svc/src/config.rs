@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::link::LinkConfig;
 
 const LISTEN: &str = "127.0.0.1:50051";
+const ASSERTION_ISSUER: &str = "tandem";
 
 /// Flags and variables.
 #[derive(Clone, clap::Args)]
@@ -22,6 +23,9 @@ pub struct Args {
     /// The environment that this session-svc serves; release-svc's routes of it decide what visits see
     #[arg(long, env = "TANDEM_ENVIRONMENT", value_name = "NAME")]
     environment: Option<String>,
+    /// Who issues assertions, as their `iss` names it before `/` and the tenant [default: tandem]
+    #[arg(long, env = "TANDEM_ASSERTION_ISSUER", value_name = "NAME")]
+    assertion_issuer: Option<String>,
     /// Address of release-svc, http://host:port or https://host:port; without it visits are pinned by the last known routes, or not at all
     #[arg(long, env = "TANDEM_RELEASE_URL", value_name = "URL")]
     release_url: Option<String>,
@@ -43,6 +47,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// The environment that it serves.
     pub environment: EnvironmentId,
+    /// What `iss` of its assertions begins with.
+    pub assertion_issuer: String,
     /// The way to release-svc.
     pub link: Option<LinkConfig>,
 }
@@ -53,6 +59,15 @@ impl Args {
         let mut problems = Problems::default();
         let service = self.service.parse(LISTEN, self.session_database_url, &mut problems);
         let environment = problems.required("TANDEM_ENVIRONMENT", self.environment.as_deref());
+        let assertion_issuer = self.assertion_issuer.unwrap_or_else(|| ASSERTION_ISSUER.to_owned());
+        let is_odd = |c: char| c.is_control() || c.is_whitespace();
+        if assertion_issuer.is_empty() || assertion_issuer.ends_with('/') || assertion_issuer.contains(is_odd)
+        {
+            problems.add(
+                "TANDEM_ASSERTION_ISSUER",
+                "must be a name or a URL, without spaces or a `/` at its end",
+            );
+        }
         let endpoint: Option<Endpoint> = problems.optional("TANDEM_RELEASE_URL", self.release_url.as_deref());
         let endpoint =
             endpoint.and_then(|endpoint| secure(endpoint, self.release_ca.as_deref(), &mut problems));
@@ -69,6 +84,7 @@ impl Args {
         problems.check(service.zip(environment).map(|(service, environment)| Config {
             service,
             environment,
+            assertion_issuer,
             link,
         }))
     }

@@ -74,7 +74,7 @@ pub async fn serve(
     entropy: Entropy,
     lifecycle: &Lifecycle,
 ) -> Result<(), ServeError> {
-    let Config { service, environment, link } = config;
+    let Config { service, environment, assertion_issuer, link } = config;
     let url = service.database_url.expose();
     let db = Db::new(url, service.database_connections, "session-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
@@ -85,6 +85,7 @@ pub async fn serve(
         clock: clock.clone(),
         entropy,
         keys: Arc::clone(&keys),
+        assertion_issuer,
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),

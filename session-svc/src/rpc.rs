@@ -31,6 +31,7 @@ use crate::store;
 use crate::touches::Touches;
 
 mod admission;
+mod assertion;
 mod attribute;
 mod authenticate;
 mod cart;
@@ -57,6 +58,8 @@ pub struct App {
     pub entropy: Entropy,
     /// Keys of ours.
     pub keys: Arc<Keys>,
+    /// How the issuers of assertions begin; the tenant follows.
+    pub assertion_issuer: String,
     /// The outbox as it happens.
     pub feed: Arc<Feed>,
     /// Sessions read lately.
