@@ -26,6 +26,8 @@ mod harness;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod leak;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod limits;

@@ -37,6 +37,7 @@ mod authenticate;
 mod cart;
 mod convert;
 mod elevation;
+mod leak;
 mod live;
 mod merge;
 mod policy;

@@ -129,8 +129,8 @@ impl SessionService for App {
 
     async fn report_leaked_token(
         &self,
-        _request: Request<pb::ReportLeakedTokenRequest>,
+        request: Request<pb::ReportLeakedTokenRequest>,
     ) -> Result<Response<pb::ReportLeakedTokenResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.report_leaked_token(request).await?))
     }
 }
