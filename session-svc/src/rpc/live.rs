@@ -116,8 +116,8 @@ impl App {
         Ok((Session { visit, last_seen_at, ..seen.session }, touchpoint))
     }
 
-    /// A session by its id, with its touchpoint, as the mutation's transaction sees them; none is none. Whether it lives is
-    /// not asked yet.
+    /// The session of an id, if there is one, with its touchpoint, as the mutation's transaction sees them. Whether it lives
+    /// is not asked yet.
     pub(super) async fn session_in(
         &self,
         work: &mut Mutation,
