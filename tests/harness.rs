@@ -43,6 +43,8 @@ pub(crate) use web::Web;
 pub(crate) const START: i64 = 1_800_000_000;
 /// The environment that every session-svc serves.
 pub(crate) const ENVIRONMENT: &str = "local";
+/// What `iss` of every assertion begins with.
+pub(crate) const ASSERTION_ISSUER: &str = "https://sessions.example";
 const KEYRING_FILE: &str = "keyring.json";
 /// More than any test calls while the clock stands still.
 const CALLER_RATE: NonZeroU32 = NonZeroU32::new(10_000_000).unwrap();
@@ -208,6 +210,7 @@ impl Stack {
             service: self.config(options),
             environment: ENVIRONMENT.parse().unwrap(),
             identity_providers: None,
+            assertion_issuer: ASSERTION_ISSUER.to_owned(),
             link,
         };
         let (clock, entropy) = (self.clock.clone(), self.entropy.clone());

@@ -1,6 +1,9 @@
 //! End-to-end tests of both services, in process and over gRPC: one binary, so that it links once and its tests share one
 //! PostgreSQL.
 
+mod assertion;
+#[cfg(test)]
+mod assertion;
 #[cfg(test)]
 mod asvs;
 #[cfg(test)]
@@ -12,6 +15,8 @@ mod asvs_session;
 #[cfg(test)]
 mod asvs_token;
 #[cfg(test)]
+mod attribute;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod bad_input;
@@ -22,6 +27,8 @@ mod cart;
 #[cfg(test)]
 mod component;
 #[cfg(test)]
+mod elevation;
+#[cfg(test)]
 mod event;
 #[cfg(test)]
 mod failover;
@@ -31,6 +38,8 @@ mod floors;
 mod harness;
 #[cfg(test)]
 mod isolation;
+#[cfg(test)]
+mod leak;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]

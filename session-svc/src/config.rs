@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::link::LinkConfig;
 
 const LISTEN: &str = "127.0.0.1:50051";
+const ASSERTION_ISSUER: &str = "tandem";
 
 /// Flags and variables.
 #[derive(Clone, clap::Args)]
@@ -26,6 +27,9 @@ pub struct Args {
     /// JSON file that names the identity providers whose ID tokens log subjects in (docs/configuration.md)
     #[arg(long, env = "TANDEM_IDENTITY_PROVIDERS", value_name = "FILE")]
     identity_providers: Option<String>,
+    /// Who issues assertions, as their `iss` names it before `/` and the tenant [default: tandem]
+    #[arg(long, env = "TANDEM_ASSERTION_ISSUER", value_name = "NAME")]
+    assertion_issuer: Option<String>,
     /// Address of release-svc, http://host:port or https://host:port; without it visits are pinned by the last known routes, or not at all
     #[arg(long, env = "TANDEM_RELEASE_URL", value_name = "URL")]
     release_url: Option<String>,
@@ -49,6 +53,8 @@ pub struct Config {
     pub environment: EnvironmentId,
     /// Whose ID tokens log subjects in.
     pub identity_providers: Option<IdentityProviders>,
+    /// What `iss` of its assertions begins with.
+    pub assertion_issuer: String,
     /// The way to release-svc.
     pub link: Option<LinkConfig>,
 }
@@ -65,6 +71,15 @@ impl Args {
             let opened = IdentityProviders::open(&path);
             opened.map_err(|error| problems.add("TANDEM_IDENTITY_PROVIDERS", error)).ok()
         });
+        let assertion_issuer = self.assertion_issuer.unwrap_or_else(|| ASSERTION_ISSUER.to_owned());
+        let is_odd = |c: char| c.is_control() || c.is_whitespace();
+        if assertion_issuer.is_empty() || assertion_issuer.ends_with('/') || assertion_issuer.contains(is_odd)
+        {
+            problems.add(
+                "TANDEM_ASSERTION_ISSUER",
+                "must be a name or a URL, without spaces or a `/` at its end",
+            );
+        }
         let endpoint: Option<Endpoint> = problems.optional("TANDEM_RELEASE_URL", self.release_url.as_deref());
         let endpoint =
             endpoint.and_then(|endpoint| secure(endpoint, self.release_ca.as_deref(), &mut problems));
@@ -82,6 +97,7 @@ impl Args {
             service,
             environment,
             identity_providers,
+            assertion_issuer,
             link,
         }))
     }

@@ -24,6 +24,7 @@ pub mod domain {
     pub mod assurance;
     pub mod attribute;
     pub mod cart;
+    pub mod elevation;
     pub mod lineage;
     pub mod merge;
     pub mod session;
@@ -80,7 +81,7 @@ pub async fn serve(
     entropy: Entropy,
     lifecycle: &Lifecycle,
 ) -> Result<(), ServeError> {
-    let Config { service, environment, identity_providers, link } = config;
+    let Config { service, environment, identity_providers, assertion_issuer, link } = config;
     let identity_providers = identity_providers.map(Arc::new);
     let url = service.database_url.expose();
     let db = Db::new(url, service.database_connections, "session-svc")?;
@@ -95,6 +96,7 @@ pub async fn serve(
         entropy,
         keys: Arc::clone(&keys),
         identity_providers: identity_providers.clone(),
+        assertion_issuer,
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
         loads,

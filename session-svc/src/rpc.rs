@@ -36,9 +36,13 @@ use crate::store::session::Loaded;
 use crate::touches::Touches;
 
 mod admission;
+mod assertion;
+mod attribute;
 mod authenticate;
 mod cart;
 mod convert;
+mod elevation;
+mod leak;
 mod live;
 mod merge;
 mod policy;
@@ -62,6 +66,8 @@ pub struct App {
     pub keys: Arc<Keys>,
     /// Whose ID tokens log subjects in.
     pub identity_providers: Option<Arc<IdentityProviders>>,
+    /// How the issuers of assertions begin; the tenant follows.
+    pub assertion_issuer: String,
     /// The outbox as it happens.
     pub feed: Arc<Feed>,
     /// Sessions read lately.

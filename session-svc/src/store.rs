@@ -2,6 +2,7 @@
 
 pub mod attribute;
 pub mod cart;
+pub mod elevation;
 pub mod id_token;
 mod lineage;
 pub mod purge;

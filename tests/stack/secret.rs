@@ -6,7 +6,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
-use shared::pb::session::{CreateSessionRequest, RevokeReason, RevokeSessionRequest, revoke_session_request};
+use shared::pb::session::{
+    CreateSessionRequest, GrantElevationRequest, IssueAssertionRequest, RedeemElevationRequest, RevokeReason,
+    RevokeSessionRequest, revoke_session_request,
+};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::harness::Stack;
@@ -14,9 +17,9 @@ use crate::observed::Observed;
 use crate::process::{self, said};
 
 const REPLAY_LIMIT: Duration = Duration::from_mins(1);
-/// Text that is a secret wherever it is seen, also of those that others have made: a session token, and an access token
-/// with its signature.
-const SHAPES: [(&str, usize); 2] = [("tds_", 40), ("eyJ", 100)];
+/// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, and
+/// an access token or assertion with its signature.
+const SHAPES: [(&str, usize); 3] = [("tds_", 40), ("tde_", 40), ("eyJ", 100)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
@@ -70,6 +73,7 @@ async fn use_sessions(stack: &Stack) -> Vec<Secret> {
         let bytes = URL_SAFE_NO_PAD.decode(&token["tds_".len()..]).expect("base64");
         // Version and id before it, a checksum after it, are no secrets.
         secrets.push(Secret::of_bytes("a session's secret", &bytes[17..bytes.len() - 4]));
+        secrets.extend(use_grants(stack, &token, request_id).await);
         let request = RevokeSessionRequest {
             target: Some(revoke_session_request::Target::SessionToken(token)),
             reason: RevokeReason::Logout.into(),
@@ -82,6 +86,35 @@ async fn use_sessions(stack: &Stack) -> Vec<Secret> {
             .expect("the session is revoked");
     }
     secrets
+}
+
+/// What a session can be given.
+async fn use_grants(stack: &Stack, token: &str, request_id: &str) -> Vec<Secret> {
+    let (action, detail) =
+        ("payment.create".to_owned(), "120.00 EUR to FR7630006000011234567890189".to_owned());
+    let kept_nowhere = Secret::of("the detail of an elevation", &detail);
+    let request = GrantElevationRequest {
+        session_token: token.to_owned(),
+        action: action.clone(),
+        detail: detail.clone(),
+        request_id: request_id.to_owned(),
+        ..GrantElevationRequest::default()
+    };
+    let granted = stack.sessions().grant_elevation(stack.ask(request)).await;
+    let elevation_token = granted.expect("leave is granted").into_inner().elevation_token;
+    let elevation = Secret::of("an elevation token", &elevation_token);
+    let request =
+        RedeemElevationRequest { elevation_token, action, detail, request_id: request_id.to_owned() };
+    let redeemed = stack.sessions().redeem_elevation(stack.ask(request)).await;
+    redeemed.expect("leave is used up");
+    let request = IssueAssertionRequest {
+        session_token: token.to_owned(),
+        audience: "payments".to_owned(),
+        ..IssueAssertionRequest::default()
+    };
+    let issued = stack.sessions().issue_assertion(stack.ask(request)).await;
+    let assertion = issued.expect("an assertion is issued").into_inner().assertion;
+    vec![elevation, kept_nowhere, Secret::of("an assertion", &assertion)]
 }
 
 /// Secrets where they do not belong, and bad ones, come back as errors.

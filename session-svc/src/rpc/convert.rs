@@ -142,6 +142,19 @@ pub(super) fn parse_requirement(
     Ok(Requirement { level: Level::from_number(level), max_age: max_age.map(bounded) })
 }
 
+/// For how long something is to be good: at least a second, in whole microseconds.
+pub(super) fn parse_ttl(
+    ttl: Option<prost_types::Duration>,
+    default: Duration,
+    max: Duration,
+) -> Result<Duration, Refusal> {
+    let Some(ttl) = duration("ttl", ttl)? else { return Ok(default) };
+    if !(Duration::from_secs(1)..=max).contains(&ttl) {
+        return Err(Refusal::field("ttl", format_args!("must be 1 to {} seconds", max.as_secs())));
+    }
+    Ok(Duration::new(ttl.as_secs(), ttl.subsec_micros() * 1000))
+}
+
 /// No authentication lies back further, and no instant that is computed with it overflows.
 fn bounded(age: Duration) -> Duration {
     age.min(Duration::from_hours(24 * 366 * 100))

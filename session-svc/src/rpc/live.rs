@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use serde_json::json;
 use shared::auth::Caller;
-use shared::id::TenantId;
+use shared::id::{SessionId, TenantId};
+use shared::mutation::Mutation;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
 
-use super::{App, overtaken};
+use super::{App, no_touchpoint, overtaken};
 use crate::OUTBOX;
 use crate::cache::Entry;
 use crate::domain::assurance::{Lacking, Requirement};
@@ -113,6 +114,26 @@ impl App {
         let visit = self.require_live(&caller.tenant, &mut seen, &touchpoint.value, now).await?;
         let last_seen_at = seen.session.last_seen_at.max(now);
         Ok((Session { visit, last_seen_at, ..seen.session }, touchpoint))
+    }
+
+    /// The session of an id, if there is one, with its touchpoint, as the mutation's transaction sees them. Whether it lives
+    /// is not asked yet.
+    pub(super) async fn session_in(
+        &self,
+        work: &mut Mutation,
+        id: SessionId,
+    ) -> Result<Option<(Session, Touchpoint)>, Failure> {
+        let tenant = work.actor.tenant.clone();
+        let touch = self.touches.peek(&tenant, id);
+        let Some(mut session) = store::session::find(&mut work.tx, &tenant, id).await? else {
+            return Ok(None);
+        };
+        if let Some(touch) = touch {
+            touch.overlay(&mut session);
+        }
+        let touchpoint = store::touchpoint::find(&mut work.tx, &tenant, &session.touchpoint).await?;
+        let touchpoint = touchpoint.ok_or_else(|| no_touchpoint(&session.touchpoint))?;
+        Ok(Some((session, touchpoint)))
     }
 
     /// The first use of a token that was handed out: from now on its parent is on its way out. False if another write of

@@ -94,43 +94,43 @@ impl SessionService for App {
 
     async fn grant_elevation(
         &self,
-        _request: Request<pb::GrantElevationRequest>,
+        request: Request<pb::GrantElevationRequest>,
     ) -> Result<Response<pb::GrantElevationResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.grant_elevation(request).await?))
     }
 
     async fn redeem_elevation(
         &self,
-        _request: Request<pb::RedeemElevationRequest>,
+        request: Request<pb::RedeemElevationRequest>,
     ) -> Result<Response<pb::RedeemElevationResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.redeem_elevation(request).await?))
     }
 
     async fn update_session_attributes(
         &self,
-        _request: Request<pb::UpdateSessionAttributesRequest>,
+        request: Request<pb::UpdateSessionAttributesRequest>,
     ) -> Result<Response<pb::UpdateSessionAttributesResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.update_session_attributes(request).await?))
     }
 
     async fn issue_assertion(
         &self,
-        _request: Request<pb::IssueAssertionRequest>,
+        request: Request<pb::IssueAssertionRequest>,
     ) -> Result<Response<pb::IssueAssertionResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.issue_assertion(request).await?))
     }
 
     async fn get_assertion_keys(
         &self,
-        _request: Request<pb::GetAssertionKeysRequest>,
+        request: Request<pb::GetAssertionKeysRequest>,
     ) -> Result<Response<pb::GetAssertionKeysResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.get_assertion_keys(&request)?))
     }
 
     async fn report_leaked_token(
         &self,
-        _request: Request<pb::ReportLeakedTokenRequest>,
+        request: Request<pb::ReportLeakedTokenRequest>,
     ) -> Result<Response<pb::ReportLeakedTokenResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(self.report_leaked_token(request).await?))
     }
 }
