@@ -42,7 +42,7 @@ async fn start_again(stack: &mut Stack) -> Caller {
 #[tokio::test]
 async fn nothing_but_an_authentication_moves_an_absolute_deadline() {
     let (mut stack, mut caller) = start_with(days(20)).await;
-    for seed in 0..4 {
+    for seed in 0..3 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut lifetime = TimeDelta::days(20);
         set_policy(&caller, days(20)).await;
@@ -154,7 +154,7 @@ async fn no_interleaving_revives_a_revoked_session() {
     let replica = stack.session_svc(&Options::default());
     let there = here.at_session(&replica);
     let mut found_active = 0;
-    for seed in 0..25 {
+    for seed in 0..30 {
         let (session, token) = log_in(&here, "lena").await;
         let contended = Contended {
             tokens: RefCell::new(vec![token]),
@@ -218,7 +218,7 @@ async fn the_graph_of_tokens_has_at_most_one_live_leaf() {
     let replica = stack.session_svc(&Options::default());
     let replicas = [here.clone(), here.at_session(&replica)];
     let (mut stolen, mut rotated) = (0, 0);
-    for seed in 0..30 {
+    for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let (_, root) = create_session(&here).await;
         let (mut tokens, mut children) = (vec![root], HashMap::<String, String>::new());
@@ -271,5 +271,5 @@ async fn the_graph_of_tokens_has_at_most_one_live_leaf() {
         stolen += u32::from(is_stolen);
         rotated += children.len();
     }
-    assert!(stolen > 0 && stolen < 30 && rotated > 60, "{stolen} stolen, {rotated} rotated");
+    assert!(stolen > 0 && stolen < 20 && rotated > 40, "{stolen} stolen, {rotated} rotated");
 }
