@@ -18,10 +18,10 @@ use crate::harness::shop::{
     add_line, create_session, line, revoke, seconds, validate, validate_strong, validation,
 };
 use crate::harness::trust::{
-    BEYOND_BOUND, authenticate, authentication, ends_at, get, grade_of, identity, log_in, persist, rotate,
-    rotation, set_policy, start, start_with,
+    BEYOND_BOUND, authenticate, authentication, elevation, ends_at, get, grade_of, identity, log_in, persist,
+    rotate, rotation, set_policy, setting, start, start_with,
 };
-use crate::harness::{Caller, Options, Stack, reason_of, workload};
+use crate::harness::{Answer as _, Caller, Options, Stack, reason_of, workload};
 
 const DAY: i64 = 24 * 3600;
 
@@ -42,14 +42,14 @@ async fn start_again(stack: &mut Stack) -> Caller {
 #[tokio::test]
 async fn nothing_but_an_authentication_moves_an_absolute_deadline() {
     let (mut stack, mut caller) = start_with(days(20)).await;
-    for seed in 0..4 {
+    for seed in 0..3 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut lifetime = TimeDelta::days(20);
         set_policy(&caller, days(20)).await;
         let (session, mut token) = create_session(&caller).await;
         let mut end = stack.now() + lifetime;
         for step in 0..40 {
-            match rng.random_range(0..10) {
+            match rng.random_range(0..12) {
                 0 => assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Active),
                 1 => assert_eq!(validate_strong(&caller, &token).await.verdict(), Verdict::Active),
                 2 => drop(rotate(&caller, &token).await),
@@ -68,6 +68,11 @@ async fn nothing_but_an_authentication_moves_an_absolute_deadline() {
                     token = authenticate(&caller, &token, proved).await.1;
                     end = bound.min(stack.now() + lifetime);
                 }
+                8 => {
+                    let request = setting(&token, "colour", "blue");
+                    caller.sessions().update_session_attributes(request).await.answer();
+                }
+                9 => drop(caller.sessions().grant_elevation(elevation(&token)).await.answer()),
                 _ => stack.advance(TimeDelta::seconds(rng.random_range(0..7200))),
             }
             assert_eq!(ends_at(&get(&caller, &session).await), end, "seed {seed}, step {step}");
@@ -154,7 +159,7 @@ async fn no_interleaving_revives_a_revoked_session() {
     let replica = stack.session_svc(&Options::default());
     let there = here.at_session(&replica);
     let mut found_active = 0;
-    for seed in 0..25 {
+    for seed in 0..30 {
         let (session, token) = log_in(&here, "lena").await;
         let contended = Contended {
             tokens: RefCell::new(vec![token]),
@@ -218,7 +223,7 @@ async fn the_graph_of_tokens_has_at_most_one_live_leaf() {
     let replica = stack.session_svc(&Options::default());
     let replicas = [here.clone(), here.at_session(&replica)];
     let (mut stolen, mut rotated) = (0, 0);
-    for seed in 0..30 {
+    for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let (_, root) = create_session(&here).await;
         let (mut tokens, mut children) = (vec![root], HashMap::<String, String>::new());
@@ -271,5 +276,5 @@ async fn the_graph_of_tokens_has_at_most_one_live_leaf() {
         stolen += u32::from(is_stolen);
         rotated += children.len();
     }
-    assert!(stolen > 0 && stolen < 30 && rotated > 60, "{stolen} stolen, {rotated} rotated");
+    assert!(stolen > 0 && stolen < 20 && rotated > 40, "{stolen} stolen, {rotated} rotated");
 }
