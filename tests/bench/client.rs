@@ -65,6 +65,7 @@ impl Client {
                 session_token: token_of(number).expose(),
                 touchpoint: TOUCHPOINT.to_owned(),
                 consistency: consistency.into(),
+                ..pb::ValidateSessionRequest::default()
             },
         );
         Ok(self.client(turn).validate_session(request).await?.into_inner())

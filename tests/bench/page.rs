@@ -178,8 +178,8 @@ async fn head(stand: &Stand, left_out: &[String]) -> Outcome<String> {
          of the process and all below it, with what is left to do when the load has ended, divided by the calls. A run beside \
          which other programs used more than 5 % of a processor is made again, three times at most, and counted as disturbed \
          if that did not help. The load is a closed loop over eight connections, if nothing else is said.\n\n\
-         The servers run with everything on: identity, limits, metrics, and traces of 1 % of calls, which go to a collector \
-         in the load tool.\n\n",
+         The servers run with everything on: identity, limits (the caller's rate is counted, and set so high that it is never \
+         reached), metrics, workers, and traces of 1 % of calls, which go to a collector in the load tool.\n\n",
         machine::command(),
         plan.rounds,
         plan.time

@@ -43,7 +43,7 @@ impl Population {
         db: &mut PgConnection,
         size: Size,
     ) -> Outcome<Self> {
-        let bearers = (0..size.tenants).map(|tenant| stand.bearer(&tenant_name(tenant)));
+        let bearers = (0..size.tenants).map(|tenant| stand.bearer(&tenant_name(tenant), "bench"));
         let bearers: Vec<_> = bearers.collect::<Outcome<_>>()?;
         let model = make_model(server, &bearers[0], size.staleness).await?;
         let population = Self { count: size.sessions, bearers };
@@ -120,7 +120,8 @@ pub(crate) struct Size {
     pub(crate) staleness: Option<Duration>,
 }
 
-fn tenant_name(number: usize) -> String {
+/// As tokens name it.
+pub(crate) fn tenant_name(number: usize) -> String {
     format!("tenant-{number}")
 }
 
@@ -136,7 +137,7 @@ async fn make_model(
         absolute_lifetime: Some(duration_to_proto(DAY)),
         visit_gap: Some(duration_to_proto(DAY)),
         staleness_bound: staleness.map(duration_to_proto),
-        outage_bound: None,
+        ..pb::SessionPolicy::default()
     };
     let touchpoint = pb::Touchpoint {
         touchpoint: TOUCHPOINT.to_owned(),
@@ -159,7 +160,7 @@ async fn make_model(
 }
 
 /// The head of a statement that copies rows, called `model`, into their own table, but for these columns.
-async fn copy_into(db: &mut PgConnection, table: &str, own: &[(&str, &str)]) -> Outcome<String> {
+pub(crate) async fn copy_into(db: &mut PgConnection, table: &str, own: &[(&str, &str)]) -> Outcome<String> {
     let columns: Vec<String> = sqlx::query_scalar(
         "select attname::text from pg_attribute
         where attrelid = $1::regclass and attnum > 0 and not attisdropped and attgenerated = ''

@@ -90,10 +90,12 @@ async fn serve_compared(
         services: SERVICES,
         routes: Routes::new(service),
         authenticator: config.authenticator.into(),
+        keys: config.keys.into(),
+        tls: config.tls,
         clock,
         db,
         reflection: config.reflection,
-        in_flight_max: config.in_flight_max,
+        limits: config.limits,
         drain: config.drain,
     };
     serve::serve(served, listener, lifecycle).await
@@ -159,47 +161,44 @@ impl Compared {
     }
 }
 
-fn not_compared<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("only ValidateSession is compared"))
+/// The service, with the rpcs that are not compared. The whole of it, as the attribute has to see every method.
+macro_rules! only_validates {
+    ($($rpc:ident($request:ident) -> $answer:ident;)+) => {
+        #[tonic::async_trait]
+        impl SessionService for Compared {
+            async fn validate_session(
+                &self,
+                request: Request<pb::ValidateSessionRequest>,
+            ) -> Result<Response<pb::ValidateSessionResponse>, Status> {
+                Ok(Response::new(match &self.db {
+                    None => self.answer.clone(),
+                    Some(db) => self.read(db, request).await?,
+                }))
+            }
+
+            $(async fn $rpc(&self, _: Request<pb::$request>) -> Result<Response<pb::$answer>, Status> {
+                Err(Status::unimplemented("only ValidateSession is compared"))
+            })+
+        }
+    };
 }
 
-#[tonic::async_trait]
-impl SessionService for Compared {
-    async fn validate_session(
-        &self,
-        request: Request<pb::ValidateSessionRequest>,
-    ) -> Result<Response<pb::ValidateSessionResponse>, Status> {
-        Ok(Response::new(match &self.db {
-            None => self.answer.clone(),
-            Some(db) => self.read(db, request).await?,
-        }))
-    }
-
-    async fn create_session(
-        &self,
-        _: Request<pb::CreateSessionRequest>,
-    ) -> Result<Response<pb::CreateSessionResponse>, Status> {
-        not_compared()
-    }
-
-    async fn get_session(
-        &self,
-        _: Request<pb::GetSessionRequest>,
-    ) -> Result<Response<pb::GetSessionResponse>, Status> {
-        not_compared()
-    }
-
-    async fn list_sessions(
-        &self,
-        _: Request<pb::ListSessionsRequest>,
-    ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        not_compared()
-    }
-
-    async fn revoke_session(
-        &self,
-        _: Request<pb::RevokeSessionRequest>,
-    ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
-        not_compared()
-    }
+only_validates! {
+    create_session(CreateSessionRequest) -> CreateSessionResponse;
+    get_session(GetSessionRequest) -> GetSessionResponse;
+    list_sessions(ListSessionsRequest) -> ListSessionsResponse;
+    revoke_session(RevokeSessionRequest) -> RevokeSessionResponse;
+    authenticate_session(AuthenticateSessionRequest) -> AuthenticateSessionResponse;
+    rotate_session(RotateSessionRequest) -> RotateSessionResponse;
+    revoke_subject_sessions(RevokeSubjectSessionsRequest) -> RevokeSubjectSessionsResponse;
+    revoke_touchpoint_sessions(RevokeTouchpointSessionsRequest) -> RevokeTouchpointSessionsResponse;
+    revoke_tenant_sessions(RevokeTenantSessionsRequest) -> RevokeTenantSessionsResponse;
+    disable_subject(DisableSubjectRequest) -> DisableSubjectResponse;
+    enable_subject(EnableSubjectRequest) -> EnableSubjectResponse;
+    grant_elevation(GrantElevationRequest) -> GrantElevationResponse;
+    redeem_elevation(RedeemElevationRequest) -> RedeemElevationResponse;
+    update_session_attributes(UpdateSessionAttributesRequest) -> UpdateSessionAttributesResponse;
+    issue_assertion(IssueAssertionRequest) -> IssueAssertionResponse;
+    get_assertion_keys(GetAssertionKeysRequest) -> GetAssertionKeysResponse;
+    report_leaked_token(ReportLeakedTokenRequest) -> ReportLeakedTokenResponse;
 }

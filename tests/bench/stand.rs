@@ -21,8 +21,8 @@ use crate::postgres::Database;
 use crate::server::{Launch, Server};
 
 const KEYRING_FILE: &str = "keyring.json";
-const SCOPES: &str =
-    "session.write session.validate session.read session.assert session.any touchpoint.write event.read";
+const SCOPES: &str = "session.write session.validate session.read session.assert session.any touchpoint.write cart.write \
+                      event.read";
 
 /// How much to measure.
 #[derive(Clone, Copy)]
@@ -114,6 +114,8 @@ impl Stand {
             ("TANDEM_ISSUERS", in_folder(ISSUERS_FILE)),
             ("TANDEM_KEYRING", in_folder(KEYRING_FILE)),
             ("TANDEM_ENVIRONMENT", "bench".to_owned()),
+            // Checked with every call, and never reached.
+            ("TANDEM_CALLER_RATE", "10000000".to_owned()),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.collector)),
             ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()),
             ("OTEL_TRACES_SAMPLER_ARG", "0.01".to_owned()),
@@ -126,9 +128,9 @@ impl Stand {
     }
 
     /// `authorization` of a program of this tenant.
-    pub(crate) fn bearer(&self, tenant: &str) -> Outcome<MetadataValue<Ascii>> {
+    pub(crate) fn bearer(&self, tenant: &str, sub: &str) -> Outcome<MetadataValue<Ascii>> {
         let grant = Grant {
-            sub: "bench".to_owned(),
+            sub: sub.to_owned(),
             tenant: tenant.to_owned(),
             scope: SCOPES.to_owned(),
             groups: vec![],

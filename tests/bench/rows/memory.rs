@@ -15,14 +15,15 @@ use crate::client::connect;
 use crate::cpu::{Processes, resident};
 use crate::load::open;
 use crate::page::{Bound, Section, Verdict, count, disturbance, figure};
-use crate::population::Size;
+use crate::population::{Size, tenant_name};
 use crate::rounds::Spread;
 use crate::rows::validate::SESSIONS;
 use crate::shop::Shop;
 use crate::stand::{Stand, note};
 
 const STREAMS: u64 = 1_000;
-const STREAMS_A_CONNECTION: u64 = 125;
+/// All that one caller may hold.
+const STREAMS_A_CALLER: u64 = 100;
 const VALIDATIONS_PER_SECOND: f64 = 3_000.0;
 /// Every one goes to every stream.
 const EVENTS_PER_SECOND: f64 = 5.0;
@@ -48,7 +49,7 @@ pub(super) async fn memory(stand: &Stand) -> Outcome<Section> {
     let begun = mib(pid)?;
     shop.warm().await?;
     let cached = mib(pid)?;
-    let mut watchers = watch(&shop, streams).await?;
+    let mut watchers = watch(stand, &shop, streams).await?;
     let watched = mib(pid)?;
     note(&format!("  {cached:.0} MiB with the cache, {watched:.0} MiB with the streams; {soak:?} of load"));
     let before = Processes::now()?;
@@ -105,20 +106,18 @@ impl Kept {
 }
 
 /// Streams in place, each read by a task that ends only with its stream.
-async fn watch(shop: &Shop, streams: u64) -> Outcome<JoinSet<()>> {
+async fn watch(stand: &Stand, shop: &Shop, streams: u64) -> Outcome<JoinSet<()>> {
     let mut watchers = JoinSet::new();
-    let mut client = EventServiceClient::new(connect(shop.server.address).await?);
-    for number in 0..streams {
-        if number % STREAMS_A_CONNECTION == 0 {
-            client = EventServiceClient::new(connect(shop.server.address).await?);
+    for first in (0..streams).step_by(usize::try_from(STREAMS_A_CALLER)?) {
+        let bearer = stand.bearer(&tenant_name(0), &format!("watcher-{first}"))?;
+        let mut client = EventServiceClient::new(connect(shop.server.address).await?);
+        for _ in first..(first + STREAMS_A_CALLER).min(streams) {
+            let mut request = Request::new(WatchEventsRequest::default());
+            request.metadata_mut().insert("authorization", bearer.clone());
+            let mut stream = client.watch_events(request).await?.into_inner();
+            stream.message().await?.ok_or("no sign of life")?;
+            watchers.spawn(async move { while let Ok(Some(_)) = stream.message().await {} });
         }
-        let mut request = Request::new(WatchEventsRequest::default());
-        request
-            .metadata_mut()
-            .insert("authorization", shop.client.population.bearer(0).clone());
-        let mut stream = client.watch_events(request).await?.into_inner();
-        stream.message().await?.ok_or("no sign of life")?;
-        watchers.spawn(async move { while let Ok(Some(_)) = stream.message().await {} });
     }
     Ok(watchers)
 }
