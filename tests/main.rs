@@ -1,7 +1,6 @@
 //! End-to-end tests of both services, in process and over gRPC: one binary, so that it links once and its tests share one
 //! PostgreSQL.
 
-mod assertion;
 #[cfg(test)]
 mod assertion;
 #[cfg(test)]
