@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use shared::pb::common::Money;
 use shared::pb::session as pb;
+use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -20,7 +22,7 @@ const CONNECTIONS: usize = 8;
 pub(crate) struct Client {
     /// The server's process.
     pub(crate) pid: u32,
-    clients: Arc<[SessionServiceClient<Channel>]>,
+    channels: Arc<[Channel]>,
     pub(crate) population: Arc<Population>,
 }
 
@@ -35,11 +37,11 @@ pub(crate) async fn connect(address: SocketAddr) -> Outcome<Channel> {
 impl Client {
     /// Connects.
     pub(crate) async fn new(server: &Server, population: &Arc<Population>) -> Outcome<Self> {
-        let mut clients = vec![];
+        let mut channels = vec![];
         for _ in 0..CONNECTIONS {
-            clients.push(SessionServiceClient::new(connect(server.address).await?));
+            channels.push(connect(server.address).await?);
         }
-        Ok(Self { pid: server.pid, clients: clients.into(), population: Arc::clone(population) })
+        Ok(Self { pid: server.pid, channels: channels.into(), population: Arc::clone(population) })
     }
 
     /// Validates a session of the population, which must live.
@@ -73,23 +75,63 @@ impl Client {
 
     /// Makes an anonymous session.
     pub(crate) async fn create(&self, turn: Turn) -> Outcome<()> {
-        self.make(turn, None).await
+        self.make(turn, None).await.map(drop)
     }
 
     /// Makes a session of somebody, which is an event.
     pub(crate) async fn create_bound(&self, turn: Turn) -> Outcome<()> {
-        let subject = pb::Subject { issuer: "bench".to_owned(), sub: format!("{:016x}", turn.number) };
-        self.make(turn, Some(subject)).await
+        self.make(turn, Some(subject(turn.number))).await.map(drop)
     }
 
-    async fn make(&self, turn: Turn, subject: Option<pb::Subject>) -> Outcome<()> {
+    /// Makes a session of somebody who has a cart from then on; again somebody, if it is asked for twice.
+    pub(crate) async fn create_with_cart(&self, turn: Turn) -> Outcome<()> {
+        let made = self.make(turn, Some(subject(turn.number))).await?;
+        self.add_line(turn, made.session_token, "own").await.map(drop)
+    }
+
+    /// Puts one of an article into the cart of a session; answers the cart.
+    pub(crate) async fn add_line(&self, turn: Turn, session_token: String, sku: &str) -> Outcome<pb::Cart> {
+        let owner = pb::cart_owner::Owner::SessionToken(session_token);
+        let request = pb::AddCartLineRequest {
+            owner: Some(pb::CartOwner { owner: Some(owner) }),
+            sku: sku.to_owned(),
+            quantity: 1,
+            unit_price: Some(Money { currency_code: "EUR".to_owned(), minor_units: 1_000 }),
+            request_id: String::new(),
+        };
+        let mut carts = CartServiceClient::new(self.channel(turn));
+        let answer = carts.add_cart_line(self.request(turn.number, request)).await?.into_inner();
+        answer.cart.ok_or_else(|| "no cart in the answer".into())
+    }
+
+    /// Logs an anonymous session of the population in; says how many carts were merged.
+    pub(crate) async fn authenticate(&self, turn: Turn, who: u64) -> Outcome<usize> {
+        let asserted =
+            pb::AssertedIdentity { subject: Some(subject(who)), level: 1, ..pb::AssertedIdentity::default() };
+        let request = pb::AuthenticateSessionRequest {
+            session_token: token_of(turn.number).expose(),
+            proof: Some(pb::authenticate_session_request::Proof::Asserted(asserted)),
+            merge_strategy: pb::MergeStrategy::SumCapped.into(),
+            ..pb::AuthenticateSessionRequest::default()
+        };
+        let request = self.request(turn.number, request);
+        Ok(self
+            .client(turn)
+            .authenticate_session(request)
+            .await?
+            .into_inner()
+            .cart_merges
+            .len())
+    }
+
+    async fn make(&self, turn: Turn, subject: Option<pb::Subject>) -> Outcome<pb::CreateSessionResponse> {
         let request = pb::CreateSessionRequest {
             touchpoint: TOUCHPOINT.to_owned(),
             subject,
             ..pb::CreateSessionRequest::default()
         };
-        self.client(turn).create_session(self.request(turn.number, request)).await?;
-        Ok(())
+        let request = self.request(turn.number, request);
+        Ok(self.client(turn).create_session(request).await?.into_inner())
     }
 
     /// Revokes a session of the population.
@@ -108,7 +150,11 @@ impl Client {
     }
 
     fn client(&self, turn: Turn) -> SessionServiceClient<Channel> {
-        self.clients[turn.worker % self.clients.len()].clone()
+        SessionServiceClient::new(self.channel(turn))
+    }
+
+    fn channel(&self, turn: Turn) -> Channel {
+        self.channels[turn.worker % self.channels.len()].clone()
     }
 
     /// With the bearer token of the session's tenant.
@@ -119,4 +165,8 @@ impl Client {
             .insert("authorization", self.population.bearer(number).clone());
         request
     }
+}
+
+fn subject(number: u64) -> pb::Subject {
+    pb::Subject { issuer: "bench".to_owned(), sub: format!("{number:016x}") }
 }

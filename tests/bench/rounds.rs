@@ -17,7 +17,7 @@ pub(crate) const SETTLING: Duration = Duration::from_millis(1_200);
 /// A share of one processor; a run beside which others used more is made again.
 const FOREIGN_MAX: f64 = 0.05;
 /// So often at most.
-const REPEATS: usize = 3;
+pub(crate) const REPEATS: usize = 3;
 
 type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Outcome<Load>>>;
 

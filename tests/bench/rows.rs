@@ -6,10 +6,12 @@ use crate::Outcome;
 use crate::page::Section;
 use crate::stand::Stand;
 
+mod authenticate;
 mod create;
 mod growth;
 mod lone;
 mod memory;
+mod purge;
 mod revocation;
 mod space;
 mod start;
@@ -21,9 +23,11 @@ pub(crate) enum Row {
     ValidateCached,
     ValidateStrong,
     Create,
+    Authenticate,
     Lone,
     Revocation,
     Growth,
+    Purge,
     Space,
     Memory,
     Start,
@@ -42,9 +46,11 @@ impl Row {
             Self::ValidateCached => validate::cached(stand).await,
             Self::ValidateStrong => validate::strong(stand).await,
             Self::Create => create::create(stand).await,
+            Self::Authenticate => authenticate::authenticate(stand).await,
             Self::Lone => lone::lone(stand).await,
             Self::Revocation => revocation::revocation(stand).await,
             Self::Growth => growth::growth(stand).await,
+            Self::Purge => purge::purge(stand).await,
             Self::Space => space::space(stand).await,
             Self::Memory => memory::memory(stand).await,
             Self::Start => start::start(stand).await,
