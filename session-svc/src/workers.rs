@@ -60,8 +60,11 @@ async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     if batch.iter().all(|touch| touch.visit.is_none()) {
         // A crash of PostgreSQL may take back the last of them, as one of ours does: they are a second's news.
         let mut tx = app.db.begin_relaxed().await?;
-        store::session::touch(&mut tx, batch).await?;
+        let written = store::session::touch(&mut tx, batch).await?;
         tx.commit().await?;
+        for (touch, _) in batch.iter().zip(written).filter(|(_, is_written)| !is_written) {
+            store::session::touch_one(&mut *app.db.connection().await?, touch).await?;
+        }
         app.touches.written(batch);
         return Ok(());
     }

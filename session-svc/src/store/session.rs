@@ -537,33 +537,57 @@ pub struct Touch {
     pub visit: Option<(Visit, Visit)>,
 }
 
-/// Writes when sessions were seen; what is revoked, or was seen later, stays. Rows are locked in key order, so that two that
-/// write the same sessions never wait for each other in a circle.
+/// Writes when sessions were seen; answers of each whether it did, the rest goes alone. Waits for nobody: a row that somebody holds
+/// keeps back none but itself.
 #[tracing::instrument(name = "db.session.touch", skip_all, fields(count = touches.len()))]
-pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<()> {
-    sqlx::query!(
-        "with locked as (
-            select session.tenant_id, session.session_id, touch.seen_at
-            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as touch (tenant_id, session_id, seen_at)
+pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<bool>> {
+    let positions = sqlx::query_scalar!(
+        r#"with locked as (
+            select session.tenant_id, session.session_id, touch.seen_at, touch.position
+            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) with ordinality
+                as touch (tenant_id, session_id, seen_at, position)
             join session.sessions session using (tenant_id, session_id)
             where session.revoked_at is null and session.last_seen_at < touch.seen_at
             order by session.tenant_id, session.session_id
-            for no key update of session
+            for no key update of session skip locked
         )
         update session.sessions session
         set last_seen_at = locked.seen_at
         from locked
-        where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id",
+        where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id
+        returning locked.position as "position!""#,
         &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await?;
+    let mut written = vec![false; touches.len()];
+    for position in positions {
+        if let Some(flag) = usize::try_from(position - 1).ok().and_then(|at| written.get_mut(at)) {
+            *flag = true;
+        }
+    }
+    Ok(written)
+}
+
+/// Writes when one session was seen; what is revoked, or was seen later, stays.
+#[tracing::instrument(name = "db.session.touch_one", skip_all)]
+pub async fn touch_one(db: &mut PgConnection, touch: &Touch) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.sessions
+        set last_seen_at = $3
+        where tenant_id = $1 and session_id = $2 and revoked_at is null and last_seen_at < $3",
+        touch.tenant.as_str(),
+        touch.session.uuid(),
+        touch.seen_at,
     )
     .execute(db)
     .await
     .map(drop)
 }
 
-/// As [`touch`], with the visits that began; answers the sessions whose visit changed. Rows are locked in key order, so that two that write the
+/// Writes when sessions were seen, and the visits that began; answers the sessions whose visit changed. Rows are locked in key order, so that two that write the
 /// same sessions never wait for each other in a circle; what is revoked, or was seen later, stays.
 #[tracing::instrument(name = "db.session.begin_visits", skip_all, fields(count = touches.len()))]
 pub async fn begin_visits(
