@@ -34,7 +34,7 @@ enum Command {
     Up(up::Args),
     /// Run one service
     #[command(subcommand)]
-    Serve(serve::Command),
+    Serve(Box<serve::Command>),
     /// Print an access token of the local issuer
     Token(token::Args),
     /// Create, submit and roll out a release in one go; run again, it goes on where it stopped. Exits with 3 while the
@@ -61,7 +61,7 @@ async fn main() -> ExitCode {
     let Some(command) = command else { return ExitCode::SUCCESS };
     let outcome = match command {
         Command::Up(args) => Box::pin(up::run(args)).await,
-        Command::Serve(command) => return Box::pin(serve::run(command)).await,
+        Command::Serve(command) => return Box::pin(serve::run(*command)).await,
         Command::Token(args) => token::run(args),
         Command::Ship(args) => Box::pin(ship::run(args)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,

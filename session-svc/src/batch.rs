@@ -116,18 +116,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_goes_together_and_each_gets_its_own_answer() {
-        let (batcher, batches) = batches::<u32, u32>();
+        let (queue, waiting) = batches::<u32, u32>();
         let (stop, sizes) = (CancellationToken::new(), RefCell::new(vec![]));
         let work = async |questions: Arc<[u32]>| {
             sizes.borrow_mut().push(questions.len());
             Ok(questions.iter().map(|n| n * 2).collect())
         };
         let asked = async {
-            let answers = join_all((0..300).map(|n| batcher.ask(n))).await;
+            let answers = join_all((0..300).map(|n| queue.ask(n))).await;
             stop.cancel();
             answers
         };
-        let (answers, ()) = tokio::join!(asked, batches.run("test", &stop, work));
+        let (answers, ()) = tokio::join!(asked, waiting.run("test", &stop, work));
         let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
         assert_eq!(answers, (0..300).map(|n| n * 2).collect::<Vec<_>>());
         assert_eq!(*sizes.borrow(), [256, 44]);
@@ -135,17 +135,17 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_fails_fails_alone() {
-        let (batcher, batches) = batches::<u32, u32>();
+        let (queue, waiting) = batches::<u32, u32>();
         let stop = CancellationToken::new();
         let work = async |questions: Arc<[u32]>| {
             if questions.contains(&2) { Err(sqlx::Error::RowNotFound) } else { Ok(questions.to_vec()) }
         };
         let asked = async {
-            let answers = join_all((0..4).map(|n| batcher.ask(n))).await;
+            let answers = join_all((0..4).map(|n| queue.ask(n))).await;
             stop.cancel();
             answers
         };
-        let (answers, ()) = tokio::join!(asked, batches.run("test", &stop, work));
+        let (answers, ()) = tokio::join!(asked, waiting.run("test", &stop, work));
         assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true]);
     }
 }

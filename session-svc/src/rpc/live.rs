@@ -113,7 +113,7 @@ impl App {
         let (mut seen, touchpoint) = self.session_of(caller, token, now).await?;
         let visit = self.require_live(&caller.tenant, &mut seen, &touchpoint.value, now).await?;
         let last_seen_at = seen.session.last_seen_at.max(now);
-        Ok((Session { visit, last_seen_at, ..seen.session }, touchpoint))
+        Ok((Session { last_seen_at, visit, ..seen.session }, touchpoint))
     }
 
     /// The session of an id, if there is one, with its touchpoint, as the mutation's transaction sees them. Whether it lives

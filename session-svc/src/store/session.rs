@@ -41,18 +41,19 @@ struct Row {
 }
 
 impl Row {
-    fn identity(&mut self) -> Option<Option<Identity>> {
+    /// Who is logged in, or that the level is none.
+    fn identity(&mut self) -> Result<Option<Identity>, ()> {
         let Some((issuer, sub)) = self.subject_issuer.take().zip(self.subject_sub.take()) else {
-            return Some(None);
+            return Ok(None);
         };
         let authentication = Authentication {
             at: self.authenticated_at.unwrap_or(self.created_at),
-            level: Level::from_number(self.assurance_level.unwrap_or(1).into())?,
+            level: Level::from_number(self.assurance_level.unwrap_or(1).into()).ok_or(())?,
             acr: self.acr.take(),
             amr: self.amr.take().unwrap_or_default(),
             upstream_session: self.upstream_session.take(),
         };
-        Some(Some(Identity { subject: Subject { issuer, sub }, authentication }))
+        Ok(Some(Identity { subject: Subject { issuer, sub }, authentication }))
     }
 }
 
@@ -76,7 +77,7 @@ impl TryFrom<Row> for Session {
             lineage: lineage::read(&row.token_hash, row.lineage.as_deref()).ok_or_else(|| bad("lineage"))?,
             epoch: row.epoch,
             shopper: row.shopper_id.map(ShopperId::from_uuid),
-            identity: row.identity().ok_or_else(|| bad("assurance_level"))?,
+            identity: row.identity().map_err(|()| bad("assurance_level"))?,
             is_remembered: row.is_remembered,
             device: row.device,
             place: row.place,
