@@ -17,7 +17,7 @@ use crate::harness::shop::{
     create_session, create_touchpoint, line, revoke, seconds, session_id, validate, validation, web,
 };
 use crate::harness::trust::{
-    BEYOND_BOUND, authenticate, authentication, disabling, end_own, identity, log_in, logout,
+    BEYOND_BOUND, authenticate, authentication, disabling, elevation, end_own, identity, log_in, logout,
     logout_everywhere, mint, own_sessions, start, subject,
 };
 use crate::harness::{Answer as _, Options, Watch};
@@ -225,4 +225,55 @@ async fn asvs_7_5_2_a_user_sees_and_ends_their_own_sessions_and_no_others() {
     let (_, anonymous) = create_session(&caller).await;
     let refused = caller.sessions().revoke_session(end_own(&anonymous, &laptop)).await;
     refused.refused(Code::FailedPrecondition, "SESSION_ANONYMOUS");
+}
+
+#[tokio::test]
+async fn asvs_7_5_3_leave_for_one_action_is_for_that_action_once() {
+    let (stack, caller) = start().await;
+    let (_, token) = log_in(&caller, "lena").await;
+    let grant = |token: &str, required_assurance| pb::GrantElevationRequest {
+        required_assurance,
+        max_authentication_age: Some(seconds(60)),
+        ttl: Some(seconds(30)),
+        ..elevation(token)
+    };
+    let mut sessions = caller.sessions();
+    let refused = sessions.grant_elevation(grant(&token, 2)).await;
+    refused.refused(Code::FailedPrecondition, "SESSION_ASSURANCE_TOO_LOW");
+    let (session, token) = authenticate(&caller, &token, identity("lena", 2)).await;
+    let granted = sessions.grant_elevation(grant(&token, 2)).await.answer().elevation_token;
+    let redeem = |action: &str, detail: &str| pb::RedeemElevationRequest {
+        elevation_token: granted.clone(),
+        action: action.to_owned(),
+        detail: detail.to_owned(),
+        ..Default::default()
+    };
+    let good = redeem("payment.create", "120.00 EUR to FR76");
+    for other in
+        [redeem("payment.cancel", "120.00 EUR to FR76"), redeem("payment.create", "120.00 EUR to DE89")]
+    {
+        let refused = sessions.redeem_elevation(other).await;
+        refused.refused(Code::FailedPrecondition, "ELEVATION_MISMATCH");
+    }
+    let redeemed = sessions.redeem_elevation(good.clone()).await.answer().session.unwrap();
+    assert_eq!(redeemed.session_id, session.session_id);
+    let replayed = sessions.redeem_elevation(good).await;
+    replayed.refused(Code::FailedPrecondition, "ELEVATION_REDEEMED");
+
+    let late = sessions.grant_elevation(grant(&token, 2)).await.answer().elevation_token;
+    let unused = sessions.grant_elevation(grant(&token, 2)).await.answer().elevation_token;
+    let with = |elevation_token| pb::RedeemElevationRequest {
+        elevation_token,
+        ..redeem("payment.create", "120.00 EUR to FR76")
+    };
+    sessions.revoke_session(logout(&token)).await.answer();
+    let refused = sessions.redeem_elevation(with(unused)).await;
+    refused.refused(Code::FailedPrecondition, "SESSION_REVOKED");
+    let (_, token) = create_session(&caller).await;
+    let (_, token) = authenticate(&caller, &token, identity("lena", 2)).await;
+    stack.advance(TimeDelta::seconds(61));
+    let refused = sessions.grant_elevation(grant(&token, 2)).await;
+    refused.refused(Code::FailedPrecondition, "SESSION_AUTHENTICATION_TOO_OLD");
+    let refused = sessions.redeem_elevation(with(late)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "of an ended session, and too late");
 }

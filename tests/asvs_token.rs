@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::TimeDelta;
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, encode};
 use prost::Message as _;
 use serde_json::json;
 use session_svc::domain::token::{ElevationToken, SessionToken, TokenHash};
 use shared::issuer::Grant;
 use shared::pb::session as pb;
 use shared::pb::session::Verdict;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::auth::{claims, header, key, list_with, other_key, write_issuer};
 use crate::harness::shop::{
-    create_session, create_touchpoint, line, owner, revoke, seconds, session_id, validate, validate_strong,
-    validation, web,
+    create_session, create_touchpoint, revoke, seconds, session_id, validate, validate_strong, validation,
+    web,
 };
 use crate::harness::trust::{
-    authenticate, authentication, disabling, end_own, identity, log_in, logout, logout_everywhere, rotate,
-    rotation, set_policy, start,
+    assertion, authenticate, disabling, elevation, end_own, identity, log_in, logout, refusals, rotate,
+    set_policy, start,
 };
-use crate::harness::{Answer as _, Caller, Options, Stack, Watch, reason_of, workload};
+use crate::harness::{Answer as _, Options, Stack, Watch, reason_of, workload};
 
 #[tokio::test]
 async fn asvs_9_1_1_a_token_with_any_byte_changed_is_refused() {
@@ -37,6 +37,35 @@ async fn asvs_9_1_1_a_token_with_any_byte_changed_is_refused() {
         bytes[i] = if bytes[i] == b'A' { b'B' } else { b'A' };
         let status = list_with(&caller, &String::from_utf8(bytes).unwrap()).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated, "byte {i}");
+    }
+    // Ours, as a service checks them that has our keys.
+    let (_, session_token) = log_in(&caller, "lena").await;
+    let issued = caller
+        .sessions()
+        .issue_assertion(assertion(&session_token))
+        .await
+        .answer()
+        .assertion;
+    let keys = caller
+        .sessions()
+        .get_assertion_keys(pb::GetAssertionKeysRequest {})
+        .await
+        .answer();
+    let keys: JwkSet = serde_json::from_str(&keys.jwks_json).unwrap();
+    let check = |assertion: &str| {
+        let kid = jsonwebtoken::decode_header(assertion).ok()?.kid?;
+        let key = DecodingKey::from_jwk(keys.find(&kid)?).unwrap();
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_audience(&["ledger"]);
+        // The tests' clock is not the machine's.
+        validation.validate_exp = false;
+        jsonwebtoken::decode::<serde_json::Value>(assertion, &key, &validation).ok()
+    };
+    assert!(check(&issued).is_some());
+    for i in 0..issued.len() {
+        let mut bytes = issued.clone().into_bytes();
+        bytes[i] = if bytes[i] == b'A' { b'B' } else { b'A' };
+        assert!(check(&String::from_utf8(bytes).unwrap()).is_none(), "byte {i}");
     }
 }
 
@@ -98,55 +127,46 @@ async fn asvs_9_2_1_the_span_of_a_token_is_kept_to_with_five_seconds_leeway() {
     }
 }
 
-/// The refusals of every rpc that takes a session token.
-async fn refusals(caller: &Caller, token: &str, session: &pb::Session) -> Vec<Status> {
-    let mut sessions = caller.sessions();
-    let list = pb::ListSessionsRequest { session_token: token.to_owned(), ..Default::default() };
-    let cart = pb::GetCartRequest {
-        owner: Some(owner(token)),
-        currency_code: "EUR".to_owned(),
-        ..Default::default()
-    };
-    vec![
-        sessions.rotate_session(rotation(token)).await.unwrap_err(),
-        sessions
-            .authenticate_session(authentication(token, identity("lena", 1)))
-            .await
-            .unwrap_err(),
-        sessions.revoke_session(end_own(token, session)).await.unwrap_err(),
-        sessions
-            .revoke_subject_sessions(logout_everywhere(token, true))
-            .await
-            .unwrap_err(),
-        sessions.list_sessions(list).await.unwrap_err(),
-        caller.carts().get_cart(cart).await.unwrap_err(),
-        caller.carts().add_cart_line(line(token, "85123A", 1)).await.unwrap_err(),
-    ]
-}
-
 #[tokio::test]
 async fn asvs_9_2_2_a_token_of_one_kind_is_no_token_of_another() {
     let (stack, caller) = start().await;
-    let (session, token) = create_session(&caller).await;
+    let (session, token) = log_in(&caller, "lena").await;
     create_session(&caller).await;
     let request = pb::ListSessionsRequest { page_size: 1, ..Default::default() };
     let page = caller.sessions().list_sessions(request).await.answer().next_page_token;
     let resume = Watch::open(caller.session_events()).await.token;
     // Were kinds not told apart, this would be the session's own secret.
     let secret = *SessionToken::parse(&token).unwrap().secret();
-    let elevation = ElevationToken::new(session_id(&session), secret).expose();
+    let twin = ElevationToken::new(session_id(&session), secret).expose();
+    let granted = caller
+        .sessions()
+        .grant_elevation(elevation(&token))
+        .await
+        .answer()
+        .elevation_token;
+    let issued = caller.sessions().issue_assertion(assertion(&token)).await.answer().assertion;
     let access = stack.token(&workload("storefront"));
-    for other in [&page, &resume, &elevation, &access] {
+    for other in [&token, &page, &resume, &twin, &issued, &access] {
+        let elevation_token = other.clone();
+        let request = pb::RedeemElevationRequest {
+            elevation_token,
+            action: "payment.create".to_owned(),
+            ..Default::default()
+        };
+        let refused = caller.sessions().redeem_elevation(request).await;
+        refused.refused(Code::FailedPrecondition, "ELEVATION_UNKNOWN");
+    }
+    for other in [&page, &resume, &twin, &granted, &issued, &access] {
         assert_eq!(validate(&caller, other).await.verdict(), Verdict::SessionUnknown);
         for status in refusals(&caller, other, &session).await {
             assert_eq!(reason_of(&status), "SESSION_UNKNOWN");
         }
     }
-    for other in [&token, &page, &resume, &elevation] {
+    for other in [&token, &page, &resume, &granted, &issued] {
         let status = list_with(&caller, other).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
     }
-    for page_token in [&token, &resume, &elevation, &access] {
+    for page_token in [&token, &resume, &granted, &issued, &access] {
         let request = pb::ListSessionsRequest { page_token: page_token.clone(), ..Default::default() };
         let refused = caller.sessions().list_sessions(request).await;
         refused.refused(Code::InvalidArgument, "PAGE_TOKEN_INVALID");

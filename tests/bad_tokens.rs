@@ -12,12 +12,15 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::harness::shop::{create_touchpoint, session_id, validate_strong, validation, web};
-use crate::harness::trust::{authentication, end_own, get, identity, log_in, logout, rotation, start};
+use crate::harness::trust::{
+    assertion, authentication, elevation, end_own, get, identity, log_in, logout, rotation, setting, start,
+};
 use crate::harness::{Answer as _, Caller, START, workload};
 
 /// What every rpc that takes a session token, and may be called without knowing the session, says to one.
-async fn said_to(caller: &Caller, token: &str) -> [String; 5] {
+async fn said_to(caller: &Caller, token: &str) -> [String; 9] {
     let list = pb::ListSessionsRequest { session_token: token.to_owned(), ..Default::default() };
+    let report = pb::ReportLeakedTokenRequest { token: token.to_owned(), ..Default::default() };
     let mut sessions = caller.sessions();
     [
         told(sessions.validate_session(validation(token, pb::Consistency::Strong)).await),
@@ -25,6 +28,10 @@ async fn said_to(caller: &Caller, token: &str) -> [String; 5] {
         told(sessions.rotate_session(rotation(token)).await),
         told(sessions.revoke_session(logout(token)).await),
         told(sessions.list_sessions(list).await),
+        told(sessions.update_session_attributes(setting(token, "colour", "blue")).await),
+        told(sessions.grant_elevation(elevation(token)).await),
+        told(sessions.issue_assertion(assertion(token)).await),
+        told(sessions.report_leaked_token(report).await),
     ]
 }
 

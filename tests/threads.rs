@@ -16,10 +16,10 @@ use crate::harness::shop::{
     add_line, create_session, get_cart, line, revoke, validate, validate_strong, validation,
 };
 use crate::harness::trust::{
-    authentication, disabling, get, identity, log_in, logout, logout_everywhere, own_sessions, rotate,
-    rotation, short, start, start_with, subject,
+    authentication, disabling, get, identity, log_in, logout, logout_everywhere, own_sessions, persist,
+    rotate, rotation, setting, short, start, start_with, subject,
 };
-use crate::harness::{Answer as _, Options, eventually, reason_of};
+use crate::harness::{Answer as _, Caller, Options, eventually, reason_of};
 
 /// A request that began before a logout wrote its session afterwards, and the user was logged in again.
 #[tokio::test]
@@ -308,4 +308,50 @@ async fn ory_kratos_3671_too_low_an_assurance_is_told_nothing_of_the_subject() {
     assert_eq!((answer.verdict(), &answer.session), (Verdict::AssuranceTooLow, &None));
     let bytes = answer.encode_to_vec();
     assert!(!bytes.windows(4).any(|window| window == subject("lena").sub.as_bytes()));
+}
+
+/// What a guest had put into the cart was gone after the login.
+#[tokio::test]
+async fn medusa_9755_a_guests_cart_comes_along_at_login() {
+    let (_stack, caller) = start().await;
+    let (_, at_home) = log_in(&caller, "lena").await;
+    add_line(&caller, &at_home, "85123A", 1).await;
+    let (_, guest) = create_session(&caller).await;
+    add_line(&caller, &guest, "71053", 2).await;
+    let request = authentication(&guest, identity("lena", 1));
+    let answer = caller.sessions().authenticate_session(request).await.answer();
+    assert_eq!(answer.cart_merges.len(), 1);
+    let mut lines = get_cart(&caller, &answer.session_token).await.lines;
+    lines.sort_by(|a, b| a.sku.cmp(&b.sku));
+    assert_eq!(lines.iter().map(|line| line.sku.as_str()).collect::<Vec<_>>(), ["71053", "85123A"]);
+    let at_home = get_cart(&caller, &at_home).await;
+    assert_eq!(at_home.lines.len(), 2, "on every device");
+}
+
+/// Two requests that set a new attribute at once: one failed on a duplicate key.
+#[tokio::test]
+async fn spring_session_1213_two_requests_set_the_same_attribute_at_once() {
+    let (stack, caller) = start().await;
+    let replica = stack.session_svc(&Options::default());
+    let other = caller.at_session(&replica);
+    let (_, token) = create_session(&caller).await;
+    for n in 0..10 {
+        let key = format!("key-{n}");
+        let set = async |caller: &Caller, value: &str| {
+            let request = setting(&token, &key, value);
+            persist(async || caller.sessions().update_session_attributes(request.clone()).await)
+                .await
+                .unwrap()
+        };
+        tokio::join!(set(&caller, "left"), set(&other, "right"));
+    }
+    let validation = validation(&token, pb::Consistency::Strong);
+    let request = pb::ValidateSessionRequest { include_attributes: true, ..validation };
+    let attributes = caller.sessions().validate_session(request).await.answer().attributes;
+    assert_eq!(attributes.len(), 10);
+    assert!(
+        attributes
+            .iter()
+            .all(|attribute| ["left", "right"].contains(&attribute.value.as_str()))
+    );
 }

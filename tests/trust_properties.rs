@@ -18,10 +18,10 @@ use crate::harness::shop::{
     add_line, create_session, line, revoke, seconds, validate, validate_strong, validation,
 };
 use crate::harness::trust::{
-    BEYOND_BOUND, authenticate, authentication, ends_at, get, grade_of, identity, log_in, persist, rotate,
-    rotation, set_policy, start, start_with,
+    BEYOND_BOUND, authenticate, authentication, elevation, ends_at, get, grade_of, identity, log_in, persist,
+    rotate, rotation, set_policy, setting, start, start_with,
 };
-use crate::harness::{Caller, Options, Stack, reason_of, workload};
+use crate::harness::{Answer as _, Caller, Options, Stack, reason_of, workload};
 
 const DAY: i64 = 24 * 3600;
 
@@ -49,7 +49,7 @@ async fn nothing_but_an_authentication_moves_an_absolute_deadline() {
         let (session, mut token) = create_session(&caller).await;
         let mut end = stack.now() + lifetime;
         for step in 0..40 {
-            match rng.random_range(0..10) {
+            match rng.random_range(0..12) {
                 0 => assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Active),
                 1 => assert_eq!(validate_strong(&caller, &token).await.verdict(), Verdict::Active),
                 2 => drop(rotate(&caller, &token).await),
@@ -68,6 +68,11 @@ async fn nothing_but_an_authentication_moves_an_absolute_deadline() {
                     token = authenticate(&caller, &token, proved).await.1;
                     end = bound.min(stack.now() + lifetime);
                 }
+                8 => {
+                    let request = setting(&token, "colour", "blue");
+                    caller.sessions().update_session_attributes(request).await.answer();
+                }
+                9 => drop(caller.sessions().grant_elevation(elevation(&token)).await.answer()),
                 _ => stack.advance(TimeDelta::seconds(rng.random_range(0..7200))),
             }
             assert_eq!(ends_at(&get(&caller, &session).await), end, "seed {seed}, step {step}");

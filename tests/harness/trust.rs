@@ -10,7 +10,7 @@ use shared::time::{Time, from_proto};
 use tonic::{Response, Status};
 use tonic_types::StatusExt as _;
 
-use super::shop::{create_session, create_touchpoint, seconds, web};
+use super::shop::{create_session, create_touchpoint, line, owner, seconds, web};
 use super::{Answer as _, Caller, Stack, workload};
 
 /// The least that a policy allows.
@@ -136,6 +136,36 @@ pub(crate) fn disabling(sub: &str) -> pb::DisableSubjectRequest {
     pb::DisableSubjectRequest { subject: Some(subject(sub)), ..Default::default() }
 }
 
+/// Sets one attribute, whatever it is.
+pub(crate) fn setting(token: &str, key: &str, value: &str) -> pb::UpdateSessionAttributesRequest {
+    let value = Some(value.to_owned());
+    let change = pb::AttributeChange { key: key.to_owned(), value, expected_version: None };
+    pb::UpdateSessionAttributesRequest {
+        session_token: token.to_owned(),
+        changes: vec![change],
+        ..Default::default()
+    }
+}
+
+/// Asks for leave to pay.
+pub(crate) fn elevation(token: &str) -> pb::GrantElevationRequest {
+    pb::GrantElevationRequest {
+        session_token: token.to_owned(),
+        action: "payment.create".to_owned(),
+        detail: "120.00 EUR to FR76".to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Asks for an assertion that `ledger` shall check.
+pub(crate) fn assertion(token: &str) -> pb::IssueAssertionRequest {
+    pb::IssueAssertionRequest {
+        session_token: token.to_owned(),
+        audience: "ledger".to_owned(),
+        ..Default::default()
+    }
+}
+
 /// The session as the database has it. Not activity.
 pub(crate) async fn get(caller: &Caller, session: &pb::Session) -> pb::Session {
     let request = pb::GetSessionRequest { session_id: session.session_id.clone() };
@@ -150,6 +180,38 @@ pub(crate) async fn own_sessions(caller: &Caller, token: &str) -> Vec<pb::Sessio
 
 pub(crate) fn ends_at(session: &pb::Session) -> Time {
     from_proto(session.absolute_deadline.unwrap()).unwrap()
+}
+
+/// The refusals of every rpc that takes a session token.
+pub(crate) async fn refusals(caller: &Caller, token: &str, session: &pb::Session) -> Vec<Status> {
+    let mut sessions = caller.sessions();
+    let list = pb::ListSessionsRequest { session_token: token.to_owned(), ..Default::default() };
+    let cart = pb::GetCartRequest {
+        owner: Some(owner(token)),
+        currency_code: "EUR".to_owned(),
+        ..Default::default()
+    };
+    vec![
+        sessions.rotate_session(rotation(token)).await.unwrap_err(),
+        sessions
+            .authenticate_session(authentication(token, identity("lena", 1)))
+            .await
+            .unwrap_err(),
+        sessions.revoke_session(end_own(token, session)).await.unwrap_err(),
+        sessions
+            .revoke_subject_sessions(logout_everywhere(token, true))
+            .await
+            .unwrap_err(),
+        sessions.list_sessions(list).await.unwrap_err(),
+        sessions
+            .update_session_attributes(setting(token, "colour", "blue"))
+            .await
+            .unwrap_err(),
+        sessions.grant_elevation(elevation(token)).await.unwrap_err(),
+        sessions.issue_assertion(assertion(token)).await.unwrap_err(),
+        caller.carts().get_cart(cart).await.unwrap_err(),
+        caller.carts().add_cart_line(line(token, "85123A", 1)).await.unwrap_err(),
+    ]
 }
 
 /// The answer of a call that may meet another one in the way, which it then makes again.
