@@ -14,7 +14,7 @@ use tonic_types::StatusExt as _;
 
 use crate::harness::caller::Authorized;
 use crate::harness::shop::{create_catalog, create_session, create_touchpoint, ship, web};
-use crate::harness::trust::log_in;
+use crate::harness::trust::{elevation, log_in};
 use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of, system};
 
 /// Messages of noise a method, and of fields filled with what breaks things.
@@ -219,6 +219,12 @@ async fn five_megabytes_are_too_large_on_every_method() {
 async fn malformed_ids_and_unknown_enums_name_their_field() {
     let (_stack, caller, system) = start().await;
     let (_, token) = log_in(&caller, "lena").await;
+    let granted = caller
+        .sessions()
+        .grant_elevation(elevation(&token))
+        .await
+        .answer()
+        .elevation_token;
     let ids = [
         "session_id",
         "shopper_id",
@@ -245,9 +251,11 @@ async fn malformed_ids_and_unknown_enums_name_their_field() {
                 continue;
             };
             let mut message = DynamicMessage::new(input.clone());
-            // Of the session itself nothing is to be said.
-            if input.get_field_by_name("session_token").is_some() {
-                message.set_field_by_name("session_token", Value::String(token.clone()));
+            // Of the token itself nothing is to be said.
+            for (name, token) in [("session_token", &token), ("elevation_token", &granted)] {
+                if input.get_field_by_name(name).is_some() {
+                    message.set_field_by_name(name, Value::String(token.clone()));
+                }
             }
             message.set_field(&field, value);
             for channel in channels(&caller, &system, &path) {

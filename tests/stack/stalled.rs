@@ -74,40 +74,39 @@ async fn a_replica_that_stands_still_in_a_transaction_holds_nobody_up() {
     let row = "select from session.sessions for update";
     sqlx::query(row).execute(&mut *held).await.expect("the row is free");
     // The first replica waits for the row, and stands still before it gets it: from then on it holds the row itself.
-    let (request, mut sessions) = (stack.ask(logout(&token)), stack.sessions());
-    let first = tokio::spawn(async move { sessions.revoke_session(request).await });
-    let waiting = async || sqlx::query_scalar(WAITING).fetch_optional(&mut observer).await.ok().flatten();
-    let pid: i32 = eventually(DEADLINE, waiting).await.expect("it waits for the row");
-    let stopped = Stopped::new(stack.running().session);
-    held.rollback().await.expect("the row is given back");
-    let idle = async || {
-        sqlx::query_scalar(IDLE)
-            .bind(pid)
-            .fetch_optional(&mut observer)
-            .await
-            .ok()
-            .flatten()
-    };
-    assert_eq!(eventually(DEADLINE, idle).await, Some(true), "it does not hold the row");
+    let mut sessions = stack.sessions();
+    let first = sessions.revoke_session(stack.ask(logout(&token)));
+    let meanwhile = async {
+        let waiting = async || sqlx::query_scalar(WAITING).fetch_optional(&mut observer).await.ok().flatten();
+        let pid: i32 = eventually(DEADLINE, waiting).await.expect("it waits for the row");
+        let stopped = Stopped::new(stack.running().session);
+        held.rollback().await.expect("the row is given back");
+        let idle = async || {
+            sqlx::query_scalar(IDLE)
+                .bind(pid)
+                .fetch_optional(&mut observer)
+                .await
+                .ok()
+                .flatten()
+        };
+        assert_eq!(eventually(DEADLINE, idle).await, Some(true), "it does not hold the row");
 
-    let began = Instant::now();
-    let ended = loop {
-        match replica.revoke(&token).await {
-            Err(status) if status.code() == Code::Aborted && began.elapsed() < DEADLINE => {}
-            other => break other,
-        }
+        let began = Instant::now();
+        let ended = loop {
+            match replica.revoke(&token).await {
+                Err(status) if status.code() == Code::Aborted && began.elapsed() < DEADLINE => {}
+                other => break other,
+            }
+        };
+        assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+        drop(stopped);
+        ended.expect("it is ended within the deadline").session.expect("it is told")
     };
-    let session = ended.expect("it is ended within the deadline").session.expect("it is told");
-    assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+    let (first, session) = tokio::join!(first, meanwhile);
     assert_eq!(session.state(), SessionState::Revoked);
-
-    drop(stopped);
-    let first = first.await.expect("it does not panic");
     assert!(first.is_err(), "its transaction was ended, and it says so: {first:?}");
-    let answer = eventually(DEADLINE, async || stack.validate(&token).await.ok())
-        .await
-        .expect("a verdict");
-    assert_eq!(answer.verdict(), Verdict::Revoked);
+    let answer = eventually(DEADLINE, async || stack.validate(&token).await.ok()).await;
+    assert_eq!(answer.expect("a verdict").verdict(), Verdict::Revoked);
 }
 
 fn logout(session_token: &str) -> RevokeSessionRequest {
