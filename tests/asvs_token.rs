@@ -1,7 +1,6 @@
 //! OWASP ASVS 5.0, chapters V9, self-contained tokens, and what V8, V11 and V16 ask of a session service. The self-contained
 //! tokens here are those that callers show. docs/security.md has the table.
 
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::TimeDelta;

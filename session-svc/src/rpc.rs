@@ -205,7 +205,7 @@ impl App {
                 let fresh_as_of = self.fresh_as_of(&entry);
                 Ok(Found { entry, fresh_as_of, degraded: false })
             }
-            None => self.required_touchpoint(tenant, id, true, now).await,
+            None => Box::pin(self.required_touchpoint(tenant, id, true, now)).await,
         }
     }
 

@@ -78,13 +78,22 @@ impl App {
         let remembered = if strong { None } else { self.recall(&asked, &at, now) };
         let answer = match remembered {
             Some(answer) => answer,
-            None => self.judge(&asked, at, strong, now).await?,
+            // Boxed, so that the answer from memory moves no room for it about.
+            None => Box::pin(self.judge(&asked, at, strong, now)).await?,
         };
-        if !include_attributes || answer.verdict() != pb::Verdict::Active {
-            return Ok(answer);
+        if include_attributes && answer.verdict() == pb::Verdict::Active {
+            return Box::pin(self.with_attributes(&asked, answer)).await;
         }
+        Ok(answer)
+    }
+
+    async fn with_attributes(
+        &self,
+        asked: &Asked<'_>,
+        answer: pb::ValidateSessionResponse,
+    ) -> Result<pb::ValidateSessionResponse, Failure> {
         let mut db = self.db.connection().await?;
-        let attributes = store::attribute::list(&mut db, &caller.tenant, token.session_id()).await?;
+        let attributes = store::attribute::list(&mut db, asked.tenant, asked.session).await?;
         Ok(pb::ValidateSessionResponse {
             attributes: attributes.into_iter().map(Into::into).collect(),
             ..answer
