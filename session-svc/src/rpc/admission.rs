@@ -79,8 +79,8 @@ impl App {
             return Err(Refusal::new(Reason::SessionLimitReached, text).with("max", limit.max).into());
         }
         // What is gone from the touches by the second reading is in the rows.
-        let touched = |(id, _): &(SessionId, Time)| Some((*id, self.touches.peek(&tenant, *id)?.seen_at));
-        let touches: HashMap<_, _> = live.iter().filter_map(touched).collect();
+        let seen = |(id, _): &(SessionId, Time)| Some((*id, self.touches.peek(&tenant, *id)?.seen_at));
+        let touches: HashMap<_, _> = live.iter().filter_map(seen).collect();
         let mut live = store::subject::live_sessions(&mut work.tx, &tenant, digest, &living).await?;
         for (id, seen_at) in &mut live {
             *seen_at = touches.get(id).map_or(*seen_at, |touch| (*seen_at).max(*touch));

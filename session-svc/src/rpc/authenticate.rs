@@ -162,8 +162,9 @@ impl App {
         now: Time,
     ) -> Result<Proved, Failure> {
         let pb::IdTokenProof { id_token, nonce } = proof;
-        let none = || Refusal::new(Reason::IdTokenIssuerRefused, "no identity provider is configured");
-        let providers = self.identity_providers.as_ref().ok_or_else(none)?;
+        let unconfigured =
+            || Refusal::new(Reason::IdTokenIssuerRefused, "no identity provider is configured");
+        let providers = self.identity_providers.as_ref().ok_or_else(unconfigured)?;
         let nonce = Some(nonce.as_str()).filter(|nonce| !nonce.is_empty());
         let verified = providers.verify(&caller.tenant, id_token, nonce, now).await;
         let IdToken {

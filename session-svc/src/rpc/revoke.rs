@@ -189,12 +189,11 @@ impl App {
         if message.keep_current && named.is_some() {
             return Err(Refusal::field("keep_current", "needs a session token").into());
         }
-        let (subject, asking) = match named {
-            Some(subject) => (subject, None),
-            None => {
-                let asking = self.asking(&caller, &token, Requirement::default()).await?;
-                (subject_of(&asking.seen.session)?.clone(), Some(asking))
-            }
+        let (subject, asking) = if let Some(subject) = named {
+            (subject, None)
+        } else {
+            let asking = self.asking(&caller, &token, Requirement::default()).await?;
+            (subject_of(&asking.seen.session)?.clone(), Some(asking))
         };
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
