@@ -12,6 +12,7 @@ use chrono::TimeDelta;
 use shared::auth::Authenticator;
 use shared::config::ServiceConfig;
 use shared::edge::Limits;
+use shared::id_token::IdentityProviders;
 use shared::issuer::{Grant, ISSUERS_FILE, LocalIssuer};
 use shared::keyring::KeyRing;
 use shared::keys::Keys;
@@ -27,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 pub(crate) mod answer;
 pub(crate) mod caller;
 pub(crate) mod database;
+pub(crate) mod identity;
 pub(crate) mod raw;
 pub(crate) mod shop;
 pub(crate) mod trust;
@@ -73,6 +75,8 @@ pub(crate) struct Options {
     pub(crate) release: Option<SocketAddr>,
     pub(crate) release_ca: Option<String>,
     pub(crate) tls: Option<TlsFiles>,
+    /// The file that names them, if session-svc takes ID tokens.
+    pub(crate) identity_providers: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -85,6 +89,7 @@ impl Default for Options {
             release: None,
             release_ca: None,
             tls: None,
+            identity_providers: None,
         }
     }
 }
@@ -209,7 +214,10 @@ impl Stack {
         let config = session_svc::Config {
             service: self.config(options),
             environment: ENVIRONMENT.parse().unwrap(),
-            identity_providers: None,
+            identity_providers: options
+                .identity_providers
+                .as_deref()
+                .map(|file| IdentityProviders::open(file).unwrap()),
             assertion_issuer: ASSERTION_ISSUER.to_owned(),
             link,
         };

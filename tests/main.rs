@@ -18,6 +18,8 @@ mod attribute;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod authenticate;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
@@ -36,6 +38,8 @@ mod floors;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod id_token;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod leak;
@@ -48,6 +52,8 @@ mod merge;
 #[cfg(test)]
 mod page;
 #[cfg(test)]
+mod purge;
+#[cfg(test)]
 mod release;
 #[cfg(test)]
 mod replicas;
@@ -59,6 +65,8 @@ mod rollout;
 mod routing;
 #[cfg(test)]
 mod session;
+#[cfg(test)]
+mod session_limit;
 #[cfg(test)]
 mod store;
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub const PURGE_INTERVAL: Duration = Duration::from_mins(1);
 const PURGE_BATCH: i64 = 1000;
 /// How often the walk over all sessions takes some steps.
 pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
-/// Sessions looked at in one step, and steps in one pass: at most 5,000 sessions a second, whoever walks.
+/// Sessions looked at in one step, and steps in one pass: at most 5,000 sessions a second and replica.
 const WALK_STEP: i64 = 500;
 const WALK_STEPS: usize = 10;
 /// For so long an ended session can still be told from one that never was.

@@ -1,13 +1,16 @@
 //! Letting a subject have one session more: not if it is disabled, and no more than the touchpoint allows.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use shared::id::{SessionId, ShopperId, TenantId};
 use shared::mutation::Mutation;
 use shared::status::{Failure, Reason, Refusal};
+use shared::time::Time;
 
 use super::App;
 use crate::domain::session::{RevokeReason, Subject};
-use crate::domain::touchpoint::{LimitAction, Touchpoint};
+use crate::domain::touchpoint::{LimitAction, SessionLimit, Touchpoint};
 use crate::store;
 use crate::store::subject::{Known, Living};
 
@@ -37,9 +40,24 @@ impl App {
         if known.disabled_at.is_some() {
             return Err(Refusal::new(Reason::SubjectDisabled, "the subject is disabled").into());
         }
-        let Some(limit) = touchpoint.policy.session_limit else {
-            return Ok(Admitted { known, excess: vec![] });
+        let excess = match touchpoint.policy.session_limit {
+            Some(limit) => self.excess(work, touchpoint, limit, digest, present).await?,
+            None => vec![],
         };
+        Ok(Admitted { known, excess })
+    }
+
+    /// Sessions of a locked subject that have to end for one more, the one seen least recently first. A session that it has
+    /// already is not one more, whatever the limit is by now.
+    async fn excess(
+        &self,
+        work: &mut Mutation,
+        touchpoint: &Touchpoint,
+        limit: SessionLimit,
+        digest: &[u8; 32],
+        present: Option<SessionId>,
+    ) -> Result<Vec<SessionId>, Failure> {
+        let (tenant, now) = (work.actor.tenant.clone(), work.now);
         let seen_after = |is_remembered| {
             let timeouts = touchpoint.policy.timeouts(is_remembered);
             now - timeouts.idle - timeouts.flush_interval()
@@ -51,15 +69,25 @@ impl App {
             remembered_seen_after: seen_after(true),
             now,
         };
-        let mut others = store::subject::live_sessions(&mut work.tx, &tenant, digest, &living).await?;
-        others.retain(|id| Some(*id) != present);
-        let excess = (others.len() + 1).saturating_sub(limit.max.into());
-        if excess > 0 && limit.action == LimitAction::Reject {
-            let text = format!("the subject has {} sessions here, which is all that it may", others.len());
+        let live = store::subject::live_sessions(&mut work.tx, &tenant, digest, &living).await?;
+        let beyond = |count: usize| (count + 1).saturating_sub(limit.max.into());
+        if beyond(live.len()) == 0 || live.iter().any(|(id, _)| Some(*id) == present) {
+            return Ok(vec![]);
+        }
+        if limit.action == LimitAction::Reject {
+            let text = format!("the subject has {} sessions here, which is all that it may", live.len());
             return Err(Refusal::new(Reason::SessionLimitReached, text).with("max", limit.max).into());
         }
-        others.truncate(excess);
-        Ok(Admitted { known, excess: others })
+        // What is gone from the touches by the second reading is in the rows.
+        let seen = |(id, _): &(SessionId, Time)| Some((*id, self.touches.peek(&tenant, *id)?.seen_at));
+        let touches: HashMap<_, _> = live.iter().filter_map(seen).collect();
+        let mut live = store::subject::live_sessions(&mut work.tx, &tenant, digest, &living).await?;
+        for (id, seen_at) in &mut live {
+            *seen_at = touches.get(id).map_or(*seen_at, |touch| (*seen_at).max(*touch));
+        }
+        live.sort_unstable_by_key(|(id, seen_at)| (*seen_at, *id));
+        live.truncate(beyond(live.len()));
+        Ok(live.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Ends sessions of an admitted subject, in key order, after its carts are locked; answers which it ended.

@@ -43,9 +43,9 @@ impl App {
         mut request: Request<pb::AuthenticateSessionRequest>,
     ) -> Result<pb::AuthenticateSessionResponse, Failure> {
         let caller = Caller::of(&request)?;
-        let proof = required("proof", request.get_mut().proof.take())?;
-        // What a repetition must equal names the session, and holds no credential.
+        // What a repetition must equal names the session, whose token may be another by then, and the same proof.
         let token = name_session(&mut request.get_mut().session_token);
+        let proof = required("proof", request.get_ref().proof.clone())?;
         let (call, message) = Call::of(request, "AuthenticateSession", |m| &mut m.request_id)?;
         let strategy: pb::MergeStrategy = known_or_default("merge_strategy", message.merge_strategy)?;
         let now = self.clock.now();
@@ -179,6 +179,10 @@ impl App {
             expires_at,
             digest,
         } = verified.map_err(refused)?;
+        // No leeway here: the session would have ended by then.
+        if session_expiry.is_some_and(|end| end <= now) {
+            return Err(refused(Refused::Expired).into());
+        }
         let level = Level::from_number(assurance_level.into()).unwrap_or(Level::One);
         let authentication = Authentication { at: auth_time, level, acr, amr, upstream_session };
         let identity = Identity { subject: Subject { issuer, sub }, authentication };

@@ -3,7 +3,6 @@
 use shared::id::{SessionId, ShopperId, TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 /// A known identity, locked.
 #[derive(Debug)]
@@ -90,20 +89,19 @@ pub struct Living<'a> {
     pub now: Time,
 }
 
-/// A locked subject's live sessions at a touchpoint, the one seen least recently first.
+/// A locked subject's live sessions at a touchpoint, and when each was seen as far as that is written.
 #[tracing::instrument(name = "db.subject.live_sessions", skip_all)]
 pub async fn live_sessions(
     db: &mut PgConnection,
     tenant: &TenantId,
     digest: &[u8; 32],
     living: &Living<'_>,
-) -> sqlx::Result<Vec<SessionId>> {
-    let ids: Vec<Uuid> = sqlx::query_scalar!(
-        "select session_id
+) -> sqlx::Result<Vec<(SessionId, Time)>> {
+    let rows = sqlx::query!(
+        "select session_id, last_seen_at
         from session.sessions
         where tenant_id = $1 and subject_digest = $2 and touchpoint_id = $3 and revoked_at is null and epoch >= $4
-            and absolute_deadline > $5 and last_seen_at > case when is_remembered then $6::timestamptz else $7 end
-        order by last_seen_at, session_id",
+            and absolute_deadline > $5 and last_seen_at > case when is_remembered then $6::timestamptz else $7 end",
         tenant.as_str(),
         digest,
         living.touchpoint.as_str(),
@@ -114,5 +112,8 @@ pub async fn live_sessions(
     )
     .fetch_all(db)
     .await?;
-    Ok(ids.into_iter().map(SessionId::from_uuid).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| (SessionId::from_uuid(row.session_id), row.last_seen_at))
+        .collect())
 }
