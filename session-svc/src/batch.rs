@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::status::is_away;
@@ -12,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Questions that may wait; more than calls can be in flight.
 const WAITING_MAX: usize = 100_000;
+/// Longer than a statement may take.
+const WORK_LIMIT: Duration = Duration::from_secs(3);
 /// Questions of one statement.
 const BATCH_MAX: usize = 256;
 
@@ -78,14 +81,16 @@ async fn answer<Q: Clone, A, F>(
 ) where
     F: Future<Output = sqlx::Result<Vec<A>>>,
 {
-    // Nobody may be waiting any more.
-    match work(Arc::clone(&questions)).await {
+    // Nobody may be waiting any more. The server's own limits do not help where it does not answer at all.
+    let found = tokio::time::timeout(WORK_LIMIT, work(Arc::clone(&questions))).await;
+    match found.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
         Ok(found) => {
             for (answer, found) in answers.into_iter().zip(found) {
                 drop(answer.send(Ok(found)));
             }
         }
         Err(error) if is_away(&error) => {
+            tracing::debug!(%error, "a batch found the database away");
             for answer in answers {
                 drop(answer.send(Err(sqlx::Error::PoolTimedOut)));
             }

@@ -4,18 +4,17 @@
 //! back. How old an entry may be is for whoever asks to say.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared::time::Time;
 
-/// Counters of invalidations; keys share one now and then, which only costs an entry its place.
+/// Counters of invalidations; keys share one now and then, which only costs an entry its place. Reading takes none of them.
 const GENERATIONS: usize = 4096;
 
 /// A bounded map of loaded values.
 pub struct Cache<K, V> {
     entries: moka::sync::Cache<K, Arc<Entry<V>>>,
-    generations: Box<[AtomicU64]>,
+    generations: Box<[Mutex<u64>]>,
     hasher: RandomState,
 }
 
@@ -36,7 +35,7 @@ impl<K: Hash + Eq + Send + Sync + Clone + 'static, V: Send + Sync + 'static> Cac
     pub fn new(capacity: u64) -> Self {
         Self {
             entries: moka::sync::Cache::builder().max_capacity(capacity).build(),
-            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            generations: (0..GENERATIONS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
         }
     }
@@ -48,32 +47,29 @@ impl<K: Hash + Eq + Send + Sync + Clone + 'static, V: Send + Sync + 'static> Cac
 
     /// To be taken before a load is sent.
     pub fn ticket(&self, key: &K) -> Ticket {
-        Ticket(self.generation(key).load(Ordering::SeqCst))
+        Ticket(*self.generation(key))
     }
 
     /// Takes a load in, unless its key was invalidated since.
     pub fn insert(&self, key: &K, ticket: Ticket, entry: Arc<Entry<V>>) {
+        // Held over the insertion, so that no invalidation falls between the two and removes nothing.
         let generation = self.generation(key);
-        if generation.load(Ordering::SeqCst) != ticket.0 {
-            return;
-        }
-        self.entries.insert(key.clone(), entry);
-        // An invalidation between the look and the insertion removed nothing: see it now and remove it here.
-        if generation.load(Ordering::SeqCst) != ticket.0 {
-            self.entries.invalidate(key);
+        if *generation == ticket.0 {
+            self.entries.insert(key.clone(), entry);
         }
     }
 
     /// Forgets a key, and whatever load of it is under way.
     pub fn invalidate(&self, key: &K) {
-        self.generation(key).fetch_add(1, Ordering::SeqCst);
+        let mut generation = self.generation(key);
+        *generation += 1;
         self.entries.invalidate(key);
     }
 
     /// Forgets everything, and whatever loads are under way.
     pub fn clear(&self) {
         for generation in &self.generations {
-            generation.fetch_add(1, Ordering::SeqCst);
+            *lock(generation) += 1;
         }
         self.entries.invalidate_all();
     }
@@ -83,10 +79,14 @@ impl<K: Hash + Eq + Send + Sync + Clone + 'static, V: Send + Sync + 'static> Cac
         self.entries.entry_count()
     }
 
-    fn generation(&self, key: &K) -> &AtomicU64 {
+    fn generation(&self, key: &K) -> MutexGuard<'_, u64> {
         let hash = self.hasher.hash_one(key);
-        &self.generations[usize::try_from(hash % GENERATIONS as u64).unwrap_or(0)]
+        lock(&self.generations[usize::try_from(hash % GENERATIONS as u64).unwrap_or(0)])
     }
+}
+
+fn lock(generation: &Mutex<u64>) -> MutexGuard<'_, u64> {
+    generation.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -48,13 +48,13 @@ impl Known {
                 .is_ok()
     }
 
-    /// Whether its pins were found to stand by this state of the routes.
-    pub fn is_routed_by(&self, routes: u64) -> bool {
-        self.routed_by.load(Ordering::Relaxed) == routes
+    /// Whether its pins were found to stand by this state of the routes and of the touchpoint.
+    pub fn is_routed_by(&self, state: u64) -> bool {
+        self.routed_by.load(Ordering::Relaxed) == state
     }
 
-    /// Its pins stand by this state of the routes.
-    pub fn routed_by(&self, routes: u64) {
-        self.routed_by.store(routes, Ordering::Relaxed);
+    /// Its pins stand by this state of the routes and of the touchpoint.
+    pub fn routed_by(&self, state: u64) {
+        self.routed_by.store(state, Ordering::Relaxed);
     }
 }

@@ -17,7 +17,7 @@ use shared::pb::session::session_service_server::SessionServiceServer;
 use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
-use shared::status::{Failure, Reason, Refusal, is_away};
+use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Clock, Time};
 use shared::watch::{EventRpc, Events};
 use tonic::codec::CompressionEncoding::Gzip;
@@ -94,8 +94,6 @@ pub struct Found<V> {
     pub entry: Arc<Entry<V>>,
     /// It takes in everything committed before.
     pub fresh_as_of: Time,
-    /// It is older than it should be, as the database is away.
-    pub degraded: bool,
 }
 
 /// Every service of the application.
@@ -166,47 +164,19 @@ impl App {
         now: Time,
     ) -> Result<Option<Found<Touchpoint>>, sqlx::Error> {
         let key = (tenant.clone(), id.clone());
-        let known = self.touchpoints.get(&key).map(|entry| (self.fresh_as_of(&entry), entry));
-        if let Some((fresh_as_of, entry)) = &known
-            && !strong
-            && is_within(*fresh_as_of, now, entry.value.policy.staleness_bound)
-        {
-            return Ok(Some(Found { entry: Arc::clone(entry), fresh_as_of: *fresh_as_of, degraded: false }));
+        if let Some(entry) = self.touchpoints.get(&key).filter(|_| !strong) {
+            let fresh_as_of = self.fresh_as_of(&entry);
+            if is_within(fresh_as_of, now, entry.value.policy.staleness_bound) {
+                return Ok(Some(Found { entry, fresh_as_of }));
+            }
         }
         let ticket = self.touchpoints.ticket(&key);
-        let read = async { store::touchpoint::find(&mut *self.db.connection().await?, tenant, id).await };
-        match (read.await, known) {
-            (Ok(None), _) => Ok(None),
-            (Ok(Some(value)), _) => {
-                let entry = Arc::new(Entry { value, sent_at: now });
-                self.touchpoints.insert(&key, ticket, Arc::clone(&entry));
-                Ok(Some(Found { entry, fresh_as_of: now, degraded: false }))
-            }
-            (Err(error), Some((fresh_as_of, entry)))
-                if !strong
-                    && is_away(&error)
-                    && is_within(fresh_as_of, now, entry.value.policy.outage_bound) =>
-            {
-                Ok(Some(Found { entry, fresh_as_of, degraded: true }))
-            }
-            (Err(error), _) => Err(error),
-        }
-    }
-
-    /// A touchpoint as it was known last, whenever that was; read where it was not.
-    pub async fn remembered_touchpoint(
-        &self,
-        tenant: &TenantId,
-        id: &TouchpointId,
-        now: Time,
-    ) -> Result<Found<Touchpoint>, Failure> {
-        match self.touchpoints.get(&(tenant.clone(), id.clone())) {
-            Some(entry) => {
-                let fresh_as_of = self.fresh_as_of(&entry);
-                Ok(Found { entry, fresh_as_of, degraded: false })
-            }
-            None => Box::pin(self.required_touchpoint(tenant, id, true, now)).await,
-        }
+        let found = store::touchpoint::find(&mut *self.db.connection().await?, tenant, id).await?;
+        Ok(found.map(|value| {
+            let entry = Arc::new(Entry { value, sent_at: now });
+            self.touchpoints.insert(&key, ticket, Arc::clone(&entry));
+            Found { entry, fresh_as_of: now }
+        }))
     }
 
     /// As [`App::touchpoint`], but there must be one.

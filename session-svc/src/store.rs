@@ -10,6 +10,7 @@ pub mod route;
 pub mod session;
 pub mod subject;
 pub mod touchpoint;
+pub mod visit;
 
 /// What is stored cannot be: names the table, the column and the row.
 fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {

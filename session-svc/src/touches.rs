@@ -7,15 +7,18 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chrono::TimeDelta;
 use shared::id::{SessionId, TenantId};
 use shared::time::Time;
 
 use crate::domain::session::Session;
 use crate::domain::visit::Visit;
-use crate::store::session::Touch;
+use crate::store::visit::Touch;
 
 const SHARDS: usize = 64;
 const SHARD_MAX: usize = 16_384;
+/// Longer than an outage of the database that sessions outlive by what is in memory.
+const KEPT: TimeDelta = TimeDelta::hours(2);
 /// Touches written in one transaction.
 pub const BATCH: usize = 2000;
 
@@ -68,19 +71,20 @@ impl Touches {
         }
     }
 
-    /// A copy of what is to be written, in key order.
-    pub fn pending(&self) -> Vec<Touch> {
-        let mut touches: Vec<_> = self
-            .shards
-            .iter()
-            .flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>())
-            .collect();
+    /// A copy of what is to be written, in key order. What could not be written for long is of no row any more.
+    pub fn pending(&self, now: Time) -> Vec<Touch> {
+        let mut touches = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.retain(|_, touch| now < touch.seen_at + KEPT);
+            touches.extend(shard.values().cloned());
+        }
         touches.sort_by(|a, b| (&a.tenant, a.session).cmp(&(&b.tenant, b.session)));
         touches
     }
 
     /// Forgets what was written, but for what changed meanwhile.
-    pub fn written(&self, touches: &[&Touch]) {
+    pub fn written<'a>(&self, touches: impl Iterator<Item = &'a &'a Touch>) {
         for touch in touches {
             let mut shard = self.shard(touch.session);
             let key = (touch.tenant.clone(), touch.session);

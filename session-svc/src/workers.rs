@@ -14,7 +14,7 @@ use shared::time::Time;
 use crate::OUTBOX;
 use crate::rpc::App;
 use crate::store;
-use crate::store::session::Touch;
+use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
 /// From one pass to the next: with what a pass takes, and `NOTE_INTERVAL`, within what idle deadlines allow for
@@ -36,7 +36,7 @@ const WALK_PAUSE: TimeDelta = TimeDelta::minutes(1);
 /// Writes what validations saw. A batch that fails goes row by row, so that one row that somebody holds keeps back none but
 /// itself; it is tried again with the next pass.
 pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
-    let touches = app.touches.pending();
+    let touches = app.touches.pending(app.clock.now());
     let (begun, seen): (Vec<_>, Vec<_>) = touches.iter().partition(|touch| touch.visit.is_some());
     let mut outcome = Ok(touches.len() as u64);
     for batch in begun.chunks(BATCH).chain(seen.chunks(BATCH)) {
@@ -55,29 +55,28 @@ pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
     outcome
 }
 
-/// All with a visit, or all without.
+/// All with a visit, or all without. What somebody else holds stays for the next pass.
 async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     if batch.iter().all(|touch| touch.visit.is_none()) {
         // A crash of PostgreSQL may take back the last of them, as one of ours does: they are a second's news.
         let mut tx = app.db.begin_relaxed().await?;
-        let written = store::session::touch(&mut tx, batch).await?;
+        let done = store::visit::touch(&mut tx, batch).await?;
         tx.commit().await?;
-        for (touch, _) in batch.iter().zip(written).filter(|(_, is_written)| !is_written) {
-            store::session::touch_one(&mut *app.db.connection().await?, touch).await?;
-        }
-        app.touches.written(batch);
+        app.touches.written(done.iter().filter_map(|position| batch.get(*position)));
         return Ok(());
     }
     let now = app.clock.now();
     let mut tx = app.db.begin(None).await?;
-    let changed = store::session::begin_visits(&mut tx, batch).await?;
-    let events: Vec<_> = changed.iter().map(|(tenant, session)| pinned(tenant, *session, now)).collect();
+    let begun = store::visit::begin_visits(&mut tx, batch).await?;
+    let of = |begun: &Begun| batch.get(begun.position);
+    let changed: Vec<_> = begun.iter().filter(|begun| begun.is_new_visit).filter_map(of).collect();
+    let events: Vec<_> = changed.iter().map(|touch| pinned(&touch.tenant, touch.session, now)).collect();
     OUTBOX.append_all(&mut tx, &events).await?;
     tx.commit().await?;
-    for key in changed {
-        app.sessions.invalidate(&key);
+    for touch in changed {
+        app.sessions.invalidate(&(touch.tenant.clone(), touch.session));
     }
-    app.touches.written(batch);
+    app.touches.written(begun.iter().filter_map(of));
     Ok(())
 }
 

@@ -36,7 +36,7 @@ impl App {
                 return Ok(with_values(before.answer, &changes, &now));
             }
         };
-        self.require_live(tenant, &mut seen, &touchpoint.value, work.now).await?;
+        self.require_live(tenant, &seen, &touchpoint.value, work.now)?;
         let version = store::attribute::begin(&mut work.tx, tenant, id).await?.ok_or(Ended::Revoked)?;
         let before = store::attribute::list(&mut work.tx, tenant, id).await?;
         let after = attribute::change(before, changes, version)?;

@@ -83,7 +83,7 @@ impl App {
     ) -> Result<pb::AuthenticateSessionResponse, Failure> {
         let Proved { identity, session_end, id_token } = proved;
         let (tenant, now, touchpoint) = (work.actor.tenant.clone(), work.now, &touchpoint.value);
-        let visit = self.require_live(&tenant, &mut seen, touchpoint, now).await?;
+        let visit = self.require_live(&tenant, &seen, touchpoint, now)?;
         let before = seen.session;
         if before.subject().is_some_and(|subject| *subject != identity.subject) {
             let text = "the session is of another subject: revoke it and make a new one";

@@ -124,14 +124,14 @@ impl App {
     }
 
     /// Refuses a shopper whose session does not live; answers the visit that it is in.
-    async fn require_live_shopper(
+    fn require_live_shopper(
         &self,
         tenant: &TenantId,
-        shopper: &mut Shopper,
+        shopper: &Shopper,
         now: Time,
     ) -> Result<Option<Visit>, Failure> {
-        let Some((seen, touchpoint)) = &mut shopper.named_by else { return Ok(None) };
-        self.require_live(tenant, seen, &touchpoint.value, now).await.map(Some)
+        let Some((seen, touchpoint)) = &shopper.named_by else { return Ok(None) };
+        self.require_live(tenant, seen, &touchpoint.value, now).map(Some)
     }
 
     async fn get_cart(&self, request: Request<pb::GetCartRequest>) -> Result<pb::GetCartResponse, Failure> {
@@ -140,7 +140,7 @@ impl App {
         let now = self.clock.now();
         if let Some(id) = optional::<CartId>("cart_id", &cart_id)? {
             let mut shopper = self.shopper(&caller, owner, now).await?;
-            self.require_live_shopper(&caller.tenant, &mut shopper, now).await?;
+            self.require_live_shopper(&caller.tenant, &shopper, now)?;
             let mut db = self.db.connection().await?;
             let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
             let cart = cart.filter(|cart| cart.group == shopper.group);
@@ -149,7 +149,7 @@ impl App {
         }
         let currency = parse("currency_code", &currency_code)?;
         let mut shopper = self.shopper(&caller, owner, now).await?;
-        self.require_live_shopper(&caller.tenant, &mut shopper, now).await?;
+        self.require_live_shopper(&caller.tenant, &shopper, now)?;
         let place =
             Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let cart = store::cart::find_open(&mut *self.db.connection().await?, &place).await?;
@@ -170,7 +170,7 @@ impl App {
         let tenant = &caller.tenant;
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {
-            self.require_live_shopper(tenant, &mut shopper, now).await?;
+            self.require_live_shopper(tenant, &shopper, now)?;
         }
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let mut tx = self.db.begin(deadline).await?;
@@ -182,7 +182,7 @@ impl App {
             let is_same = applied.body_hash == body_hash;
             return if is_same { Ok(((&cart).into(), applied.line)) } else { Err(reused(id).into()) };
         }
-        let visit = self.require_live_shopper(tenant, &mut shopper, now).await?;
+        let visit = self.require_live_shopper(tenant, &shopper, now)?;
         // The last order stands in for a cart only to answer what was asked before.
         if matches!(cart.state, State::Ordered { .. }) {
             return Err(no_cart().into());
@@ -197,12 +197,12 @@ impl App {
         }
         if holds
             && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit)
-            && !store::session::hold(&mut tx, tenant, seen.session.id, cart.id, &seen.stored, visit).await?
+            && !store::visit::hold(&mut tx, tenant, seen.session.id, cart.id, &seen.stored, visit).await?
         {
             return Err(overtaken());
         }
         if let Some(session) = lets_go {
-            store::session::release_hold(&mut tx, tenant, session, cart.id).await?;
+            store::visit::release_hold(&mut tx, tenant, session, cart.id).await?;
         }
         let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
         let held = if holds { shopper.session_id() } else { lets_go };

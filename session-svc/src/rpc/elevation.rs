@@ -47,7 +47,7 @@ impl App {
             }
         };
         let touchpoint = &touchpoint.value;
-        self.require_live(&caller.tenant, &mut seen, touchpoint, work.now).await?;
+        self.require_live(&caller.tenant, &seen, touchpoint, work.now)?;
         live::require(&requirement, &seen.session, touchpoint, work.now)?;
         let salt = self.new_salt()?;
         let token = self.elevation_token(&caller.tenant, id, &salt)?;

@@ -20,7 +20,7 @@ use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 use crate::store;
-use crate::store::session::Touch;
+use crate::store::visit::Touch;
 use crate::workers::system;
 
 /// A session as it is seen here, and the visit that its row has.
@@ -48,8 +48,12 @@ impl Seen {
     }
 }
 
+/// A write loses only to another write of the same session.
+const ATTEMPTS: u32 = 4;
+
 impl App {
-    /// The session of a token, with its touchpoint. Whether it lives is not asked yet.
+    /// The session of a token, with its touchpoint. Whether it lives is not asked yet; but what the token's being shown
+    /// means for the session's tokens is written by then, so that no caller has to write it within a transaction.
     pub(super) async fn session_of(
         &self,
         caller: &Caller,
@@ -58,41 +62,50 @@ impl App {
     ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
         let token = SessionToken::parse(token).map_err(|_| unknown())?;
         let tenant = &caller.tenant;
-        let touch = self.touches.peek(tenant, token.session_id());
-        let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
-            .await?
-            .ok_or_else(unknown)?;
-        let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
-        let presented = session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
-        if presented == Presented::Unknown {
-            return Err(unknown().into());
+        for _ in 0..ATTEMPTS {
+            let touch = self.touches.peek(tenant, token.session_id());
+            let session =
+                store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
+                    .await?
+                    .ok_or_else(unknown)?;
+            let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
+            let presented =
+                session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
+            if presented == Presented::Unknown {
+                return Err(unknown().into());
+            }
+            caller.require_touchpoint(&session.touchpoint)?;
+            let mut seen = Seen::new(session, presented, touch.as_ref(), now);
+            if seen.session.standing(&touchpoint.value, now).is_ok() {
+                match presented {
+                    Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
+                    Presented::Child => seen.presented = Presented::Current { has_child: false },
+                    Presented::Superseded(grade) => {
+                        self.end_stale(tenant, &seen.session, grade, now).await?;
+                    }
+                    Presented::Current { .. } | Presented::InGrace | Presented::Unknown => {}
+                }
+            }
+            return Ok((seen, touchpoint));
         }
-        caller.require_touchpoint(&session.touchpoint)?;
-        Ok((Seen::new(session, presented, touch.as_ref(), now), touchpoint))
+        Err(overtaken())
     }
 
     /// Refuses a session that does not live, or a token of it that is superseded. Counts as activity, and so may begin a
     /// visit, but moves none: nobody would be told. Answers the visit that it is in.
-    pub(super) async fn require_live(
+    pub(super) fn require_live(
         &self,
         tenant: &TenantId,
-        seen: &mut Seen,
+        seen: &Seen,
         touchpoint: &Touchpoint,
         now: Time,
     ) -> Result<Visit, Failure> {
         seen.session.standing(touchpoint, now)?;
         match seen.presented {
             Presented::Current { .. } | Presented::InGrace => {}
-            Presented::Child => {
-                if !self.use_child(tenant, &mut seen.session, now).await? {
-                    return Err(overtaken());
-                }
-                seen.presented = Presented::Current { has_child: false };
-            }
-            Presented::Superseded(grade) => {
-                self.end_stale(tenant, &seen.session, grade, now).await?;
-                return Err(grade.into());
-            }
+            Presented::Superseded(grade) => return Err(grade.into()),
+            // It came to live only now, by a change of the policy.
+            Presented::Child => return Err(overtaken()),
             Presented::Unknown => return Err(unknown().into()),
         }
         let session = &seen.session;
@@ -110,8 +123,8 @@ impl App {
         token: &str,
         now: Time,
     ) -> Result<(Session, Arc<Entry<Touchpoint>>), Failure> {
-        let (mut seen, touchpoint) = self.session_of(caller, token, now).await?;
-        let visit = self.require_live(&caller.tenant, &mut seen, &touchpoint.value, now).await?;
+        let (seen, touchpoint) = self.session_of(caller, token, now).await?;
+        let visit = self.require_live(&caller.tenant, &seen, &touchpoint.value, now)?;
         let last_seen_at = seen.session.last_seen_at.max(now);
         Ok((Session { last_seen_at, visit, ..seen.session }, touchpoint))
     }
@@ -187,7 +200,7 @@ impl App {
         }
         let reason = RevokeReason::StaleLineage;
         let mut tx = self.db.begin(None).await?;
-        if store::session::revoke(&mut tx, tenant, session.id, now, reason).await? {
+        if store::session::revoke_stale(&mut tx, tenant, session, now).await? {
             let data = json!({"reason": reason.name()});
             let event = system(tenant, "session.revoked", session.id.to_string(), data, now);
             OUTBOX.append(&mut tx, &event).await?;

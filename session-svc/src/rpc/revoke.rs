@@ -124,7 +124,7 @@ impl App {
         now: Time,
     ) -> Result<Asking, Failure> {
         let Asking { seen, touchpoint, requirement } = &mut asking;
-        self.require_live(&caller.tenant, seen, &touchpoint.value, now).await?;
+        self.require_live(&caller.tenant, seen, &touchpoint.value, now)?;
         live::require(requirement, &seen.session, &touchpoint.value, now)?;
         Ok(asking)
     }

@@ -57,7 +57,7 @@ impl App {
         if has_lost && is_parent(&seen.session.lineage, hash) {
             seen.session.standing(touchpoint, now)?;
         } else {
-            self.require_live(tenant, seen, touchpoint, now).await?;
+            self.require_live(tenant, seen, touchpoint, now)?;
         }
         let lineage = &seen.session.lineage;
         let (salt, expected) = if let Some(parent) =

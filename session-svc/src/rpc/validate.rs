@@ -131,7 +131,9 @@ impl App {
     /// Whether a running visit is still on the releases that it should be on.
     fn stays(&self, tenant: &TenantId, known: &Known, touchpoint: &Touchpoint, now: Time) -> bool {
         let routes = self.routes.view(now);
-        if known.is_routed_by(routes.number) {
+        // Neither comes round to an old value within the life of an entry.
+        let state = (routes.number << 20) ^ touchpoint.version.unsigned_abs();
+        if known.is_routed_by(state) {
             return true;
         }
         let session = &known.session;
@@ -140,7 +142,7 @@ impl App {
         });
         let stays = pins == session.visit.pins;
         if stays {
-            known.routed_by(routes.number);
+            known.routed_by(state);
         }
         stays
     }
@@ -177,7 +179,8 @@ impl App {
                     return Ok(superseded(grade, fresh_as_of, degraded));
                 }
                 Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
-                Presented::Child | Presented::Current { .. } | Presented::InGrace | Presented::Unknown => {}
+                Presented::Unknown => return Ok(verdict(pb::Verdict::SessionUnknown, now, degraded)),
+                Presented::Child | Presented::Current { .. } | Presented::InGrace => {}
             }
             let before = &seen.session.visit;
             let mut visit = self.visit(tenant, &seen.session, touchpoint, now);
@@ -288,7 +291,7 @@ impl App {
     ) -> Result<bool, Failure> {
         let id = seen.session.id;
         let mut tx = self.db.begin(None).await?;
-        if !store::session::move_visit(&mut tx, tenant, id, &seen.stored, next).await? {
+        if !store::visit::move_visit(&mut tx, tenant, id, &seen.stored, next).await? {
             return Ok(false);
         }
         OUTBOX.append(&mut tx, &pinned(tenant, id, now)).await?;

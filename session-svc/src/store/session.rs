@@ -1,8 +1,6 @@
 //! `session.sessions`.
 
-use prost::Message as _;
-use shared::id::{CartId, ReleaseId, RolloutId, SessionId, ShopperId, TenantId, TouchpointId};
-use shared::pb::storage;
+use shared::id::{SessionId, ShopperId, TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -10,8 +8,8 @@ use uuid::Uuid;
 use crate::domain::assurance::{Authentication, Level};
 use crate::domain::lineage::Lineage;
 use crate::domain::session::{Identity, RevokeReason, Session, State, Subject};
-use crate::domain::visit::{Arm, Pin, Pins, Release, Visit};
-use crate::store::{corrupt, lineage};
+use crate::domain::visit::Visit;
+use crate::store::{corrupt, lineage, visit};
 
 struct Row {
     session_id: Uuid,
@@ -86,7 +84,7 @@ impl TryFrom<Row> for Session {
             absolute_deadline: row.absolute_deadline,
             visit: Visit {
                 started_at: row.visit_started_at,
-                pins: read_pins(&row.pins).ok_or_else(|| bad("pins"))?,
+                pins: visit::read_pins(&row.pins).ok_or_else(|| bad("pins"))?,
             },
             in_checkout: row.in_checkout,
             state,
@@ -230,7 +228,8 @@ pub async fn list(
     rows.into_iter().map(Session::try_from).collect()
 }
 
-/// Adds some, in one statement: a session each, with its subject's digest.
+/// Adds some, in one statement: a session each, with its subject's digest. Its epoch is the touchpoint's at that moment, so
+/// that none made after a revocation is revoked by it.
 #[tracing::instrument(name = "db.session.insert", skip_all, fields(count = sessions.len()))]
 pub async fn insert(
     db: &mut PgConnection,
@@ -243,20 +242,20 @@ pub async fn insert(
         "insert into session.sessions (tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest,
             subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins)
-        select tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest, subject_issuer,
-            subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at, created_at,
-            absolute_deadline, created_at, pins
-        from unnest($1::text[], $2::uuid[], $3::text[], $4::bytea[], $5::integer[], $6::uuid[], $7::bytea[], $8::text[],
-            $9::text[], $10::timestamptz[], $11::smallint[], $12::boolean[], $13::text[], $14::text[],
-            $15::timestamptz[], $16::timestamptz[], $17::bytea[])
-            as session (tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest,
+        select tenant_id, session_id, touchpoint_id, token_hash, touchpoint.session_epoch, shopper_id,
+            subject_digest, subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place,
+            session.created_at, session.created_at, absolute_deadline, session.created_at, pins
+        from unnest($1::text[], $2::uuid[], $3::text[], $4::bytea[], $5::uuid[], $6::bytea[], $7::text[],
+            $8::text[], $9::timestamptz[], $10::smallint[], $11::boolean[], $12::text[], $13::text[],
+            $14::timestamptz[], $15::timestamptz[], $16::bytea[])
+            as session (tenant_id, session_id, touchpoint_id, token_hash, shopper_id, subject_digest,
                 subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
-                absolute_deadline, pins)",
+                absolute_deadline, pins)
+        join session.touchpoints touchpoint using (tenant_id, touchpoint_id)",
         &sessions.iter().map(|(tenant, ..)| tenant.to_string()).collect::<Vec<_>>(),
         &columns().map(|session| session.id.uuid()).collect::<Vec<_>>(),
         &columns().map(|session| session.touchpoint.to_string()).collect::<Vec<_>>(),
         &columns().map(|session| session.lineage.current.bytes().to_vec()).collect::<Vec<_>>(),
-        &columns().map(|session| session.epoch).collect::<Vec<_>>(),
         &columns().map(|session| session.shopper.map(ShopperId::uuid)).collect::<Vec<_>>() as &[Option<Uuid>],
         &sessions.iter().map(|(.., digest)| digest.map(|digest| digest.to_vec())).collect::<Vec<_>>()
             as &[Option<Vec<u8>>],
@@ -270,7 +269,7 @@ pub async fn insert(
         &columns().map(|session| session.place.clone()).collect::<Vec<_>>() as &[Option<String>],
         &columns().map(|session| session.created_at).collect::<Vec<_>>(),
         &columns().map(|session| session.absolute_deadline).collect::<Vec<_>>(),
-        &columns().map(|session| write_pins(&session.visit.pins)).collect::<Vec<_>>(),
+        &columns().map(|session| visit::write_pins(&session.visit.pins)).collect::<Vec<_>>(),
     )
     .execute(db)
     .await
@@ -414,7 +413,32 @@ pub async fn revoke(
     Ok(done.rows_affected() == 1)
 }
 
-/// Revokes every session of a subject but one; answers those that were not revoked before. Rows are locked in key order.
+/// Revokes one for a stale token, unless its tokens changed since it was read: then the token may be another kind of stale.
+#[tracing::instrument(name = "db.session.revoke_stale", skip_all)]
+pub async fn revoke_stale(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    before: &Session,
+    at: Time,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.sessions
+        set revoked_at = $3, revoke_reason = 'STALE_LINEAGE'
+        where tenant_id = $1 and session_id = $2 and revoked_at is null
+            and token_hash = $4 and lineage is not distinct from $5",
+        tenant.as_str(),
+        before.id.uuid(),
+        at,
+        before.lineage.current.bytes(),
+        lineage::write(&before.lineage),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Revokes sessions of a subject, all but one and at most so many; answers those that were not revoked before. Rows are
+/// locked in key order.
 #[tracing::instrument(name = "db.session.revoke_subject", skip_all)]
 pub async fn revoke_subject(
     db: &mut PgConnection,
@@ -423,6 +447,7 @@ pub async fn revoke_subject(
     except: Option<SessionId>,
     at: Time,
     reason: RevokeReason,
+    limit: i64,
 ) -> sqlx::Result<Vec<SessionId>> {
     let ids = sqlx::query_scalar!(
         "with locked as (
@@ -431,6 +456,7 @@ pub async fn revoke_subject(
             where tenant_id = $1 and subject_digest = $2 and revoked_at is null
                 and ($3::uuid is null or session_id <> $3)
             order by session_id
+            limit $6
             for update
         )
         update session.sessions session
@@ -443,248 +469,27 @@ pub async fn revoke_subject(
         except.map(SessionId::uuid),
         at,
         reason.name(),
+        limit,
     )
     .fetch_all(db)
     .await?;
     Ok(ids.into_iter().map(SessionId::from_uuid).collect())
 }
 
-/// Holds a session for a cart in checkout, in the visit that it is in and on the releases of that visit, which its row may
-/// not have yet; false if the session was revoked, or is in another visit by now.
-#[tracing::instrument(name = "db.session.hold", skip_all)]
-pub async fn hold(
+
+/// Every session of a subject that is there.
+#[tracing::instrument(name = "db.session.ids_of_subject", skip_all)]
+pub async fn ids_of_subject(
     db: &mut PgConnection,
     tenant: &TenantId,
-    id: SessionId,
-    cart: CartId,
-    stored: &Visit,
-    visit: &Visit,
-) -> sqlx::Result<bool> {
-    let done = sqlx::query!(
-        "update session.sessions
-        set checkout_cart_ids = array_append(array_remove(checkout_cart_ids, $3), $3), visit_started_at = $4, pins = $5
-        where tenant_id = $1 and session_id = $2 and revoked_at is null
-            and (visit_started_at = $6 and pins = $7 or visit_started_at = $4 and pins = $5)",
+    subject_digest: &[u8; 32],
+) -> sqlx::Result<Vec<SessionId>> {
+    let ids = sqlx::query_scalar!(
+        "select session_id from session.sessions where tenant_id = $1 and subject_digest = $2",
         tenant.as_str(),
-        id.uuid(),
-        cart.uuid(),
-        visit.started_at,
-        write_pins(&visit.pins),
-        stored.started_at,
-        write_pins(&stored.pins),
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// Lets go of a visit, as far as this cart holds it.
-#[tracing::instrument(name = "db.session.release_hold", skip_all)]
-pub async fn release_hold(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    id: SessionId,
-    cart: CartId,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update session.sessions
-        set checkout_cart_ids = nullif(array_remove(checkout_cart_ids, $3), '{}')
-        where tenant_id = $1 and session_id = $2 and $3 = any(checkout_cart_ids)",
-        tenant.as_str(),
-        id.uuid(),
-        cart.uuid(),
-    )
-    .execute(db)
-    .await
-    .map(drop)
-}
-
-/// Puts a running visit on other releases, unless it changed or a checkout holds it; false then.
-#[tracing::instrument(name = "db.session.move_visit", skip_all)]
-pub async fn move_visit(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    id: SessionId,
-    from: &Visit,
-    to: &Visit,
-) -> sqlx::Result<bool> {
-    let done = sqlx::query!(
-        "update session.sessions
-        set visit_started_at = $3, pins = $4
-        where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6
-            and checkout_cart_ids is null and revoked_at is null",
-        tenant.as_str(),
-        id.uuid(),
-        to.started_at,
-        write_pins(&to.pins),
-        from.started_at,
-        write_pins(&from.pins),
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// What validations saw of a session since it was last written.
-#[derive(Debug, Clone)]
-pub struct Touch {
-    /// Whose.
-    pub tenant: TenantId,
-    /// Which.
-    pub session: SessionId,
-    /// Last validation.
-    pub seen_at: Time,
-    /// The visit as it was answered, and the one that it replaces; none where nothing but the time changed.
-    pub visit: Option<(Visit, Visit)>,
-}
-
-/// Writes when sessions were seen; answers of each whether it did, the rest goes alone. Waits for nobody: a row that somebody holds
-/// keeps back none but itself.
-#[tracing::instrument(name = "db.session.touch", skip_all, fields(count = touches.len()))]
-pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<bool>> {
-    let positions = sqlx::query_scalar!(
-        r#"with locked as (
-            select session.tenant_id, session.session_id, touch.seen_at, touch.position
-            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) with ordinality
-                as touch (tenant_id, session_id, seen_at, position)
-            join session.sessions session using (tenant_id, session_id)
-            where session.revoked_at is null and session.last_seen_at < touch.seen_at
-            order by session.tenant_id, session.session_id
-            for no key update of session skip locked
-        )
-        update session.sessions session
-        set last_seen_at = locked.seen_at
-        from locked
-        where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id
-        returning locked.position as "position!""#,
-        &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
-        &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
-        &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
+        subject_digest,
     )
     .fetch_all(db)
     .await?;
-    let mut written = vec![false; touches.len()];
-    for position in positions {
-        if let Some(flag) = usize::try_from(position - 1).ok().and_then(|at| written.get_mut(at)) {
-            *flag = true;
-        }
-    }
-    Ok(written)
-}
-
-/// Writes when one session was seen; what is revoked, or was seen later, stays.
-#[tracing::instrument(name = "db.session.touch_one", skip_all)]
-pub async fn touch_one(db: &mut PgConnection, touch: &Touch) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update session.sessions
-        set last_seen_at = $3
-        where tenant_id = $1 and session_id = $2 and revoked_at is null and last_seen_at < $3",
-        touch.tenant.as_str(),
-        touch.session.uuid(),
-        touch.seen_at,
-    )
-    .execute(db)
-    .await
-    .map(drop)
-}
-
-/// Writes when sessions were seen, and the visits that began; answers the sessions whose visit changed. Rows are locked in key order, so that two that write the
-/// same sessions never wait for each other in a circle; what is revoked, or was seen later, stays.
-#[tracing::instrument(name = "db.session.begin_visits", skip_all, fields(count = touches.len()))]
-pub async fn begin_visits(
-    db: &mut PgConnection,
-    touches: &[&Touch],
-) -> sqlx::Result<Vec<(TenantId, SessionId)>> {
-    let tenants: Vec<_> = touches.iter().map(|touch| touch.tenant.to_string()).collect();
-    let sessions: Vec<_> = touches.iter().map(|touch| touch.session.uuid()).collect();
-    let seen: Vec<_> = touches.iter().map(|touch| touch.seen_at).collect();
-    let visits = || touches.iter().map(|touch| touch.visit.as_ref());
-    let started: Vec<_> = visits().map(|visit| visit.map(|(visit, _)| visit.started_at)).collect();
-    let pins: Vec<_> = visits().map(|visit| visit.map(|(visit, _)| write_pins(&visit.pins))).collect();
-    let old_started: Vec<_> = visits().map(|visit| visit.map(|(_, old)| old.started_at)).collect();
-    let old_pins: Vec<_> = visits().map(|visit| visit.map(|(_, old)| write_pins(&old.pins))).collect();
-    let rows = sqlx::query!(
-        r#"with touch as (
-            select * from unnest($1::text[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[],
-                $6::timestamptz[], $7::bytea[])
-                as touch (tenant_id, session_id, seen_at, visit_started_at, pins, old_visit_started_at, old_pins)
-        ), locked as (
-            select touch.*,
-                touch.pins is not null
-                    and session.visit_started_at = touch.old_visit_started_at
-                    and session.pins = touch.old_pins
-                    and (session.checkout_cart_ids is null or session.pins = touch.pins) as is_new_visit
-            from session.sessions session
-            join touch using (tenant_id, session_id)
-            where session.revoked_at is null
-            order by session.tenant_id, session.session_id
-            for update of session
-        )
-        update session.sessions session
-        set last_seen_at = greatest(session.last_seen_at, locked.seen_at),
-            visit_started_at = case when is_new_visit then locked.visit_started_at else session.visit_started_at end,
-            pins = case when is_new_visit then locked.pins else session.pins end
-        from locked
-        where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id
-        returning session.tenant_id, session.session_id, is_new_visit as "is_new_visit!""#,
-        &tenants,
-        &sessions,
-        &seen,
-        &started as &[Option<Time>],
-        &pins as &[Option<Vec<u8>>],
-        &old_started as &[Option<Time>],
-        &old_pins as &[Option<Vec<u8>>],
-    )
-    .fetch_all(db)
-    .await?;
-    let changed = rows.into_iter().filter(|row| row.is_new_visit);
-    changed
-        .map(|row| {
-            let tenant = row
-                .tenant_id
-                .parse()
-                .map_err(|_| corrupt("sessions", "tenant_id", &row.session_id))?;
-            Ok((tenant, SessionId::from_uuid(row.session_id)))
-        })
-        .collect()
-}
-
-fn read_pins(bytes: &[u8]) -> Option<Pins> {
-    let stored = storage::VisitPins::decode(bytes).ok()?;
-    let pin = |stored: storage::VisitPin| {
-        let release = Release {
-            id: ReleaseId::from_uuid(Uuid::from_slice(&stored.release_id).ok()?),
-            version: stored.version,
-        };
-        let arm = match stored.arm {
-            0 => None,
-            1 => Some(Arm::Control),
-            2 => Some(Arm::Canary),
-            _ => return None,
-        };
-        let arm = match arm {
-            None => None,
-            Some(arm) => Some((RolloutId::from_uuid(Uuid::from_slice(&stored.rollout_id).ok()?), arm)),
-        };
-        Some((stored.component.parse().ok()?, Pin { release, arm }))
-    };
-    stored.pins.into_iter().map(pin).collect()
-}
-
-fn write_pins(pins: &Pins) -> Vec<u8> {
-    let pin = |(component, pin): (&shared::id::ComponentId, &Pin)| storage::VisitPin {
-        component: component.to_string(),
-        release_id: pin.release.id.uuid().as_bytes().to_vec(),
-        version: pin.release.version.clone(),
-        rollout_id: pin
-            .arm
-            .map(|(rollout, _)| rollout.uuid().as_bytes().to_vec())
-            .unwrap_or_default(),
-        arm: match pin.arm {
-            None => 0,
-            Some((_, Arm::Control)) => 1,
-            Some((_, Arm::Canary)) => 2,
-        },
-    };
-    storage::VisitPins { pins: pins.iter().map(pin).collect() }.encode_to_vec()
+    Ok(ids.into_iter().map(SessionId::from_uuid).collect())
 }

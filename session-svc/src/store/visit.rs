@@ -1,0 +1,227 @@
+//! The visits in `session.sessions`: when a session was seen, on which releases it is, and what holds it there.
+
+use prost::Message as _;
+use shared::id::{CartId, ComponentId, ReleaseId, RolloutId, SessionId, TenantId};
+use shared::pb::storage;
+use shared::time::Time;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::domain::visit::{Arm, Pin, Pins, Release, Visit};
+
+/// Holds a session for a cart in checkout, in the visit that it is in and on the releases of that visit, which its row may
+/// not have yet; false if the session was revoked, or is in another visit by now.
+#[tracing::instrument(name = "db.visit.hold", skip_all)]
+pub async fn hold(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    cart: CartId,
+    stored: &Visit,
+    visit: &Visit,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.sessions
+        set checkout_cart_ids = array_append(array_remove(checkout_cart_ids, $3), $3), visit_started_at = $4, pins = $5
+        where tenant_id = $1 and session_id = $2 and revoked_at is null
+            and (visit_started_at = $6 and pins = $7 or visit_started_at = $4 and pins = $5)",
+        tenant.as_str(),
+        id.uuid(),
+        cart.uuid(),
+        visit.started_at,
+        write_pins(&visit.pins),
+        stored.started_at,
+        write_pins(&stored.pins),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Lets go of a visit, as far as this cart holds it.
+#[tracing::instrument(name = "db.visit.release_hold", skip_all)]
+pub async fn release_hold(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    cart: CartId,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.sessions
+        set checkout_cart_ids = nullif(array_remove(checkout_cart_ids, $3), '{}')
+        where tenant_id = $1 and session_id = $2 and $3 = any(checkout_cart_ids)",
+        tenant.as_str(),
+        id.uuid(),
+        cart.uuid(),
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Puts a running visit on other releases, unless it changed or a checkout holds it; false then.
+#[tracing::instrument(name = "db.visit.move_visit", skip_all)]
+pub async fn move_visit(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    from: &Visit,
+    to: &Visit,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.sessions
+        set visit_started_at = $3, pins = $4
+        where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6
+            and checkout_cart_ids is null and revoked_at is null",
+        tenant.as_str(),
+        id.uuid(),
+        to.started_at,
+        write_pins(&to.pins),
+        from.started_at,
+        write_pins(&from.pins),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// What validations saw of a session since it was last written.
+#[derive(Debug, Clone)]
+pub struct Touch {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub session: SessionId,
+    /// Last validation.
+    pub seen_at: Time,
+    /// The visit as it was answered, and the one that it replaces; none where nothing but the time changed.
+    pub visit: Option<(Visit, Visit)>,
+}
+
+/// Writes when sessions were seen; answers which of them are done with. Rows are locked in key order, and a row that
+/// somebody holds is left for the next time: it keeps back none but itself. What is revoked, or was seen later, stays.
+#[tracing::instrument(name = "db.visit.touch", skip_all, fields(count = touches.len()))]
+pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<usize>> {
+    let positions = sqlx::query_scalar!(
+        r#"with locked as materialized (
+            select session.tenant_id, session.session_id, touch.seen_at, touch.position,
+                session.revoked_at is null and session.last_seen_at < touch.seen_at as is_due
+            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) with ordinality
+                as touch (tenant_id, session_id, seen_at, position)
+            join session.sessions session using (tenant_id, session_id)
+            order by session.tenant_id, session.session_id
+            for no key update of session skip locked
+        ), touched as (
+            update session.sessions session
+            set last_seen_at = locked.seen_at
+            from locked
+            where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id and is_due
+        )
+        select position as "position!" from locked"#,
+        &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(positions
+        .into_iter()
+        .filter_map(|position| usize::try_from(position - 1).ok())
+        .collect())
+}
+
+/// A session that [`begin_visits`] is done with.
+pub struct Begun {
+    /// Which of those given.
+    pub position: usize,
+    /// Whether its visit changed.
+    pub is_new_visit: bool,
+}
+
+/// As [`touch`], with the visits that began, of those that were given and are done with.
+#[tracing::instrument(name = "db.visit.begin", skip_all, fields(count = touches.len()))]
+pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<Begun>> {
+    let visits = || touches.iter().map(|touch| touch.visit.as_ref());
+    let rows = sqlx::query!(
+        r#"with locked as materialized (
+            select session.tenant_id, session.session_id, touch.position, touch.seen_at, touch.visit_started_at,
+                touch.pins, session.revoked_at is null as is_open,
+                session.revoked_at is null
+                    and touch.pins is not null
+                    and session.visit_started_at = touch.old_visit_started_at
+                    and session.pins = touch.old_pins
+                    and (session.checkout_cart_ids is null or session.pins = touch.pins) as is_new_visit
+            from unnest($1::text[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[], $6::timestamptz[],
+                $7::bytea[]) with ordinality
+                as touch (tenant_id, session_id, seen_at, visit_started_at, pins, old_visit_started_at, old_pins, position)
+            join session.sessions session using (tenant_id, session_id)
+            order by session.tenant_id, session.session_id
+            for no key update of session skip locked
+        ), written as (
+            update session.sessions session
+            set last_seen_at = greatest(session.last_seen_at, locked.seen_at),
+                visit_started_at =
+                    case when is_new_visit then locked.visit_started_at else session.visit_started_at end,
+                pins = case when is_new_visit then locked.pins else session.pins end
+            from locked
+            where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id and is_open
+        )
+        select position as "position!", is_new_visit as "is_new_visit!" from locked"#,
+        &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
+        &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
+        &visits().map(|visit| Some(visit?.0.started_at)).collect::<Vec<_>>() as &[Option<Time>],
+        &visits().map(|visit| Some(write_pins(&visit?.0.pins))).collect::<Vec<_>>() as &[Option<Vec<u8>>],
+        &visits().map(|visit| Some(visit?.1.started_at)).collect::<Vec<_>>() as &[Option<Time>],
+        &visits().map(|visit| Some(write_pins(&visit?.1.pins))).collect::<Vec<_>>() as &[Option<Vec<u8>>],
+    )
+    .fetch_all(db)
+    .await?;
+    let begun = rows.into_iter().filter_map(|row| {
+        let position = usize::try_from(row.position - 1).ok()?;
+        Some(Begun { position, is_new_visit: row.is_new_visit })
+    });
+    Ok(begun.collect())
+}
+
+/// From the column; `None` if it is corrupt.
+pub(super) fn read_pins(bytes: &[u8]) -> Option<Pins> {
+    let stored = storage::VisitPins::decode(bytes).ok()?;
+    let pin = |stored: storage::VisitPin| {
+        let release = Release {
+            id: ReleaseId::from_uuid(Uuid::from_slice(&stored.release_id).ok()?),
+            version: stored.version,
+        };
+        let arm = match stored.arm {
+            0 => None,
+            1 => Some(Arm::Control),
+            2 => Some(Arm::Canary),
+            _ => return None,
+        };
+        let arm = match arm {
+            None => None,
+            Some(arm) => Some((RolloutId::from_uuid(Uuid::from_slice(&stored.rollout_id).ok()?), arm)),
+        };
+        Some((stored.component.parse().ok()?, Pin { release, arm }))
+    };
+    stored.pins.into_iter().map(pin).collect()
+}
+
+/// To the column; equal pins are equal bytes.
+pub(super) fn write_pins(pins: &Pins) -> Vec<u8> {
+    let pin = |(component, pin): (&ComponentId, &Pin)| storage::VisitPin {
+        component: component.to_string(),
+        release_id: pin.release.id.uuid().as_bytes().to_vec(),
+        version: pin.release.version.clone(),
+        rollout_id: pin
+            .arm
+            .map(|(rollout, _)| rollout.uuid().as_bytes().to_vec())
+            .unwrap_or_default(),
+        arm: match pin.arm {
+            None => 0,
+            Some((_, Arm::Control)) => 1,
+            Some((_, Arm::Canary)) => 2,
+        },
+    };
+    storage::VisitPins { pins: pins.iter().map(pin).collect() }.encode_to_vec()
+}
