@@ -23,6 +23,7 @@ use super::session::require_remembering;
 use super::{App, overtaken};
 use crate::cache::Entry;
 use crate::domain::assurance::{Authentication, Level};
+use crate::domain::lineage::Presented;
 use crate::domain::merge::Strategy;
 use crate::domain::session::{Identity, Session, Subject};
 use crate::domain::touchpoint::Touchpoint;
@@ -83,6 +84,10 @@ impl App {
     ) -> Result<pb::AuthenticateSessionResponse, Failure> {
         let Proved { identity, session_end, id_token } = proved;
         let (tenant, now, touchpoint) = (work.actor.tenant.clone(), work.now, &touchpoint.value);
+        // All tokens are cut off below, so the first use of a child need not be written, which would take a second connection.
+        if seen.presented == Presented::Child {
+            seen.presented = Presented::Current { has_child: false };
+        }
         let visit = self.require_live(&tenant, &mut seen, touchpoint, now).await?;
         let before = seen.session;
         if before.subject().is_some_and(|subject| *subject != identity.subject) {
