@@ -244,6 +244,25 @@ async fn of_several_logins_of_a_session_at_once_one_wins_and_its_token_alone_liv
 }
 
 #[tokio::test]
+async fn more_logins_than_connections_by_tokens_just_handed_out_do_not_wait_for_each_other() {
+    let (_stack, caller) = start().await;
+    let sessions = join_all((0..64).map(async |n| {
+        let (_, old) = create_session(&caller).await;
+        (format!("subject-{n}"), rotate(&caller, &old).await, old)
+    }))
+    .await;
+    let logins = sessions
+        .iter()
+        .map(|(sub, token, _)| authenticate(&caller, token, identity(sub, 1)));
+    for ((_, token), (_, child, old)) in join_all(logins).await.iter().zip(&sessions) {
+        assert_eq!(validate_strong(&caller, token).await.verdict(), Verdict::Active);
+        for dead in [child, old] {
+            assert_eq!(validate_strong(&caller, dead).await.token_grade(), TokenGrade::Orphan);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_disabled_subject_neither_logs_in_nor_gets_a_session_until_it_is_enabled() {
     let (_stack, caller) = start().await;
     let (_, before) = log_in(&caller, "lena").await;

@@ -23,6 +23,7 @@ use super::session::require_remembering;
 use super::{App, overtaken};
 use crate::cache::Entry;
 use crate::domain::assurance::{Authentication, Level};
+use crate::domain::lineage::Presented;
 use crate::domain::merge::Strategy;
 use crate::domain::session::{Identity, Session, Subject};
 use crate::domain::touchpoint::Touchpoint;
@@ -75,7 +76,7 @@ impl App {
     async fn log_in(
         &self,
         mut work: Box<Mutation>,
-        mut seen: Seen,
+        seen: Seen,
         touchpoint: &Arc<Entry<Touchpoint>>,
         proved: Proved,
         strategy: Strategy,
@@ -149,6 +150,12 @@ impl App {
     ) -> Result<pb::AuthenticateSessionResponse, Failure> {
         let Replayed { answer, salt } = before;
         let token = self.session_token(&caller.tenant, id, salt.as_deref().unwrap_or_default())?;
+        // Whoever answered before may have been another replica: here, too, the old token is dead from now on.
+        self.forget(&caller.tenant, &[id]);
+        let (seen, _) = self.session_of(caller, &token.expose(), self.clock.now()).await?;
+        if let Presented::Superseded(grade) = seen.presented {
+            return Err(grade.into());
+        }
         let session = self.with_person(caller, id, answer.session).await?;
         Ok(pb::AuthenticateSessionResponse { session, session_token: token.expose(), ..answer })
     }

@@ -20,11 +20,14 @@ use super::session::{no_session, subject_of};
 use super::{App, live, no_touchpoint};
 use crate::cache::Entry;
 use crate::domain::assurance::Requirement;
-use crate::domain::lineage::Presented;
+use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::{RevokeReason, Session};
 use crate::domain::token::{SessionToken, TokenHash};
 use crate::domain::touchpoint::Touchpoint;
 use crate::store;
+
+/// Sessions ended by one statement.
+const ENDED_AT_ONCE: i64 = 2000;
 
 /// Whose session may be ended by this call.
 enum Claim {
@@ -72,7 +75,15 @@ impl App {
         let mut work = match self.begin::<pb::RevokeSessionResponse>(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => {
-                let session = self.with_person(&caller, id, before.answer.session).await?;
+                // Whoever answered before may have been another replica: here, too, it must hold from now on.
+                self.forget(&caller.tenant, &[id]);
+                let row = store::session::find(&mut *self.db.connection().await?, &caller.tenant, id).await?;
+                let may_see = |row: &Session| {
+                    is_claimed(row, &claim, asking.as_ref(), self.clock.now())
+                        && caller.require_touchpoint(&row.touchpoint).is_ok()
+                };
+                let session = before.answer.session;
+                let session = session.map(|kept| add_person(kept, row.filter(may_see)));
                 return Ok(pb::RevokeSessionResponse { session });
             }
         };
@@ -91,7 +102,10 @@ impl App {
         caller.require_touchpoint(&session.touchpoint)?;
         let touchpoint = store::touchpoint::find(&mut work.tx, &caller.tenant, &session.touchpoint).await?;
         let touchpoint = touchpoint.ok_or_else(|| no_touchpoint(&session.touchpoint))?;
-        let session = self.end(&mut work, session, reason).await?;
+        let session = match session.revocation(&touchpoint) {
+            Some(_) => session,
+            None => self.end(&mut work, session, reason).await?,
+        };
         let session = session_to_proto(&session, &touchpoint, work.now);
         let kept = pb::RevokeSessionResponse { session: Some(without_person(&session)) };
         work.answer(kept).await?;
@@ -155,15 +169,7 @@ impl App {
     ) -> Result<Option<pb::Session>, Failure> {
         let Some(kept) = kept else { return Ok(None) };
         let row = store::session::find(&mut *self.db.connection().await?, &caller.tenant, id).await?;
-        Ok(Some(match row {
-            Some(row) => pb::Session {
-                subject: row.subject().cloned().map(subject_to_proto),
-                device: row.device.unwrap_or_default(),
-                place: row.place.unwrap_or_default(),
-                ..kept
-            },
-            None => kept,
-        }))
+        Ok(Some(add_person(kept, row)))
     }
 
     pub(super) async fn revoke_subject_sessions(
@@ -195,39 +201,56 @@ impl App {
             let asking = self.asking(&caller, &token, Requirement::default()).await?;
             (subject_of(&asking.seen.session)?.clone(), Some(asking))
         };
+        let digest = self.subject_digest(&caller.tenant, &subject)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            Begun::Replayed(before) => {
+                self.forget_subject(&caller.tenant, &digest).await?;
+                return Ok(before.answer);
+            }
         };
         let mut except = None;
         if let Some(asking) = asking {
             let asking = self.require_asking(&caller, asking, work.now).await?;
             except = message.keep_current.then_some(asking.seen.session.id);
         }
-        let digest = self.subject_digest(&caller.tenant, &subject)?;
         store::subject::lock(&mut work.tx, &caller.tenant, &digest, work.now).await?;
-        let ended = self.end_all_of(&mut work, &digest, except, reason).await?;
-        let revoked_count = i32::try_from(ended.len()).unwrap_or(i32::MAX);
+        let revoked_count = self.end_all_of(&mut work, &digest, except, reason).await?;
         let answer = work.answer(pb::RevokeSubjectSessionsResponse { revoked_count }).await?;
-        self.forget(&caller.tenant, &ended);
+        self.forget_subject(&caller.tenant, &digest).await?;
         Ok(answer)
     }
 
-    /// Revokes the sessions of a locked subject.
+    /// Revokes the sessions of a locked subject, and counts them.
     async fn end_all_of(
         &self,
         work: &mut Mutation,
         digest: &[u8; 32],
         except: Option<SessionId>,
         reason: RevokeReason,
-    ) -> Result<Vec<SessionId>, Failure> {
+    ) -> Result<i32, Failure> {
         let (tenant, now) = (work.actor.tenant.clone(), work.now);
-        let ended =
-            store::session::revoke_subject(&mut work.tx, &tenant, digest, except, now, reason).await?;
         let data = json!({"reason": reason.name()});
-        work.tell_all("session.revoked", ended.iter().map(|id| (id.to_string(), data.clone())))
-            .await?;
-        Ok(ended)
+        let mut count = 0;
+        loop {
+            let (tx, limit) = (&mut work.tx, ENDED_AT_ONCE);
+            let ended =
+                store::session::revoke_subject(tx, &tenant, digest, except, now, reason, limit).await?;
+            work.tell_all("session.revoked", ended.iter().map(|id| (id.to_string(), data.clone())))
+                .await?;
+            count += i32::try_from(ended.len()).unwrap_or(0);
+            if i64::try_from(ended.len()).unwrap_or(limit) < limit {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Forgets every session of a subject here, whoever ended it, before the caller hears that they have ended.
+    async fn forget_subject(&self, tenant: &TenantId, digest: &[u8; 32]) -> Result<(), Failure> {
+        let mut db = self.db.connection().await?;
+        let sessions = store::session::ids_of_subject(&mut db, tenant, digest).await?;
+        self.forget(tenant, &sessions);
+        Ok(())
     }
 
     pub(super) async fn revoke_touchpoint_sessions(
@@ -238,15 +261,19 @@ impl App {
         let touchpoint: TouchpointId = parse("touchpoint", &message.touchpoint)?;
         let reason = parse_reason(message.reason)?;
         call.caller.require_touchpoint(&touchpoint)?;
+        let tenant = call.caller.tenant.clone();
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            Begun::Replayed(before) => {
+                self.touchpoints.invalidate(&(tenant, touchpoint));
+                return Ok(before.answer);
+            }
         };
         let ended = raise_epoch(&mut work, Some(&touchpoint), reason).await?;
         if ended.is_empty() {
             return Err(no_touchpoint(&touchpoint).into());
         }
-        let (tenant, at) = (work.actor.tenant.clone(), to_proto(work.now));
+        let at = to_proto(work.now);
         let answer = pb::RevokeTouchpointSessionsResponse { revoke_time: Some(at) };
         let answer = work.answer(answer).await?;
         self.forget_touchpoints(&tenant, ended);
@@ -262,7 +289,10 @@ impl App {
         call.caller.require_unlimited()?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            Begun::Replayed(before) => {
+                self.touchpoints.clear();
+                return Ok(before.answer);
+            }
         };
         let ended = raise_epoch(&mut work, None, reason).await?;
         let (tenant, at) = (work.actor.tenant.clone(), to_proto(work.now));
@@ -286,11 +316,15 @@ impl App {
         call.caller.require_unlimited()?;
         let subject = parse_subject("subject", required("subject", message.subject)?)?;
         let digest = self.subject_digest(&call.caller.tenant, &subject)?;
+        let tenant = call.caller.tenant.clone();
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            Begun::Replayed(before) => {
+                self.forget_subject(&tenant, &digest).await?;
+                return Ok(before.answer);
+            }
         };
-        let (tenant, now) = (work.actor.tenant.clone(), work.now);
+        let now = work.now;
         let known = store::subject::lock(&mut work.tx, &tenant, &digest, now).await?;
         let disabled_at = known.disabled_at.unwrap_or(now);
         if known.disabled_at.is_none() {
@@ -301,10 +335,10 @@ impl App {
         let answer = work
             .answer(pb::DisableSubjectResponse {
                 disable_time: Some(to_proto(disabled_at)),
-                revoked_count: i32::try_from(ended.len()).unwrap_or(i32::MAX),
+                revoked_count,
             })
             .await?;
-        self.forget(&tenant, &ended);
+        self.forget_subject(&tenant, &digest).await?;
         Ok(answer)
     }
 
@@ -330,13 +364,24 @@ impl App {
     }
 }
 
-/// Whether the call may end this session. A superseded token ends its session, too: it was its holder's.
+/// Who and where, which records of requests do not hold.
+fn add_person(kept: pb::Session, row: Option<Session>) -> pb::Session {
+    let Some(row) = row else { return kept };
+    pb::Session {
+        subject: row.subject().cloned().map(subject_to_proto),
+        device: row.device.unwrap_or_default(),
+        place: row.place.unwrap_or_default(),
+        ..kept
+    }
+}
+
+/// Whether the call may end this session. A token that another has replaced ends its session, too: it was its
+/// holder's; but not one that a login cut off.
 fn is_claimed(session: &Session, claim: &Claim, asking: Option<&Asking>, now: Time) -> bool {
     match claim {
         Claim::Token(hash) => {
             let presented = session.lineage.grade(*hash, std::time::Duration::ZERO, now);
-            matches!(presented, Presented::Current { .. } | Presented::Child | Presented::InGrace)
-                || session.lineage.parent.as_ref().is_some_and(|parent| parent.hash == *hash)
+            !matches!(presented, Presented::Unknown | Presented::Superseded(Grade::Orphan))
         }
         Claim::Any => true,
         Claim::Own(_) => asking.is_some_and(|asking| session.subject() == asking.seen.session.subject()),
