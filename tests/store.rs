@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use session_svc::domain::session::RevokeReason;
 use session_svc::domain::visit::Visit;
 use session_svc::store::cart::Place;
-use session_svc::store::session::Touch;
+use session_svc::store::visit::{self, Touch};
 use session_svc::store::{cart, session};
 use shared::db::{Db, migrate};
 use shared::id::{CartId, SessionId, TenantId};
@@ -62,20 +62,20 @@ async fn a_session_is_held_until_the_last_of_its_checkouts_ends_in_the_visit_it_
     let (euros, pounds) =
         (CartId::new(stack.now(), stack.entropy.bytes()), CartId::new(stack.now(), stack.entropy.bytes()));
     for cart in [euros, pounds, euros] {
-        assert!(session::hold(&mut db, &tenant(), id, cart, &stored, &answered).await.unwrap());
+        assert!(visit::hold(&mut db, &tenant(), id, cart, &stored, &answered).await.unwrap());
     }
     for (cart, is_held) in [(pounds, true), (euros, false)] {
-        session::release_hold(&mut db, &tenant(), id, cart).await.unwrap();
+        visit::release_hold(&mut db, &tenant(), id, cart).await.unwrap();
         let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
         assert_eq!((session.in_checkout, &session.visit), (is_held, &answered));
         assert_eq!(
-            session::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(),
+            visit::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(),
             !is_held
         );
     }
     let elsewhere = Visit { started_at: stack.now(), ..answered };
     assert!(
-        !session::hold(&mut db, &tenant(), id, euros, &elsewhere, &elsewhere)
+        !visit::hold(&mut db, &tenant(), id, euros, &elsewhere, &elsewhere)
             .await
             .unwrap()
     );
@@ -93,6 +93,12 @@ async fn the_previous_binary_starts_on_the_schema_of_the_next() {
     migrate(&stack.database.url, &session_svc::MIGRATOR, &stop).await.unwrap();
 }
 
+/// Whether the visit changed, of a touch whose row is free.
+async fn begin(db: &mut PgConnection, touch: &Touch) -> Vec<bool> {
+    let begun = visit::begin_visits(db, &[touch]).await.unwrap();
+    begun.into_iter().map(|begun| begun.is_new_visit).collect()
+}
+
 #[tokio::test]
 async fn a_revoked_session_takes_no_hold_and_no_touch() {
     let (stack, id, _) = a_session().await;
@@ -103,15 +109,15 @@ async fn a_revoked_session_takes_no_hold_and_no_touch() {
         .unwrap();
     let cart = CartId::new(stack.now(), stack.entropy.bytes());
     assert!(
-        !session::hold(&mut db, &tenant(), id, cart, &before.visit, &before.visit)
+        !visit::hold(&mut db, &tenant(), id, cart, &before.visit, &before.visit)
             .await
             .unwrap()
     );
     let seen_at = stack.now() + TimeDelta::minutes(5);
     let moved = Visit { started_at: seen_at, ..before.visit.clone() };
     let touch = Touch { tenant: tenant(), session: id, seen_at, visit: Some((moved, before.visit)) };
-    assert_eq!(session::begin_visits(&mut db, &[&touch]).await.unwrap(), []);
-    session::touch(&mut db, &[&touch]).await.unwrap();
+    assert_eq!(begin(&mut db, &touch).await, [false]);
+    visit::touch(&mut db, &[&touch]).await.unwrap();
     assert_eq!(
         session::find(&mut db, &tenant(), id).await.unwrap().unwrap().last_seen_at,
         before.last_seen_at
@@ -130,14 +136,12 @@ async fn a_late_touch_takes_no_time_back_and_no_visit_it_did_not_know() {
         visit,
     };
     let next = Visit { started_at: stack.now() + TimeDelta::minutes(40), ..stored.clone() };
-    let moved = session::begin_visits(&mut db, &[&touch(40, Some((next.clone(), stored.clone())))])
-        .await
-        .unwrap();
-    assert_eq!(moved, [(tenant(), id)]);
+    let moved = touch(40, Some((next.clone(), stored.clone())));
+    assert_eq!(begin(&mut db, &moved).await, [true]);
     let other = Visit { started_at: stack.now() + TimeDelta::minutes(35), ..stored.clone() };
     let late = touch(35, Some((other, stored)));
-    assert_eq!(session::begin_visits(&mut db, &[&late]).await.unwrap(), []);
-    session::touch(&mut db, &[&late]).await.unwrap();
+    assert_eq!(begin(&mut db, &late).await, [false]);
+    visit::touch(&mut db, &[&late]).await.unwrap();
     let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
     assert_eq!((session.last_seen_at, session.visit), (next.started_at, next));
 }
@@ -165,7 +169,7 @@ async fn touches_of_the_same_sessions_never_wait_in_a_circle() {
                     |id: &SessionId| Touch { tenant: tenant.clone(), session: *id, seen_at, visit: None };
                 let touches: Vec<_> = ids.iter().map(touch).collect();
                 let touches: Vec<_> = touches.iter().collect();
-                session::touch(&mut db, &touches).await.expect("no deadlock");
+                visit::touch(&mut db, &touches).await.expect("no deadlock");
             }
         }
     });

@@ -179,6 +179,22 @@ impl App {
         }))
     }
 
+    /// A touchpoint as it was known last, whenever that was; read where it was not.
+    pub async fn remembered_touchpoint(
+        &self,
+        tenant: &TenantId,
+        id: &TouchpointId,
+        now: Time,
+    ) -> Result<Found<Touchpoint>, Failure> {
+        match self.touchpoints.get(&(tenant.clone(), id.clone())) {
+            Some(entry) => {
+                let fresh_as_of = self.fresh_as_of(&entry);
+                Ok(Found { entry, fresh_as_of })
+            }
+            None => Box::pin(self.required_touchpoint(tenant, id, true, now)).await,
+        }
+    }
+
     /// As [`App::touchpoint`], but there must be one.
     pub async fn required_touchpoint(
         &self,

@@ -22,7 +22,7 @@ impl App {
     ) -> Result<pb::UpdateSessionAttributesResponse, Failure> {
         let caller = Caller::of(&request)?;
         let token = std::mem::take(&mut request.get_mut().session_token);
-        let (mut seen, touchpoint) = self.session_of(&caller, &token, self.clock.now()).await?;
+        let (seen, touchpoint) = self.session_of(&caller, &token, self.clock.now()).await?;
         let (tenant, id) = (&caller.tenant, seen.session.id);
         // What a repetition must equal names the session, and holds no credential.
         request.get_mut().session_token = id.to_string();

@@ -139,7 +139,7 @@ impl App {
         let pb::GetCartRequest { owner, currency_code, cart_id } = request.into_inner();
         let now = self.clock.now();
         if let Some(id) = optional::<CartId>("cart_id", &cart_id)? {
-            let mut shopper = self.shopper(&caller, owner, now).await?;
+            let shopper = self.shopper(&caller, owner, now).await?;
             self.require_live_shopper(&caller.tenant, &shopper, now)?;
             let mut db = self.db.connection().await?;
             let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
@@ -148,7 +148,7 @@ impl App {
             return Ok(pb::GetCartResponse { cart: Some((&cart).into()) });
         }
         let currency = parse("currency_code", &currency_code)?;
-        let mut shopper = self.shopper(&caller, owner, now).await?;
+        let shopper = self.shopper(&caller, owner, now).await?;
         self.require_live_shopper(&caller.tenant, &shopper, now)?;
         let place =
             Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
@@ -166,7 +166,7 @@ impl App {
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
         let Change { caller, deadline, kind, owner, request_id, body_hash } = change;
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
-        let mut shopper = self.shopper(&caller, owner, now).await?;
+        let shopper = self.shopper(&caller, owner, now).await?;
         let tenant = &caller.tenant;
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {

@@ -64,13 +64,11 @@ impl App {
         let tenant = &caller.tenant;
         for _ in 0..ATTEMPTS {
             let touch = self.touches.peek(tenant, token.session_id());
-            let session =
-                store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
-                    .await?
-                    .ok_or_else(unknown)?;
+            let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
+                .await?
+                .ok_or_else(unknown)?;
             let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
-            let presented =
-                session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
+            let presented = session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
             if presented == Presented::Unknown {
                 return Err(unknown().into());
             }

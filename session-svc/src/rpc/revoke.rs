@@ -331,12 +331,9 @@ impl App {
             store::subject::set_disabled(&mut work.tx, &tenant, &digest, Some(now)).await?;
             work.tell("subject.disabled", pseudonym(&digest), json!({})).await?;
         }
-        let ended = self.end_all_of(&mut work, &digest, None, RevokeReason::SubjectDisabled).await?;
+        let revoked_count = self.end_all_of(&mut work, &digest, None, RevokeReason::SubjectDisabled).await?;
         let answer = work
-            .answer(pb::DisableSubjectResponse {
-                disable_time: Some(to_proto(disabled_at)),
-                revoked_count,
-            })
+            .answer(pb::DisableSubjectResponse { disable_time: Some(to_proto(disabled_at)), revoked_count })
             .await?;
         self.forget_subject(&tenant, &digest).await?;
         Ok(answer)

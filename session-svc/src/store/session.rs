@@ -476,7 +476,6 @@ pub async fn revoke_subject(
     Ok(ids.into_iter().map(SessionId::from_uuid).collect())
 }
 
-
 /// Every session of a subject that is there.
 #[tracing::instrument(name = "db.session.ids_of_subject", skip_all)]
 pub async fn ids_of_subject(
