@@ -68,10 +68,7 @@ async fn a_session_is_held_until_the_last_of_its_checkouts_ends_in_the_visit_it_
         visit::release_hold(&mut db, &tenant(), id, cart).await.unwrap();
         let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
         assert_eq!((session.in_checkout, &session.visit), (is_held, &answered));
-        assert_eq!(
-            visit::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(),
-            !is_held
-        );
+        assert_eq!(visit::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(), !is_held);
     }
     let elsewhere = Visit { started_at: stack.now(), ..answered };
     assert!(

@@ -78,10 +78,15 @@ impl App {
                 match presented {
                     Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
                     Presented::Child => seen.presented = Presented::Current { has_child: false },
-                    Presented::Superseded(grade) => {
-                        self.end_stale(tenant, &seen.session, grade, now).await?;
+                    Presented::Superseded(Grade::StaleLineage)
+                        if !self.end_stale(tenant, &seen.session, now).await? =>
+                    {
+                        continue;
                     }
-                    Presented::Current { .. } | Presented::InGrace | Presented::Unknown => {}
+                    Presented::Superseded(_)
+                    | Presented::Current { .. }
+                    | Presented::InGrace
+                    | Presented::Unknown => {}
                 }
             }
             return Ok((seen, touchpoint));
@@ -185,27 +190,24 @@ impl App {
         Ok(true)
     }
 
-    /// Revokes the session of a token that was, or whose successor was, stolen.
+    /// Revokes the session of a token that was, or whose successor was, stolen; false if another write of the session came
+    /// first.
     pub(super) async fn end_stale(
         &self,
         tenant: &TenantId,
         session: &Session,
-        grade: Grade,
         now: Time,
-    ) -> Result<(), Failure> {
-        if grade != Grade::StaleLineage {
-            return Ok(());
-        }
-        let reason = RevokeReason::StaleLineage;
+    ) -> Result<bool, Failure> {
         let mut tx = self.db.begin(None).await?;
-        if store::session::revoke_stale(&mut tx, tenant, session, now).await? {
-            let data = json!({"reason": reason.name()});
-            let event = system(tenant, "session.revoked", session.id.to_string(), data, now);
-            OUTBOX.append(&mut tx, &event).await?;
+        if !store::session::revoke_stale(&mut tx, tenant, session, now).await? {
+            return Ok(false);
         }
+        let data = json!({"reason": RevokeReason::StaleLineage.name()});
+        let event = system(tenant, "session.revoked", session.id.to_string(), data, now);
+        OUTBOX.append(&mut tx, &event).await?;
         tx.commit().await?;
         self.sessions.invalidate(&(tenant.clone(), session.id));
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -174,10 +174,12 @@ impl App {
                 return Ok(verdict(verdict_of(why), fresh_as_of, degraded));
             }
             match seen.presented {
-                Presented::Superseded(grade) => {
-                    self.end_stale(tenant, &seen.session, grade, now).await?;
-                    return Ok(superseded(grade, fresh_as_of, degraded));
+                Presented::Superseded(Grade::StaleLineage)
+                    if !self.end_stale(tenant, &seen.session, now).await? =>
+                {
+                    continue;
                 }
+                Presented::Superseded(grade) => return Ok(superseded(grade, fresh_as_of, degraded)),
                 Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
                 Presented::Unknown => return Ok(verdict(pb::Verdict::SessionUnknown, now, degraded)),
                 Presented::Child | Presented::Current { .. } | Presented::InGrace => {}
