@@ -82,7 +82,6 @@ pub async fn serve(
     lifecycle: &Lifecycle,
 ) -> Result<(), ServeError> {
     let Config { service, environment, identity_providers, assertion_issuer, link } = config;
-    let identity_providers = identity_providers.map(Arc::new);
     let url = service.database_url.expose();
     let db = Db::new(url, service.database_connections, "session-svc")?;
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
@@ -95,7 +94,7 @@ pub async fn serve(
         clock: clock.clone(),
         entropy,
         keys: Arc::clone(&keys),
-        identity_providers: identity_providers.clone(),
+        identity_providers: identity_providers.map(Arc::new),
         assertion_issuer,
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
@@ -116,9 +115,6 @@ pub async fn serve(
     observe(&app);
     spawn_workers(&app, lifecycle);
     spawn_batches(&app, lifecycle, load_batches, creation_batches);
-    if let Some(providers) = identity_providers {
-        lifecycle.workers.spawn(providers.follow(clock.clone(), lifecycle.stop.clone()));
-    }
     if let Some(link) = link {
         let (app, stop) = (Arc::clone(&app), lifecycle.stop.clone());
         lifecycle
@@ -150,6 +146,10 @@ pub async fn serve(
 }
 
 fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
+    if let Some(providers) = &app.identity_providers {
+        let follow = Arc::clone(providers).follow(app.clock.clone(), lifecycle.stop.clone());
+        lifecycle.workers.spawn(follow);
+    }
     let (feeding, stop) = (Arc::clone(app), lifecycle.drained.clone());
     lifecycle.workers.spawn(async move {
         feeding.feed.run(&feeding.clock, &stop, |heard| feeding.apply(heard)).await;
