@@ -192,6 +192,22 @@ async fn keys_and_values_are_bounded_together() {
 }
 
 #[tokio::test]
+async fn keys_are_bounded_in_number() {
+    let (_stack, caller, token) = start().await;
+    for part in 0..4 {
+        let changes: Vec<_> = (0..64).map(|n| set(&format!("{part}.{n}"), "", None)).collect();
+        changed(&caller, &token, &changes).await;
+    }
+    let status = change(&caller, &token, &[set("e", "", None)])
+        .await
+        .refused(Code::ResourceExhausted, "ATTRIBUTE_LIMIT");
+    let metadata = status.get_details_error_info().unwrap().metadata;
+    assert_eq!((metadata["limit"].as_str(), metadata["max"].as_str()), ("keys", "256"));
+    let traded = changed(&caller, &token, &[set("e", "", None), remove("0.0", None)]).await;
+    assert_eq!(traded.len(), 256);
+}
+
+#[tokio::test]
 async fn only_a_live_sessions_holder_changes_its_attributes() {
     let (stack, caller, token) = start().await;
     let changes = [set("a", "1", None)];

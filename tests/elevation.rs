@@ -8,10 +8,11 @@ use shared::pb::session as pb;
 use shared::pb::session::authenticate_session_request::Proof;
 use shared::time::from_proto;
 use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::harness::shop::{create_session, create_touchpoint, revoke, seconds, web};
-use crate::harness::{Answer as _, Caller, Options, Stack, Watch, reason_of, workload};
+use crate::harness::{Answer as _, Caller, Options, Stack, Watch, eventually, reason_of, workload};
 
 const ACTION: &str = "payment.create";
 const DETAIL: &str = "120.00 EUR to FR7630006000011234567890189";
@@ -400,4 +401,86 @@ async fn events_name_the_action_and_no_row_holds_the_detail_or_the_token() {
     for secret in [DETAIL, "FR7630006000011234567890189", &elevation, &elevation[30..60]] {
         assert!(!rows.contains(secret), "{secret}");
     }
+}
+
+/// Those that time out make room, and are forgotten an hour later.
+#[tokio::test]
+async fn a_session_has_so_many_open_elevations_and_old_ones_are_forgotten() {
+    let (stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    let (_, other) = create_session(&caller).await;
+    let others = granted(&caller, &other).await;
+    let first = granted(&caller, &token).await;
+    let rivals =
+        join_all((0..70).map(|_| async { caller.sessions().grant_elevation(grant(&token)).await })).await;
+    let (made, refused): (Vec<_>, Vec<_>) = rivals.into_iter().partition(Result::is_ok);
+    assert_eq!((made.len(), refused.len()), (63, 7));
+    for refused in refused {
+        let status = refused.refused(Code::ResourceExhausted, "ELEVATION_LIMIT");
+        let metadata = status.get_details_error_info().unwrap().metadata;
+        assert_eq!((metadata["limit"].as_str(), metadata["max"].as_str()), ("open", "64"));
+    }
+    redeem(&caller, redemption(&others)).await.answer();
+    redeem(&caller, redemption(&first)).await.answer();
+    granted(&caller, &token).await;
+    stack.advance(TimeDelta::minutes(2));
+    granted(&caller, &token).await;
+    let mut db = stack.database.connect().await;
+    let mut kept = async || {
+        let count = "select count(*) from session.elevations";
+        sqlx::query_scalar::<_, i64>(count).fetch_one(&mut db).await.unwrap()
+    };
+    assert_eq!(kept().await, 67, "what timed out is still known as such");
+    for _ in 0..4 {
+        stack.advance(TimeDelta::minutes(20));
+        granted(&caller, &token).await;
+    }
+    assert_eq!(kept().await, 5, "the other session's, and what is not an hour over");
+}
+
+/// The redemption has seen the session live, and waits for its elevation.
+#[tokio::test]
+async fn a_revocation_is_not_acknowledged_while_a_redemption_goes_by_the_session() {
+    let (stack, caller) = start().await;
+    let (session, token) = create_session(&caller).await;
+    let elevation = granted(&caller, &token).await;
+    let mut holder = stack.database.connect().await;
+    sqlx::raw_sql("begin; select 1 from session.elevations for update")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    let waiting = async |count: i64| {
+        eventually("that they wait", || async {
+            let mut db = stack.database.connect().await;
+            let waiting = "select count(*) = $1 from pg_stat_activity
+                           where wait_event_type = 'Lock' and datname = current_database()";
+            let query = sqlx::query_scalar::<_, bool>(waiting).bind(count);
+            query.fetch_one(&mut db).await.unwrap().then_some(())
+        })
+        .await;
+    };
+    let revocation = async {
+        waiting(1).await;
+        revoke(&caller, &session).await
+    };
+    let let_go = async {
+        waiting(2).await;
+        sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+    };
+    let (redeemed, ..) = tokio::join!(redeem(&caller, redemption(&elevation)), revocation, let_go);
+    redeemed.answer();
+}
+
+#[tokio::test]
+async fn a_repetition_is_for_callers_of_the_touchpoint_only() {
+    let (stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    let elevation = granted(&caller, &token).await;
+    let ask =
+        pb::RedeemElevationRequest { request_id: Uuid::from_u128(1).to_string(), ..redemption(&elevation) };
+    redeem(&caller, ask.clone()).await.answer();
+    let limited = Grant { touchpoints: Some(vec!["pos".to_owned()]), ..workload("storefront") };
+    redeem(&stack.caller(&limited), ask)
+        .await
+        .refused(Code::PermissionDenied, "CALLER_TOUCHPOINT_REFUSED");
 }

@@ -171,3 +171,38 @@ async fn a_repeated_report_is_answered_alike() {
     let rows: String = sqlx::query_scalar(rows).fetch_one(&mut db).await.unwrap();
     assert!(rows.contains(PLACE) && !rows.contains(&token) && !rows.contains("tds_"));
 }
+
+#[tokio::test]
+async fn a_place_with_a_token_in_it_is_refused() {
+    let (_stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    let elevation = granted(&caller, &token).await;
+    let send = async |found_at: String| {
+        let request = pb::ReportLeakedTokenRequest { found_at, ..found("nonsense") };
+        caller.sessions().report_leaked_token(request).await
+    };
+    for part in [&token[..], &token[..24], &elevation, &elevation[..24]] {
+        send(format!("https://shop.example/tds_?t={part}&n=1"))
+            .await
+            .refused(Code::InvalidArgument, "FIELD_INVALID");
+    }
+    for place in [&token[..23], "tds_", "tde_short and then some more words"] {
+        send(place.to_owned()).await.answer();
+    }
+}
+
+/// The row changes without the service hearing of it.
+#[tokio::test]
+async fn a_report_makes_memory_forget_a_session_that_lived_no_more() {
+    let (stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Active);
+    let mut db = stack.database.connect().await;
+    sqlx::raw_sql("update session.sessions set revoked_at = created_at, revoke_reason = 'ADMIN'")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Active, "it is in the cache");
+    assert_eq!(report(&caller, &token).await, LeakOutcome::NotLive);
+    assert_eq!(validate(&caller, &token).await.verdict(), Verdict::Revoked);
+}

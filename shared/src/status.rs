@@ -228,7 +228,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ReaderTooSlow
         | R::CartLimit
         | R::SessionLimitReached
-        | R::AttributeLimit => Code::ResourceExhausted,
+        | R::AttributeLimit
+        | R::ElevationLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists

@@ -9,6 +9,8 @@ pub const VALUE_MAX: usize = 16 * 1024;
 pub const CHANGES_MAX: usize = 64;
 /// Most of all keys and values together, in bytes.
 const TOTAL_MAX: usize = 64 * 1024;
+/// Most keys.
+const KEYS_MAX: usize = 256;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,12 @@ pub enum Refused {
         /// The version that it has; 0 where there is no such key.
         version: i64,
     },
+    /// They are too many.
+    #[error("the session would have more than {max} attributes")]
+    Keys {
+        /// Most that there may be.
+        max: usize,
+    },
     /// They are too large together.
     #[error("the attributes would be larger than {max} bytes together")]
     TotalBytes {
@@ -87,6 +95,9 @@ pub fn change(before: Vec<Attribute>, changes: Vec<Change>, version: i64) -> Res
         if is_changed {
             keys.insert(key);
         }
+    }
+    if attributes.len() > KEYS_MAX {
+        return Err(Refused::Keys { max: KEYS_MAX });
     }
     let total: usize = attributes.values().map(|it| it.key.len() + it.value.len()).sum();
     if total > TOTAL_MAX {

@@ -2,11 +2,18 @@
 
 use std::str::FromStr;
 
+use chrono::TimeDelta;
 use shared::secret::sha256;
 use shared::time::Time;
 use subtle::ConstantTimeEq as _;
 
+use super::token::ElevationToken;
+
 const ACTION_MAX: usize = 64;
+/// Most elevations of one session that can still be redeemed.
+pub const OPEN_MAX: i64 = 64;
+/// For how long after its time an elevation is still known as expired or used.
+pub const KEPT: TimeDelta = TimeDelta::hours(1);
 
 /// The name of something that can be done, such as `payment.create`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +24,8 @@ pub struct Action(String);
 #[error("must be 1 to 64 lower-case letters, digits, `.`, `_` or `-`")]
 pub struct BadAction;
 
-/// SHA-256 of an action and its detail. Details may be personal; they are not kept.
+/// SHA-256 of the token's secret, an action and its detail. Details may be personal: they are not kept, and none can be
+/// found out by trying without the token.
 #[derive(Debug, Clone, Copy)]
 pub struct Digest([u8; 32]);
 
@@ -75,9 +83,9 @@ impl FromStr for Action {
 }
 
 impl Digest {
-    /// Of an action, and to what exactly.
-    pub fn of(action: &Action, detail: &str) -> Self {
-        Self(sha256(&[action.0.as_bytes(), detail.as_bytes()]))
+    /// Of an action, and to what exactly, under the token that gives leave for it.
+    pub fn of(token: &ElevationToken, action: &Action, detail: &str) -> Self {
+        Self(sha256(&[b"deed", token.secret(), action.0.as_bytes(), detail.as_bytes()]))
     }
 
     /// As it was stored.
@@ -115,15 +123,21 @@ impl Elevation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::id::SessionId;
     use shared::time::at;
 
+    fn token(secret: u8) -> ElevationToken {
+        ElevationToken::new(SessionId::new(at(0), [3; 10]), [secret; 32])
+    }
+
     fn digest(action: &str, detail: &str) -> Digest {
-        Digest::of(&action.parse().unwrap(), detail)
+        Digest::of(&token(9), &action.parse().unwrap(), detail)
     }
 
     fn elevation(state: State) -> Elevation {
         let action = "payment.create".parse().unwrap();
-        Elevation { digest: Digest::of(&action, "120.00 EUR"), action, expires_at: at(100), state }
+        let digest = Digest::of(&token(9), &action, "120.00 EUR");
+        Elevation { digest, action, expires_at: at(100), state }
     }
 
     #[test]
@@ -144,6 +158,13 @@ mod tests {
             assert_eq!(redeemed.as_ref().err().copied(), refused, "{state:?} at {now}");
             assert!(redeemed.is_err() || redeemed.is_ok_and(|it| it.state == State::Redeemed));
         }
+    }
+
+    #[test]
+    fn the_same_thing_has_another_digest_under_another_token() {
+        let action = "payment.create".parse().unwrap();
+        let under = |secret| Digest::of(&token(secret), &action, "120.00 EUR");
+        assert!(under(9) == under(9) && under(9) != under(8));
     }
 
     #[test]

@@ -107,6 +107,9 @@ impl From<Refused> for Failure {
             Refused::Version { key, version } => Refusal::new(Reason::AttributeChanged, text)
                 .with("key", key)
                 .with("version", version),
+            Refused::Keys { max } => Refusal::new(Reason::AttributeLimit, text)
+                .with("limit", "keys")
+                .with("max", max),
             Refused::TotalBytes { max } => Refusal::new(Reason::AttributeLimit, text)
                 .with("limit", "total_bytes")
                 .with("max", max),

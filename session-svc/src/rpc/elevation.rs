@@ -15,7 +15,8 @@ use tonic::Request;
 
 use super::convert::{parse_requirement, parse_ttl, session_to_proto, without_person};
 use super::{App, live};
-use crate::domain::elevation::{Action, Digest, Elevation, Refused, State};
+use crate::domain::elevation::{Action, Digest, Elevation, KEPT, OPEN_MAX, Refused, State};
+use crate::domain::session::Ended;
 use crate::domain::token::ElevationToken;
 use crate::store;
 
@@ -35,7 +36,7 @@ impl App {
         // What a repetition must equal names the session, and holds no credential.
         request.get_mut().session_token = id.to_string();
         let (call, message) = Call::of(request, "GrantElevation", |message| &mut message.request_id)?;
-        let (action, digest) = parse_deed(&message.action, &message.detail)?;
+        let action = parse_deed(&message.action, &message.detail)?;
         let requirement = parse_requirement(message.required_assurance, message.max_authentication_age)?;
         let ttl = parse_ttl(message.ttl, TTL_DEFAULT, TTL_MAX)?;
         let mut work = match self.begin::<pb::GrantElevationResponse>(call).await? {
@@ -49,10 +50,19 @@ impl App {
         let touchpoint = &touchpoint.value;
         self.require_live(&caller.tenant, &seen, touchpoint, work.now)?;
         live::require(&requirement, &seen.session, touchpoint, work.now)?;
+        if !store::elevation::lock_session(&mut work.tx, &caller.tenant, id).await? {
+            return Err(Ended::Revoked.into());
+        }
+        let open =
+            store::elevation::purge(&mut work.tx, &caller.tenant, id, work.now, work.now - KEPT).await?;
+        if open >= OPEN_MAX {
+            return Err(too_many().into());
+        }
         let salt = self.new_salt()?;
         let token = self.elevation_token(&caller.tenant, id, &salt)?;
         // It cannot be redeemed after the session's end, so it does not claim to.
         let expires_at = (work.now + ttl).min(seen.session.absolute_deadline);
+        let digest = Digest::of(&token, &action, &message.detail);
         let elevation = Elevation { action, digest, expires_at, state: State::Granted };
         store::elevation::insert(&mut work.tx, &caller.tenant, &token, &elevation).await?;
         let data = json!({"action": elevation.action.as_str()});
@@ -74,17 +84,25 @@ impl App {
         let id = token.session_id();
         // What a repetition must equal tells tokens apart, and is none.
         request.get_mut().elevation_token = URL_SAFE_NO_PAD.encode(token.hash().bytes());
-        let (call, message) = Call::of(request, "RedeemElevation", |message| &mut message.request_id)?;
-        let (_, asked) = parse_deed(&message.action, &message.detail)?;
+        let action = parse_deed(&request.get_ref().action, &request.get_ref().detail)?;
+        let asked = Digest::of(&token, &action, &request.get_ref().detail);
+        // Nor does it hold a detail that could be guessed.
+        request.get_mut().detail = URL_SAFE_NO_PAD.encode(asked.bytes());
+        let (call, _) = Call::of(request, "RedeemElevation", |message| &mut message.request_id)?;
         let mut work = match self.begin::<pb::RedeemElevationResponse>(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => {
+                if let Some(session) = &before.answer.session {
+                    caller.require_touchpoint(&parse("touchpoint", &session.touchpoint)?)?;
+                }
                 let session = self.with_person(&caller, id, before.answer.session).await?;
                 return Ok(pb::RedeemElevationResponse { session });
             }
         };
         let elevation = store::elevation::find(&mut work.tx, &caller.tenant, &token).await?;
         let elevation = elevation.ok_or_else(unknown)?;
+        // Whoever revokes it waits for this, or was there before and is seen.
+        store::elevation::hold_session(&mut work.tx, &caller.tenant, id).await?;
         let (session, touchpoint) = self.session_in(&mut work, id).await?.ok_or_else(unknown)?;
         caller.require_touchpoint(&session.touchpoint)?;
         session.standing(&touchpoint, work.now)?;
@@ -102,14 +120,22 @@ impl App {
     }
 }
 
-/// What is done, and to what exactly. Any text is a detail, as none is kept.
-fn parse_deed(action: &str, detail: &str) -> Result<(Action, Digest), Refusal> {
+/// What is done. Any text that is not too long is a detail, as none is kept.
+fn parse_deed(action: &str, detail: &str) -> Result<Action, Refusal> {
     let action = parse("action", action)?;
     if detail.chars().count() > DETAIL_MAX {
         return Err(Refusal::field("detail", format_args!("must have at most {DETAIL_MAX} characters")));
     }
-    let digest = Digest::of(&action, detail);
-    Ok((action, digest))
+    Ok(action)
+}
+
+fn too_many() -> Refusal {
+    Refusal::new(
+        Reason::ElevationLimit,
+        format!("the session has {OPEN_MAX} elevations that can be redeemed"),
+    )
+    .with("limit", "open")
+    .with("max", OPEN_MAX)
 }
 
 fn unknown() -> Refusal {

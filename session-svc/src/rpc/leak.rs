@@ -7,16 +7,18 @@ use shared::mutation::{Begun, Call, Mutation};
 use shared::parse::line;
 use shared::pb::session as pb;
 use shared::pb::session::LeakOutcome;
-use shared::status::Failure;
+use shared::status::{Failure, Refusal};
 use tonic::Request;
 
 use super::App;
 use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::RevokeReason;
-use crate::domain::token::{ElevationToken, SessionToken};
+use crate::domain::token::{ElevationToken, Kind as _, OfElevation, OfSession, SessionToken};
 use crate::store;
 
 const FOUND_AT_MAX: usize = 255;
+/// So many characters of a token's kind after its prefix are taken for a token, whole or not.
+const TOKEN_PART: usize = 20;
 
 /// A token of ours, whether or not it is good.
 enum Leaked {
@@ -51,6 +53,10 @@ impl App {
         request.get_mut().token = leaked.as_ref().map(Leaked::name).unwrap_or_default();
         let (call, message) = Call::of(request, "ReportLeakedToken", |message| &mut message.request_id)?;
         let found_at = line("found_at", message.found_at, 0, FOUND_AT_MAX)?;
+        if holds_token(&found_at) {
+            // Events tell of it.
+            return Err(Refusal::field("found_at", "must not contain a token").into());
+        }
         let Some(leaked) = leaked else { return Ok(outcome(false)) };
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
@@ -66,9 +72,8 @@ impl App {
             }
         };
         let answer = work.answer(outcome(is_ended)).await?;
-        if is_ended {
-            self.forget(&tenant, &[id]);
-        }
+        // Also where it lived no more: memory may not have heard of that.
+        self.forget(&tenant, &[id]);
         Ok(answer)
     }
 
@@ -121,6 +126,18 @@ impl App {
         work.tell("session.elevation_leaked", id.to_string(), data).await?;
         Ok(true)
     }
+}
+
+/// Whether a text has what looks like a token of ours in it.
+fn holds_token(text: &str) -> bool {
+    let is_part = |b: &u8| b.is_ascii_alphanumeric() || b"-_".contains(b);
+    let begins = |prefix: &str| {
+        text.match_indices(prefix).any(|(at, _)| {
+            let rest = text.as_bytes().iter().skip(at + prefix.len());
+            rest.take(TOKEN_PART).filter(|b| is_part(b)).count() == TOKEN_PART
+        })
+    };
+    begins(OfSession::PREFIX) || begins(OfElevation::PREFIX)
 }
 
 fn outcome(is_ended: bool) -> pb::ReportLeakedTokenResponse {

@@ -8,6 +8,60 @@ use crate::domain::elevation::{Digest, Elevation, State};
 use crate::domain::token::ElevationToken;
 use crate::store::corrupt;
 
+/// Locks a session against other grants and against revocation; false if it was revoked.
+#[tracing::instrument(name = "db.elevation.lock_session", skip_all)]
+pub async fn lock_session(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
+        "select session_id from session.sessions
+        where tenant_id = $1 and session_id = $2 and revoked_at is null
+        for no key update",
+        tenant.as_str(),
+        id.uuid(),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.is_some())
+}
+
+/// Holds a session as it is until the transaction ends; others may hold it, too.
+#[tracing::instrument(name = "db.elevation.hold_session", skip_all)]
+pub async fn hold_session(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sqlx::Result<()> {
+    sqlx::query_scalar!(
+        "select session_id from session.sessions where tenant_id = $1 and session_id = $2 for share",
+        tenant.as_str(),
+        id.uuid(),
+    )
+    .fetch_optional(db)
+    .await
+    .map(drop)
+}
+
+/// Deletes a locked session's elevations whose time ended before an instant; answers how many can still be redeemed.
+#[tracing::instrument(name = "db.elevation.purge", skip_all)]
+pub async fn purge(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: SessionId,
+    now: Time,
+    before: Time,
+) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with purged as (
+            delete from session.elevations
+            where tenant_id = $1 and session_id = $2 and expires_at < $4
+        )
+        select count(*) as "open!"
+        from session.elevations
+        where tenant_id = $1 and session_id = $2 and redeemed_at is null and expires_at > $3"#,
+        tenant.as_str(),
+        id.uuid(),
+        now,
+        before,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Adds what a token gives leave for.
 #[tracing::instrument(name = "db.elevation.insert", skip_all)]
 pub async fn insert(
