@@ -323,6 +323,35 @@ async fn sessions_are_listed_by_subject_and_touchpoint_without_those_that_ended(
 }
 
 #[tokio::test]
+async fn a_list_goes_on_page_by_page_for_a_subject_at_a_touchpoint_too() {
+    let (_stack, caller) = start().await;
+    let mut made = vec![];
+    for _ in 0..3 {
+        made.push(log_in(&caller, "lena").await.session.unwrap().session_id);
+        log_in(&caller, "max").await;
+    }
+    made.sort();
+    let list = async |touchpoint: &str, page_token: String| {
+        let request = pb::ListSessionsRequest {
+            touchpoint: touchpoint.to_owned(),
+            subject: Some(subject("lena")),
+            page_size: 2,
+            page_token,
+            ..Default::default()
+        };
+        let page = caller.sessions().list_sessions(request).await.answer();
+        let ids: Vec<_> = page.sessions.into_iter().map(|session| session.session_id).collect();
+        (ids, page.next_page_token)
+    };
+    for touchpoint in ["", "web"] {
+        let (first, next) = list(touchpoint, String::new()).await;
+        let (second, end) = list(touchpoint, next).await;
+        assert_eq!(([first, second].concat(), end.as_str()), (made.clone(), ""), "{touchpoint}");
+    }
+    assert_eq!(list("pos", String::new()).await, (vec![], String::new()));
+}
+
+#[tokio::test]
 async fn only_a_caller_who_may_vouch_for_it_binds_a_subject() {
     let (stack, caller) = start().await;
     assert_eq!(log_in(&caller, "lena").await.session.unwrap().subject, Some(subject("lena")));

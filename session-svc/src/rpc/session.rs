@@ -1,5 +1,7 @@
 //! Sessions made and read: `CreateSession`, `GetSession`, `ListSessions`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -217,17 +219,7 @@ impl App {
         let touchpoint = optional("touchpoint", &touchpoint)?;
         let size = page::size(page_size)?;
         let now = self.clock.now();
-        let (subject, current) = match (subject, session_token.as_str()) {
-            (Some(subject), "") => (Some(parse_subject("subject", subject)?), None),
-            (None, "") => (None, None),
-            (None, token) => {
-                let (session, _) = self.live_session(&caller, token, now).await?;
-                (Some(subject_of(&session)?.clone()), Some(session.id))
-            }
-            (Some(_), _) => {
-                return Err(Refusal::field("subject", "goes without session_token").into());
-            }
-        };
+        let (subject, current) = self.listed_subject(&caller, subject, &session_token, now).await?;
         match &touchpoint {
             Some(touchpoint) => caller.require_touchpoint(touchpoint)?,
             None if caller.is_limited() => {
@@ -259,21 +251,60 @@ impl App {
                 .await?;
         let next_page_token =
             list.cut(&self.keys, &mut sessions, size, now, |session| session.id.to_string())?;
+        let sessions = self.listed(&caller, sessions, include_ended, current, now).await?;
+        Ok(pb::ListSessionsResponse { sessions, next_page_token })
+    }
+
+    /// Whose sessions are asked for, and which one asks.
+    async fn listed_subject(
+        &self,
+        caller: &Caller,
+        subject: Option<pb::Subject>,
+        session_token: &str,
+        now: Time,
+    ) -> Result<(Option<Subject>, Option<SessionId>), Failure> {
+        match (subject, session_token) {
+            (Some(subject), "") => Ok((Some(parse_subject("subject", subject)?), None)),
+            (None, "") => Ok((None, None)),
+            (None, token) => {
+                let (session, _) = self.live_session(caller, token, now).await?;
+                Ok((Some(subject_of(&session)?.clone()), Some(session.id)))
+            }
+            (Some(_), _) => Err(Refusal::field("subject", "goes without session_token").into()),
+        }
+    }
+
+    /// A page of sessions as it is answered. Each touchpoint is asked for once.
+    async fn listed(
+        &self,
+        caller: &Caller,
+        sessions: Vec<Session>,
+        include_ended: bool,
+        current: Option<SessionId>,
+        now: Time,
+    ) -> Result<Vec<pb::Session>, Failure> {
+        let mut touchpoints = HashMap::new();
         let mut listed = Vec::with_capacity(sessions.len());
         for mut session in sessions {
             if let Some(touch) = self.touches.peek(&caller.tenant, session.id) {
                 touch.overlay(&mut session);
             }
-            let at = self
-                .required_touchpoint(&caller.tenant, &session.touchpoint, false, now)
-                .await?;
-            let touchpoint = &at.entry.value;
+            let touchpoint = match touchpoints.entry(session.touchpoint.clone()) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let found = self
+                        .required_touchpoint(&caller.tenant, &session.touchpoint, false, now)
+                        .await?;
+                    new.insert(found.entry)
+                }
+            };
+            let touchpoint = &touchpoint.value;
             if include_ended || session.standing(touchpoint, now).is_ok() {
                 let is_current = current == Some(session.id);
                 listed.push(pb::Session { is_current, ..session_to_proto(&session, touchpoint, now) });
             }
         }
-        Ok(pb::ListSessionsResponse { sessions: listed, next_page_token })
+        Ok(listed)
     }
 }
 

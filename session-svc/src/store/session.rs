@@ -202,7 +202,23 @@ pub async fn list(
     after: SessionId,
     limit: i64,
 ) -> sqlx::Result<Vec<Session>> {
-    let rows = sqlx::query_as!(
+    let rows = match filter.subject_digest {
+        Some(digest) => list_of_subject(db, tenant, filter, digest, after, limit).await?,
+        None => list_of_tenant(db, tenant, filter, after, limit).await?,
+    };
+    rows.into_iter().map(Session::try_from).collect()
+}
+
+/// A subject's, by the index of those.
+async fn list_of_subject(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    filter: &Filter<'_>,
+    digest: &[u8],
+    after: SessionId,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as!(
         Row,
         r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
             authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
@@ -212,20 +228,50 @@ pub async fn list(
         where tenant_id = $1
             and session_id > $2
             and ($3::text is null or touchpoint_id = $3)
-            and ($4::bytea is null or subject_digest = $4)
-            and ($5::timestamptz is null or (revoked_at is null and absolute_deadline > $5))
+            and ($4::timestamptz is null or (revoked_at is null and absolute_deadline > $4))
+            and subject_digest = $6
         order by session_id
-        limit $6"#,
+        limit $5"#,
         tenant.as_str(),
         after.uuid(),
         filter.touchpoint.map(TouchpointId::as_str),
-        filter.subject_digest,
+        filter.live_at,
+        limit,
+            digest,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// A tenant's, by the primary key.
+async fn list_of_tenant(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    filter: &Filter<'_>,
+    after: SessionId,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as!(
+        Row,
+        r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
+            authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
+            last_seen_at, absolute_deadline, visit_started_at, pins,
+            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
+        from session.sessions
+        where tenant_id = $1
+            and session_id > $2
+            and ($3::text is null or touchpoint_id = $3)
+            and ($4::timestamptz is null or (revoked_at is null and absolute_deadline > $4))
+        order by session_id
+        limit $5"#,
+        tenant.as_str(),
+        after.uuid(),
+        filter.touchpoint.map(TouchpointId::as_str),
         filter.live_at,
         limit,
     )
     .fetch_all(db)
-    .await?;
-    rows.into_iter().map(Session::try_from).collect()
+    .await
 }
 
 /// Adds some, in one statement: a session each, with its subject's digest. Its epoch is the touchpoint's at that moment, so
