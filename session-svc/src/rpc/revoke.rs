@@ -87,10 +87,9 @@ impl App {
                 return Ok(pb::RevokeSessionResponse { session });
             }
         };
-        let asking = match asking {
-            Some(asking) => Some(self.require_asking(&caller, asking, work.now).await?),
-            None => None,
-        };
+        if let Some(asking) = &asking {
+            self.require_asking(&caller, asking, work.now)?;
+        }
         let session = store::session::find(&mut work.tx, &caller.tenant, id).await?;
         let session = session.filter(|session| is_claimed(session, &claim, asking.as_ref(), work.now));
         let Some(session) = session else {
@@ -131,16 +130,11 @@ impl App {
     }
 
     /// Only whoever holds a live session may ask; a repetition was answered before this.
-    async fn require_asking(
-        &self,
-        caller: &Caller,
-        mut asking: Asking,
-        now: Time,
-    ) -> Result<Asking, Failure> {
-        let Asking { seen, touchpoint, requirement } = &mut asking;
+    fn require_asking(&self, caller: &Caller, asking: &Asking, now: Time) -> Result<(), Failure> {
+        let Asking { seen, touchpoint, requirement } = asking;
         self.require_live(&caller.tenant, seen, &touchpoint.value, now)?;
         live::require(requirement, &seen.session, &touchpoint.value, now)?;
-        Ok(asking)
+        Ok(())
     }
 
     /// Revokes a session unless somebody did: their revocation stands.
@@ -211,7 +205,7 @@ impl App {
         };
         let mut except = None;
         if let Some(asking) = asking {
-            let asking = self.require_asking(&caller, asking, work.now).await?;
+            self.require_asking(&caller, &asking, work.now)?;
             except = message.keep_current.then_some(asking.seen.session.id);
         }
         store::subject::lock(&mut work.tx, &caller.tenant, &digest, work.now).await?;
