@@ -10,6 +10,7 @@ use shared::status::is_away;
 use shared::worker;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 /// Questions that may wait; more than calls can be in flight.
 const WAITING_MAX: usize = 100_000;
@@ -26,6 +27,7 @@ pub struct Batches<Q, A>(mpsc::Receiver<Waiting<Q, A>>);
 
 struct Waiting<Q, A> {
     question: Q,
+    span: Span,
     answer: oneshot::Sender<sqlx::Result<A>>,
 }
 
@@ -40,7 +42,7 @@ impl<Q, A> Batcher<Q, A> {
     pub async fn ask(&self, question: Q) -> sqlx::Result<A> {
         let (answer, answered) = oneshot::channel();
         self.0
-            .try_send(Waiting { question, answer })
+            .try_send(Waiting { question, span: Span::current(), answer })
             .map_err(|_| sqlx::Error::PoolTimedOut)?;
         answered.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
@@ -59,14 +61,17 @@ impl<Q: Clone, A> Batches<Q, A> {
                 count = self.0.recv_many(&mut batch, BATCH_MAX) => if count == 0 { return },
                 () = stop.cancelled() => return,
             }
-            let waiting = batch.drain(..).filter(|waiting| !waiting.answer.is_closed());
+            batch.retain(|waiting| !waiting.answer.is_closed());
+            // The statement is in the trace of the first who asked; it can only be in one.
+            let span = batch.first().map_or_else(Span::none, |first| first.span.clone());
+            let waiting = batch.drain(..);
             let (questions, answers): (Vec<_>, Vec<_>) =
                 waiting.map(|waiting| (waiting.question, waiting.answer)).unzip();
             if questions.is_empty() {
                 continue;
             }
             // Whoever waits hears of a panic by the end of its channel.
-            let answered = worker::catch(answer(questions.into(), answers, &work));
+            let answered = worker::catch(answer(questions.into(), answers, &work).instrument(span));
             if let Err(panicked) = pin!(answered).await {
                 tracing::error!(batch = name, %panicked, "a batch panicked");
             }
