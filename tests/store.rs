@@ -6,7 +6,7 @@ use session_svc::domain::session::RevokeReason;
 use session_svc::domain::visit::Visit;
 use session_svc::store::cart::Place;
 use session_svc::store::visit::{self, Touch};
-use session_svc::store::{cart, session};
+use session_svc::store::{cart, revocation, session};
 use shared::db::{Db, migrate};
 use shared::id::{CartId, SessionId, TenantId};
 use shared::serve::Lifecycle;
@@ -36,12 +36,12 @@ async fn a_session_is_revoked_once() {
     let (mut one, mut two) = (stack.database.connect().await, stack.database.connect().await);
     let mut first = one.begin().await.unwrap();
     assert!(
-        session::revoke(&mut first, &tenant(), id, stack.now(), RevokeReason::Logout)
+        revocation::revoke(&mut first, &tenant(), id, stack.now(), RevokeReason::Logout)
             .await
             .unwrap()
     );
     let (now, tenant) = (stack.now(), tenant());
-    let second = session::revoke(&mut two, &tenant, id, now, RevokeReason::Admin);
+    let second = revocation::revoke(&mut two, &tenant, id, now, RevokeReason::Admin);
     tokio::pin!(second);
     assert!(timeout(Duration::from_millis(100), &mut second).await.is_err(), "it waits for the first");
     first.commit().await.unwrap();
@@ -101,7 +101,7 @@ async fn a_revoked_session_takes_no_hold_and_no_touch() {
     let (stack, id, _) = a_session().await;
     let mut db = stack.database.connect().await;
     let before = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
-    session::revoke(&mut db, &tenant(), id, stack.now(), RevokeReason::Admin)
+    revocation::revoke(&mut db, &tenant(), id, stack.now(), RevokeReason::Admin)
         .await
         .unwrap();
     let cart = CartId::new(stack.now(), stack.entropy.bytes());

@@ -6,6 +6,7 @@ pub mod elevation;
 pub mod id_token;
 mod lineage;
 pub mod purge;
+pub mod revocation;
 pub mod route;
 pub mod session;
 pub mod subject;

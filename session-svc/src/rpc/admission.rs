@@ -100,7 +100,7 @@ impl App {
         let (tenant, now, reason) = (work.actor.tenant.clone(), work.now, RevokeReason::Evicted);
         let mut evicted = vec![];
         for id in excess {
-            if store::session::revoke(&mut work.tx, &tenant, id, now, reason).await? {
+            if store::revocation::revoke(&mut work.tx, &tenant, id, now, reason).await? {
                 work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}))
                     .await?;
                 evicted.push(id);

@@ -97,7 +97,7 @@ impl App {
             return Ok(false);
         }
         let (tenant, now, reason) = (work.actor.tenant.clone(), work.now, RevokeReason::Leaked);
-        if !store::session::revoke(&mut work.tx, &tenant, id, now, reason).await? {
+        if !store::revocation::revoke(&mut work.tx, &tenant, id, now, reason).await? {
             return Ok(false);
         }
         let data = with_place(json!({"reason": reason.name()}), found_at);

@@ -199,7 +199,7 @@ impl App {
         now: Time,
     ) -> Result<bool, Failure> {
         let mut tx = self.db.begin(None).await?;
-        if !store::session::revoke_stale(&mut tx, tenant, session, now).await? {
+        if !store::revocation::revoke_stale(&mut tx, tenant, session, now).await? {
             return Ok(false);
         }
         let data = json!({"reason": RevokeReason::StaleLineage.name()});

@@ -145,7 +145,7 @@ impl App {
         reason: RevokeReason,
     ) -> Result<Session, Failure> {
         let (tenant, id, now) = (work.actor.tenant.clone(), session.id, work.now);
-        if store::session::revoke(&mut work.tx, &tenant, id, now, reason).await? {
+        if store::revocation::revoke(&mut work.tx, &tenant, id, now, reason).await? {
             work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}))
                 .await?;
             return Ok(session.revoke(now, reason));
@@ -229,7 +229,7 @@ impl App {
         loop {
             let (tx, limit) = (&mut work.tx, ENDED_AT_ONCE);
             let ended =
-                store::session::revoke_subject(tx, &tenant, digest, except, now, reason, limit).await?;
+                store::revocation::revoke_subject(tx, &tenant, digest, except, now, reason, limit).await?;
             work.tell_all("session.revoked", ended.iter().map(|id| (id.to_string(), data.clone())))
                 .await?;
             count += i32::try_from(ended.len()).unwrap_or(0);
@@ -242,7 +242,7 @@ impl App {
     /// Forgets every session of a subject here, whoever ended it, before the caller hears that they have ended.
     async fn forget_subject(&self, tenant: &TenantId, digest: &[u8; 32]) -> Result<(), Failure> {
         let mut db = self.db.connection().await?;
-        let sessions = store::session::ids_of_subject(&mut db, tenant, digest).await?;
+        let sessions = store::revocation::ids_of_subject(&mut db, tenant, digest).await?;
         self.forget(tenant, &sessions);
         Ok(())
     }
