@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use shared::pb::session as pb;
-use shared::pb::session::cart_owner::Owner;
+use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{CartState, Verdict};
 use tonic::Code;
 use uuid::Uuid;
@@ -274,7 +274,7 @@ async fn a_cart_outlives_its_session_for_those_who_may_name_the_shopper() {
         .await
         .refused(Code::FailedPrecondition, "SESSION_IDLE_EXPIRED");
     let shopper = pb::ShopperRef { shopper_id: cart.shopper_id.clone(), touchpoint_group: "web".to_owned() };
-    let owner = Some(pb::CartOwner { owner: Some(Owner::Shopper(shopper)) });
+    let owner = Some(pb::ShopperSelector { owner: Some(Owner::Shopper(shopper)) });
     let request = pb::GetCartRequest { owner, currency_code: "EUR".to_owned(), cart_id: String::new() };
     assert_eq!(caller.carts().get_cart(request.clone()).await.answer().cart, Some(cart));
     let plain = stack.caller(&shared::issuer::Grant { scope: "cart.read".to_owned(), ..workload("kiosk") });

@@ -7,7 +7,7 @@ use prost_types::value::Kind;
 use shared::id::ShopperId;
 use shared::pb::session as pb;
 use shared::pb::session::authenticate_session_request::Proof;
-use shared::pb::session::cart_owner::Owner;
+use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{CartState, MergeStrategy};
 use sqlx::PgConnection;
 use tokio::sync::watch;
@@ -78,7 +78,7 @@ fn units(cart: &pb::Cart) -> i32 {
 async fn cart_of(caller: &Caller, cart: &pb::Cart) -> pb::Cart {
     let shopper = pb::ShopperRef { shopper_id: cart.shopper_id.clone(), touchpoint_group: "web".to_owned() };
     let request = pb::GetCartRequest {
-        owner: Some(pb::CartOwner { owner: Some(Owner::Shopper(shopper)) }),
+        owner: Some(pb::ShopperSelector { owner: Some(Owner::Shopper(shopper)) }),
         currency_code: String::new(),
         cart_id: cart.cart_id.clone(),
     };

@@ -51,6 +51,7 @@ mod rotate;
 mod secrets;
 mod service;
 mod session;
+mod shopper;
 mod touchpoint;
 mod validate;
 

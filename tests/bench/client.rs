@@ -91,9 +91,9 @@ impl Client {
 
     /// Puts one of an article into the cart of a session; answers the cart.
     pub(crate) async fn add_line(&self, turn: Turn, session_token: String, sku: &str) -> Outcome<pb::Cart> {
-        let owner = pb::cart_owner::Owner::SessionToken(session_token);
+        let owner = pb::shopper_selector::Owner::SessionToken(session_token);
         let request = pb::AddCartLineRequest {
-            owner: Some(pb::CartOwner { owner: Some(owner) }),
+            owner: Some(pb::ShopperSelector { owner: Some(owner) }),
             sku: sku.to_owned(),
             quantity: 1,
             unit_price: Some(Money { currency_code: "EUR".to_owned(), minor_units: 1_000 }),

@@ -5,7 +5,7 @@ use shared::id::SessionId;
 use shared::pb::common::Money;
 use shared::pb::release as rpb;
 use shared::pb::session as pb;
-use shared::pb::session::cart_owner::Owner;
+use shared::pb::session::shopper_selector::Owner;
 
 use super::{Answer as _, Caller, ENVIRONMENT};
 
@@ -95,8 +95,8 @@ pub(crate) fn pin(pins: &[pb::ReleasePin]) -> (&str, pb::Arm) {
     pin.map_or(("", pb::Arm::Unspecified), |pin| (pin.version.as_str(), pin.arm()))
 }
 
-pub(crate) fn owner(token: &str) -> pb::CartOwner {
-    pb::CartOwner { owner: Some(Owner::SessionToken(token.to_owned())) }
+pub(crate) fn owner(token: &str) -> pb::ShopperSelector {
+    pb::ShopperSelector { owner: Some(Owner::SessionToken(token.to_owned())) }
 }
 
 pub(crate) fn euros(minor_units: i64) -> Money {

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use shared::pb::common::Money;
-use shared::pb::session::cart_owner::Owner;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
+use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{
-    AddCartLineRequest, BeginCheckoutRequest, CartOwner, CompleteCheckoutRequest, Consistency,
-    CreateSessionRequest, GetCartRequest, ReleasePin, ShopperRef, ValidateSessionRequest, Verdict,
+    AddCartLineRequest, BeginCheckoutRequest, CompleteCheckoutRequest, Consistency, CreateSessionRequest,
+    GetCartRequest, ReleasePin, ShopperRef, ShopperSelector, ValidateSessionRequest, Verdict,
 };
 use shared::secret::{Entropy, Secret};
 use tokio::time::Instant;
@@ -255,7 +255,7 @@ impl Shop {
                 touchpoint_group: self.touchpoint_group.clone(),
             };
             let request = GetCartRequest {
-                owner: Some(CartOwner { owner: Some(Owner::Shopper(shopper)) }),
+                owner: Some(ShopperSelector { owner: Some(Owner::Shopper(shopper)) }),
                 currency_code: CURRENCY.to_owned(),
                 cart_id: if kept.at_checkout { kept.cart_id.clone() } else { String::new() },
             };
@@ -275,8 +275,8 @@ impl Shop {
 }
 
 impl Walk {
-    fn owner(&self) -> CartOwner {
-        CartOwner { owner: Some(Owner::SessionToken(self.token.expose().clone())) }
+    fn owner(&self) -> ShopperSelector {
+        ShopperSelector { owner: Some(Owner::SessionToken(self.token.expose().clone())) }
     }
 
     /// Compares what the visit is pinned to with what it was.

@@ -9,12 +9,11 @@ use serde_json::{Value, json};
 use shared::auth::Caller;
 use shared::db::Tx;
 use shared::edge::Deadline;
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TenantId};
+use shared::id::{CartId, LineId, SessionId};
 use shared::mutation::Actor;
 use shared::parse::{etag, known, line, optional, parse, required, within};
 use shared::pb::common::Money;
 use shared::pb::session as pb;
-use shared::pb::session::cart_owner::Owner;
 use shared::replay::{parse_request_id, reused};
 use shared::secret::sha256;
 use shared::status::{Failure, Reason, Refusal};
@@ -23,45 +22,22 @@ use tonic::Request;
 use uuid::Uuid;
 
 use self::convert::empty_cart;
-use super::live::Seen;
+use super::shopper::Shopper;
 use super::{App, overtaken};
 use crate::OUTBOX;
-use crate::cache::Entry;
 use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
-use crate::domain::lineage::Presented;
-use crate::domain::touchpoint::Touchpoint;
-use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::Place;
 
 mod convert;
 mod service;
 
-/// Whose cart, and at which touchpoints.
-struct Shopper {
-    id: ShopperId,
-    group: GroupId,
-    /// The session that named it, and its touchpoint; whether it lives is not asked yet.
-    named_by: Option<(Seen, Arc<Entry<Touchpoint>>)>,
-}
-
-impl Shopper {
-    fn session_id(&self) -> Option<SessionId> {
-        self.named_by.as_ref().map(|(seen, _)| seen.session.id)
-    }
-
-    fn has_superseded_token(&self) -> bool {
-        let seen = self.named_by.as_ref().map(|(seen, _)| seen.presented);
-        matches!(seen, Some(Presented::Superseded(_)))
-    }
-}
-
 /// One change of a cart, as it was asked for.
 struct Change {
     caller: Arc<Caller>,
     deadline: Option<Instant>,
     kind: &'static str,
-    owner: Option<pb::CartOwner>,
+    owner: Option<pb::ShopperSelector>,
     request_id: Option<Uuid>,
     /// First half of SHA-256 of kind and body: what a repetition must equal.
     body_hash: [u8; 16],
@@ -72,7 +48,7 @@ impl Change {
     fn of<T: Message>(
         request: Request<T>,
         kind: &'static str,
-        parts: fn(&mut T) -> (&mut Option<pb::CartOwner>, &mut String),
+        parts: fn(&mut T) -> (&mut Option<pb::ShopperSelector>, &mut String),
     ) -> Result<(Self, T), Refusal> {
         let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
         let mut message = request.into_inner();
@@ -98,42 +74,6 @@ struct Outcome {
 }
 
 impl App {
-    async fn shopper(
-        &self,
-        caller: &Caller,
-        owner: Option<pb::CartOwner>,
-        now: Time,
-    ) -> Result<Shopper, Failure> {
-        match required("owner", required("owner", owner)?.owner)? {
-            Owner::SessionToken(token) => {
-                let (seen, touchpoint) = self.session_of(caller, &token, now).await?;
-                let text = "the session's touchpoint has no shoppers, hence no cart";
-                let id = seen.session.shopper;
-                let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
-                let group = touchpoint.value.group.clone();
-                Ok(Shopper { id, group, named_by: Some((seen, touchpoint)) })
-            }
-            Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group }) => {
-                caller.require_scope("shopper.any")?;
-                caller.require_unlimited()?;
-                let id = parse("owner.shopper.shopper_id", &shopper_id)?;
-                let group = parse("owner.shopper.touchpoint_group", &touchpoint_group)?;
-                Ok(Shopper { id, group, named_by: None })
-            }
-        }
-    }
-
-    /// Refuses a shopper whose session does not live; answers the visit that it is in.
-    fn require_live_shopper(
-        &self,
-        tenant: &TenantId,
-        shopper: &Shopper,
-        now: Time,
-    ) -> Result<Option<Visit>, Failure> {
-        let Some((seen, touchpoint)) = &shopper.named_by else { return Ok(None) };
-        self.require_live(tenant, seen, &touchpoint.value, now).map(Some)
-    }
-
     async fn get_cart(&self, request: Request<pb::GetCartRequest>) -> Result<pb::GetCartResponse, Failure> {
         let caller = Caller::of(&request)?;
         let pb::GetCartRequest { owner, currency_code, cart_id } = request.into_inner();

@@ -1,0 +1,76 @@
+//! Whose state a request is about: named by a session's token, or by id.
+
+use std::sync::Arc;
+
+use shared::auth::Caller;
+use shared::id::{GroupId, SessionId, ShopperId, TenantId};
+use shared::parse::{parse, required};
+use shared::pb::session as pb;
+use shared::pb::session::shopper_selector::Owner;
+use shared::status::{Failure, Reason, Refusal};
+use shared::time::Time;
+
+use super::App;
+use super::live::Seen;
+use crate::cache::Entry;
+use crate::domain::lineage::Presented;
+use crate::domain::touchpoint::Touchpoint;
+use crate::domain::visit::Visit;
+
+/// Whose state, and, for carts, at which touchpoints.
+pub(super) struct Shopper {
+    pub(super) id: ShopperId,
+    pub(super) group: GroupId,
+    /// The session that named it, and its touchpoint; whether it lives is not asked yet.
+    pub(super) named_by: Option<(Seen, Arc<Entry<Touchpoint>>)>,
+}
+
+impl Shopper {
+    pub(super) fn session_id(&self) -> Option<SessionId> {
+        self.named_by.as_ref().map(|(seen, _)| seen.session.id)
+    }
+
+    pub(super) fn has_superseded_token(&self) -> bool {
+        let seen = self.named_by.as_ref().map(|(seen, _)| seen.presented);
+        matches!(seen, Some(Presented::Superseded(_)))
+    }
+}
+
+impl App {
+    /// The shopper that a request names.
+    pub(super) async fn shopper(
+        &self,
+        caller: &Caller,
+        owner: Option<pb::ShopperSelector>,
+        now: Time,
+    ) -> Result<Shopper, Failure> {
+        match required("owner", required("owner", owner)?.owner)? {
+            Owner::SessionToken(token) => {
+                let (seen, touchpoint) = self.session_of(caller, &token, now).await?;
+                let text = "the session's touchpoint has no shoppers";
+                let id = seen.session.shopper;
+                let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
+                let group = touchpoint.value.group.clone();
+                Ok(Shopper { id, group, named_by: Some((seen, touchpoint)) })
+            }
+            Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group }) => {
+                caller.require_scope("shopper.any")?;
+                caller.require_unlimited()?;
+                let id = parse("owner.shopper.shopper_id", &shopper_id)?;
+                let group = parse("owner.shopper.touchpoint_group", &touchpoint_group)?;
+                Ok(Shopper { id, group, named_by: None })
+            }
+        }
+    }
+
+    /// Refuses a shopper whose session does not live; answers the visit that it is in.
+    pub(super) fn require_live_shopper(
+        &self,
+        tenant: &TenantId,
+        shopper: &Shopper,
+        now: Time,
+    ) -> Result<Option<Visit>, Failure> {
+        let Some((seen, touchpoint)) = &shopper.named_by else { return Ok(None) };
+        self.require_live(tenant, seen, &touchpoint.value, now).map(Some)
+    }
+}
