@@ -15,8 +15,8 @@ const NOTE_INTERVAL: TimeDelta = TimeDelta::milliseconds(200);
 pub struct Known {
     /// As it was read, with what was not written yet by then.
     pub session: Session,
-    /// The visit that its row had.
-    pub stored: Visit,
+    /// The visit that its row had, where that is another.
+    stored: Option<Box<Visit>>,
     seen_at: AtomicI64,
     noted_at: AtomicI64,
     routed_by: AtomicU64,
@@ -26,7 +26,24 @@ impl Known {
     /// As it was read, which counts as no activity.
     pub fn new(session: Session, stored: Visit) -> Self {
         let seen_at = AtomicI64::new(session.last_seen_at.timestamp_micros());
+        let stored = (stored != session.visit).then(|| Box::new(stored));
         Self { session, stored, seen_at, noted_at: AtomicI64::new(0), routed_by: AtomicU64::new(0) }
+    }
+
+    /// Takes another reading in; false if it tells of more than that the session was seen, and must take this one's place.
+    pub fn renew(&self, session: &Session, stored: &Visit) -> bool {
+        let as_seen_before = Session { last_seen_at: self.session.last_seen_at, ..session.clone() };
+        if as_seen_before != self.session || stored != self.stored() {
+            return false;
+        }
+        self.seen_at
+            .fetch_max(session.last_seen_at.timestamp_micros(), Ordering::Relaxed);
+        true
+    }
+
+    /// The visit that its row had.
+    pub fn stored(&self) -> &Visit {
+        self.stored.as_deref().unwrap_or(&self.session.visit)
     }
 
     /// When it was last seen here, or by whoever wrote it.

@@ -58,6 +58,9 @@ impl Db {
             ("statement_timeout", millis(STATEMENT_TIMEOUT)),
             ("lock_timeout", millis(LOCK_TIMEOUT)),
             ("idle_in_transaction_session_timeout", millis(IDLE_TIMEOUT)),
+            // Of a statement on arrays PostgreSQL would believe that the next plan is better, and plan it anew each time,
+            // which costs more than the statement.
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
         ]);
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
@@ -82,9 +85,11 @@ impl Db {
         }
     }
 
-    /// Begins a transaction whose commit does not wait for the disk: for what may be lost in a crash.
+    /// Begins a transaction whose commit does not wait for the disk, and that waits for nobody for long: for what may be
+    /// lost in a crash, and can be tried again.
     pub async fn begin_relaxed(&self) -> sqlx::Result<Tx> {
-        self.pool.begin_with("begin; set local synchronous_commit = off").await
+        let begin = "begin; set local synchronous_commit = off; set local lock_timeout = 20";
+        self.pool.begin_with(begin).await
     }
 
     /// A connection for single statements, each its own transaction.

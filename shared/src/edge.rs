@@ -227,17 +227,15 @@ impl Edge {
         telemetry::continue_trace(&span, request.headers());
         let response = Arc::clone(&self).call(inner, request).instrument(span.clone()).await;
         let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-        span.record("rpc.response.status_code", tracing::field::debug(code));
+        span.record("rpc.response.status_code", name_of(code));
         if matches!(
             code,
             Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable | Code::DeadlineExceeded
         ) {
             span.record("otel.status_code", "ERROR");
         }
-        let labels = [
-            KeyValue::new("rpc.method", method),
-            KeyValue::new("rpc.response.status_code", format!("{code:?}")),
-        ];
+        let labels =
+            [KeyValue::new("rpc.method", method), KeyValue::new("rpc.response.status_code", name_of(code))];
         self.durations.record(began.elapsed().as_secs_f64(), &labels);
         response
     }
@@ -292,6 +290,29 @@ fn methods(
         }
     }
     Ok(methods)
+}
+
+/// As OpenTelemetry's conventions for gRPC name it.
+fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (the gRPC over HTTP/2 specification).

@@ -58,7 +58,7 @@ impl Call {
             return Ok(Begun::Replayed(replayed));
         }
         let actor = Actor { tenant: caller.tenant.clone(), principal: caller.principal.clone(), now };
-        Ok(Begun::Fresh(Box::new(Mutation { caller, actor, now, tx, replay, outbox })))
+        Ok(Begun::Fresh(Box::new(Mutation { caller, actor, now, tx, events: vec![], replay, outbox })))
     }
 }
 
@@ -80,24 +80,16 @@ pub struct Mutation {
     pub now: Time,
     /// In which transaction.
     pub tx: Tx,
+    events: Vec<Event>,
     replay: Replay,
     outbox: &'static Outbox,
 }
 
 impl Mutation {
-    /// Appends an event of the caller's.
-    pub async fn tell(&mut self, kind: &'static str, subject: String, data: Value) -> sqlx::Result<()> {
-        self.outbox.append(&mut self.tx, &self.actor.event(kind, subject, data)).await
-    }
-
-    /// Appends an event a subject of the caller's, all of a kind, in one statement.
-    pub async fn tell_all(
-        &mut self,
-        kind: &'static str,
-        told: impl Iterator<Item = (String, Value)>,
-    ) -> sqlx::Result<()> {
-        let events: Vec<_> = told.map(|(subject, data)| self.actor.event(kind, subject, data)).collect();
-        self.outbox.append_all(&mut self.tx, &events).await
+    /// Will append an event of the caller's, with the answer. By then the change has locked its row, so that one row's
+    /// events are in order.
+    pub fn tell(&mut self, kind: &'static str, subject: String, data: Value) {
+        self.events.push(self.actor.event(kind, subject, data));
     }
 
     /// Keeps the answer for a repetition, and commits.
@@ -111,6 +103,7 @@ impl Mutation {
         answer: T,
         salt: Option<&[u8]>,
     ) -> Result<T, Failure> {
+        self.outbox.append_all(&mut self.tx, &self.events).await?;
         self.replay.record(self.outbox, &mut self.tx, &answer, salt).await?;
         self.tx.commit().await?;
         Ok(answer)

@@ -92,8 +92,11 @@ impl Guard {
     }
 }
 
-/// Makes the caller's trace context the parent of `span`.
+/// Makes the caller's trace context, if there is one, the parent of `span`.
 pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
+    if !headers.contains_key("traceparent") {
+        return;
+    }
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeaderExtractor(headers)));
     // Fails only where no traces are collected.
     let _ = span.set_parent(parent);

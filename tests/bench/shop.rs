@@ -48,14 +48,14 @@ impl Shop {
         self.compared(stand, "serve-one-query").await
     }
 
-    /// Validates every session once, so that whatever can be cached is.
-    pub(crate) async fn warm(&self) -> Outcome<()> {
+    /// Validates so many sessions once, so that whatever of them and their tenants can be cached is.
+    pub(crate) async fn warm(&self, sessions: u64) -> Outcome<()> {
         let client = self.client.clone();
         let call = move |turn| {
             let client = client.clone();
             async move { client.validate(turn, Consistency::Bounded).await }
         };
-        load::each(self.client.population.count, WARMING, call).await?;
+        load::each(sessions, WARMING, call).await?;
         tokio::time::sleep(SETTLING).await;
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::touchpoint::Touchpoint;
 use super::visit::Visit;
 
 /// One device's presence at a touchpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// Its id.
     pub id: SessionId,

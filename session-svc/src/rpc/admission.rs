@@ -101,8 +101,7 @@ impl App {
         let mut evicted = vec![];
         for id in excess {
             if store::revocation::revoke(&mut work.tx, &tenant, id, now, reason).await? {
-                work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}))
-                    .await?;
+                work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}));
                 evicted.push(id);
             }
         }

@@ -43,7 +43,7 @@ impl App {
         if !after.keys.is_empty() {
             store::attribute::write(&mut work.tx, tenant, id, &after.keys, &after.attributes).await?;
             let data = json!({"keys": after.keys});
-            work.tell("session.attributes_changed", id.to_string(), data).await?;
+            work.tell("session.attributes_changed", id.to_string(), data);
         }
         let attributes: Vec<pb::Attribute> = after.attributes.into_iter().map(Into::into).collect();
         // Records of requests hold no personal data, which values may be.

@@ -125,7 +125,7 @@ impl App {
             return Err(overtaken());
         }
         let data = json!({"touchpoint": after.touchpoint.as_str(), "assurance_level": level});
-        work.tell("session.authenticated", after.id.to_string(), data).await?;
+        work.tell("session.authenticated", after.id.to_string(), data);
         let answer = pb::AuthenticateSessionResponse {
             session: Some(session_to_proto(&after, touchpoint, now)),
             session_token: String::new(),

@@ -66,7 +66,7 @@ impl App {
         let elevation = Elevation { action, digest, expires_at, state: State::Granted };
         store::elevation::insert(&mut work.tx, &caller.tenant, &token, &elevation).await?;
         let data = json!({"action": elevation.action.as_str()});
-        work.tell("session.elevation_granted", id.to_string(), data).await?;
+        work.tell("session.elevation_granted", id.to_string(), data);
         let expire_time = Some(to_proto(expires_at));
         let kept = pb::GrantElevationResponse { elevation_token: String::new(), expire_time };
         let kept = work.answer_without_secret(kept, Some(&salt)).await?;
@@ -112,7 +112,7 @@ impl App {
             return Err(Refused::Redeemed.into());
         }
         let data = json!({"action": elevation.action.as_str()});
-        work.tell("session.elevation_redeemed", id.to_string(), data).await?;
+        work.tell("session.elevation_redeemed", id.to_string(), data);
         let session = session_to_proto(&session, &touchpoint, work.now);
         let kept = pb::RedeemElevationResponse { session: Some(without_person(&session)) };
         work.answer(kept).await?;

@@ -101,7 +101,7 @@ impl App {
             return Ok(false);
         }
         let data = with_place(json!({"reason": reason.name()}), found_at);
-        work.tell("session.revoked", id.to_string(), data).await?;
+        work.tell("session.revoked", id.to_string(), data);
         Ok(true)
     }
 
@@ -123,7 +123,7 @@ impl App {
             return Ok(false);
         }
         let data = with_place(json!({"action": elevation.action.as_str()}), found_at);
-        work.tell("session.elevation_leaked", id.to_string(), data).await?;
+        work.tell("session.elevation_leaked", id.to_string(), data);
         Ok(true)
     }
 }

@@ -20,6 +20,7 @@ use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 use crate::store;
+use crate::store::session::Loaded;
 use crate::store::visit::Touch;
 use crate::workers::system;
 
@@ -64,9 +65,8 @@ impl App {
         let tenant = &caller.tenant;
         for _ in 0..ATTEMPTS {
             let touch = self.touches.peek(tenant, token.session_id());
-            let session = store::session::find(&mut *self.db.connection().await?, tenant, token.session_id())
-                .await?
-                .ok_or_else(unknown)?;
+            let loaded = self.loads.ask((tenant.clone(), token.session_id())).await?;
+            let Loaded { session, .. } = loaded.ok_or_else(unknown)?;
             let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
             let presented = session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
             if presented == Presented::Unknown {

@@ -105,7 +105,7 @@ async fn bring(
             target.version += 1;
             write(work, tenant, &target).await?;
             let data = json!({"shopper_id": into.to_string(), "from_cart_id": source.id.to_string()});
-            work.tell("cart.lines_merged", target.id.to_string(), data).await?;
+            work.tell("cart.lines_merged", target.id.to_string(), data);
             (target.id, left_out)
         }
     };
@@ -118,7 +118,7 @@ async fn bring(
         "strategy": strategy.name(),
         "left_out_quantity": left_out,
     });
-    work.tell("cart.merged", source.id.to_string(), data).await?;
+    work.tell("cart.merged", source.id.to_string(), data);
     Ok(Some((id, left_out)))
 }
 

@@ -146,8 +146,7 @@ impl App {
     ) -> Result<Session, Failure> {
         let (tenant, id, now) = (work.actor.tenant.clone(), session.id, work.now);
         if store::revocation::revoke(&mut work.tx, &tenant, id, now, reason).await? {
-            work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}))
-                .await?;
+            work.tell("session.revoked", id.to_string(), json!({"reason": reason.name()}));
             return Ok(session.revoke(now, reason));
         }
         let first = store::session::find(&mut work.tx, &tenant, id).await?;
@@ -230,8 +229,9 @@ impl App {
             let (tx, limit) = (&mut work.tx, ENDED_AT_ONCE);
             let ended =
                 store::revocation::revoke_subject(tx, &tenant, digest, except, now, reason, limit).await?;
-            work.tell_all("session.revoked", ended.iter().map(|id| (id.to_string(), data.clone())))
-                .await?;
+            for id in &ended {
+                work.tell("session.revoked", id.to_string(), data.clone());
+            }
             count += i32::try_from(ended.len()).unwrap_or(0);
             if i64::try_from(ended.len()).unwrap_or(limit) < limit {
                 return Ok(count);
@@ -323,7 +323,7 @@ impl App {
         let disabled_at = known.disabled_at.unwrap_or(now);
         if known.disabled_at.is_none() {
             store::subject::set_disabled(&mut work.tx, &tenant, &digest, Some(now)).await?;
-            work.tell("subject.disabled", pseudonym(&digest), json!({})).await?;
+            work.tell("subject.disabled", pseudonym(&digest), json!({}));
         }
         let revoked_count = self.end_all_of(&mut work, &digest, None, RevokeReason::SubjectDisabled).await?;
         let answer = work
@@ -349,7 +349,7 @@ impl App {
         let known = store::subject::lock(&mut work.tx, &tenant, &digest, now).await?;
         if known.disabled_at.is_some() {
             store::subject::set_disabled(&mut work.tx, &tenant, &digest, None).await?;
-            work.tell("subject.enabled", pseudonym(&digest), json!({})).await?;
+            work.tell("subject.enabled", pseudonym(&digest), json!({}));
         }
         work.answer(pb::EnableSubjectResponse {}).await
     }
@@ -388,8 +388,9 @@ async fn raise_epoch(
     let (tenant, now) = (work.actor.tenant.clone(), work.now);
     let ended = store::touchpoint::revoke_sessions(&mut work.tx, &tenant, touchpoint, now, reason).await?;
     let data = json!({"reason": reason.name()});
-    work.tell_all("touchpoint.sessions_revoked", ended.iter().map(|id| (id.to_string(), data.clone())))
-        .await?;
+    for id in &ended {
+        work.tell("touchpoint.sessions_revoked", id.to_string(), data.clone());
+    }
     Ok(ended)
 }
 

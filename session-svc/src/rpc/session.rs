@@ -86,7 +86,7 @@ impl App {
         // An anonymous session is one insert and no event, so that bots stay cheap.
         if session.identity.is_some() {
             let data = json!({"touchpoint": session.touchpoint.as_str()});
-            work.tell("session.created", id.to_string(), data).await?;
+            work.tell("session.created", id.to_string(), data);
         }
         let proto = session_to_proto(&session, touchpoint, work.now);
         let pins = pins_to_proto(&session.visit.pins);

@@ -40,7 +40,7 @@ impl App {
                 .with("touchpoint", &touchpoint.id)
                 .into());
         }
-        tell(&mut work, "touchpoint.created", &touchpoint).await?;
+        tell(&mut work, "touchpoint.created", &touchpoint);
         let answer = pb::CreateTouchpointResponse { touchpoint: Some((&touchpoint).into()) };
         let answer = work.answer(answer).await?;
         self.touchpoints.invalidate(&(tenant, touchpoint.id));
@@ -104,7 +104,7 @@ impl App {
         if !store::touchpoint::update(&mut work.tx, &tenant, &touchpoint).await? {
             return Err(overtaken());
         }
-        tell(&mut work, "touchpoint.updated", &touchpoint).await?;
+        tell(&mut work, "touchpoint.updated", &touchpoint);
         let answer = pb::UpdateTouchpointResponse { touchpoint: Some((&touchpoint).into()) };
         let answer = work.answer(answer).await?;
         self.touchpoints.invalidate(&(tenant, touchpoint.id));
@@ -112,9 +112,8 @@ impl App {
     }
 }
 
-async fn tell(work: &mut Mutation, kind: &'static str, touchpoint: &Touchpoint) -> sqlx::Result<()> {
-    work.tell(kind, touchpoint.id.to_string(), json!({"etag": etag_of(touchpoint.version)}))
-        .await
+fn tell(work: &mut Mutation, kind: &'static str, touchpoint: &Touchpoint) {
+    work.tell(kind, touchpoint.id.to_string(), json!({"etag": etag_of(touchpoint.version)}));
 }
 
 /// From the wire, with the etag that was sent.

@@ -239,9 +239,12 @@ impl App {
             return Ok(None);
         }
         let seen = Seen::new(session, presented, touch.as_ref(), now);
-        let known = Known::new(seen.session.clone(), seen.stored.clone());
-        self.sessions
-            .insert(&key, ticket, Arc::new(Entry { value: known, sent_at: now }));
+        let known = self.sessions.get(&key);
+        if !known.is_some_and(|known| known.value.renew(&seen.session, &seen.stored)) {
+            let known = Known::new(seen.session.clone(), seen.stored.clone());
+            self.sessions
+                .insert(&key, ticket, Arc::new(Entry { value: known, sent_at: now }));
+        }
         Ok(Some(seen))
     }
 
@@ -257,7 +260,7 @@ impl App {
             && matches!(presented, Presented::Current { .. } | Presented::InGrace)
             && session.touchpoint == at.entry.value.id
             && session.standing(&at.entry.value, now).is_ok();
-        let stored = known.stored.clone();
+        let stored = known.stored().clone();
         is_good.then_some(Seen { session, stored, presented, fresh_as_of, degraded: true })
     }
 

@@ -3,6 +3,7 @@
 use shared::id::{SessionId, ShopperId, TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 /// A known identity, locked.
 #[derive(Debug)]
@@ -13,6 +14,11 @@ pub struct Known {
     pub disabled_at: Option<Time>,
 }
 
+struct Row {
+    shopper_id: Option<Uuid>,
+    disabled_at: Option<Time>,
+}
+
 /// Locks a subject, which is made known by that. To be done before its carts and sessions are locked.
 #[tracing::instrument(name = "db.subject.lock", skip_all)]
 pub async fn lock(
@@ -21,18 +27,32 @@ pub async fn lock(
     digest: &[u8; 32],
     now: Time,
 ) -> sqlx::Result<Known> {
-    // The update that changes nothing takes the lock, and answers the row whoever made it.
-    let row = sqlx::query!(
-        "insert into session.subjects (tenant_id, subject_digest, created_at)
-        values ($1, $2, $3)
-        on conflict (tenant_id, subject_digest) do update set created_at = session.subjects.created_at
-        returning shopper_id, disabled_at",
+    let known = sqlx::query_as!(
+        Row,
+        "select shopper_id, disabled_at from session.subjects where tenant_id = $1 and subject_digest = $2 for update",
         tenant.as_str(),
         digest,
-        now,
     )
-    .fetch_one(db)
+    .fetch_optional(&mut *db)
     .await?;
+    // The update that changes nothing takes the lock, and answers the row whoever made it.
+    let row = match known {
+        Some(row) => row,
+        None => {
+            sqlx::query_as!(
+                Row,
+                "insert into session.subjects (tenant_id, subject_digest, created_at)
+                values ($1, $2, $3)
+                on conflict (tenant_id, subject_digest) do update set created_at = session.subjects.created_at
+                returning shopper_id, disabled_at",
+                tenant.as_str(),
+                digest,
+                now,
+            )
+            .fetch_one(db)
+            .await?
+        }
+    };
     Ok(Known { shopper: row.shopper_id.map(ShopperId::from_uuid), disabled_at: row.disabled_at })
 }
 

@@ -98,36 +98,23 @@ pub struct Touch {
     pub visit: Option<(Visit, Visit)>,
 }
 
-/// Writes when sessions were seen; answers which of them are done with. Rows are locked in key order, and a row that
-/// somebody holds is left for the next time: it keeps back none but itself. What is revoked, or was seen later, stays.
+/// Writes when sessions were seen, in the order given, which is that of keys; fails where somebody holds one of them for
+/// long. What is revoked, or was seen later, stays.
 #[tracing::instrument(name = "db.visit.touch", skip_all, fields(count = touches.len()))]
-pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<usize>> {
-    let positions = sqlx::query_scalar!(
-        r#"with locked as materialized (
-            select session.tenant_id, session.session_id, touch.seen_at, touch.position,
-                session.revoked_at is null and session.last_seen_at < touch.seen_at as is_due
-            from unnest($1::text[], $2::uuid[], $3::timestamptz[]) with ordinality
-                as touch (tenant_id, session_id, seen_at, position)
-            join session.sessions session using (tenant_id, session_id)
-            order by session.tenant_id, session.session_id
-            for no key update of session skip locked
-        ), touched as (
-            update session.sessions session
-            set last_seen_at = locked.seen_at
-            from locked
-            where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id and is_due
-        )
-        select position as "position!" from locked"#,
-        &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
+pub async fn touch(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.sessions session
+        set last_seen_at = touch.seen_at
+        from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as touch (tenant_id, session_id, seen_at)
+        where session.tenant_id = touch.tenant_id and session.session_id = touch.session_id
+            and session.revoked_at is null and session.last_seen_at < touch.seen_at",
+        &touches.iter().map(|touch| touch.tenant.as_str().to_owned()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.session.uuid()).collect::<Vec<_>>(),
         &touches.iter().map(|touch| touch.seen_at).collect::<Vec<_>>(),
     )
-    .fetch_all(db)
-    .await?;
-    Ok(positions
-        .into_iter()
-        .filter_map(|position| usize::try_from(position - 1).ok())
-        .collect())
+    .execute(db)
+    .await
+    .map(drop)
 }
 
 /// A session that [`begin_visits`] is done with.
@@ -138,7 +125,8 @@ pub struct Begun {
     pub is_new_visit: bool,
 }
 
-/// As [`touch`], with the visits that began, of those that were given and are done with.
+/// As [`touch`], with the visits that began; answers which of those given it is done with. Rows are locked in key order, and
+/// a row that somebody holds is left for the next time: it keeps back none but itself.
 #[tracing::instrument(name = "db.visit.begin", skip_all, fields(count = touches.len()))]
 pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch]) -> sqlx::Result<Vec<Begun>> {
     let visits = || touches.iter().map(|touch| touch.visit.as_ref());

@@ -15,7 +15,7 @@ pub(super) async fn lone(stand: &Stand) -> Outcome<Section> {
     let shop = Shop::open(stand, "lone", size).await?;
     let (constant, same) = shop.constant(stand).await?;
     let (one_query, one) = shop.one_query(stand).await?;
-    shop.warm().await?;
+    shop.warm(size.sessions).await?;
     let variants = [
         validations("cached", &shop.client, 1, Consistency::Bounded),
         validations("constant answer", &same, 1, Consistency::Bounded),

@@ -47,7 +47,7 @@ pub(super) async fn memory(stand: &Stand) -> Outcome<Section> {
     let shop = Shop::open(stand, "memory", size).await?;
     let pid = shop.server.pid;
     let begun = mib(pid)?;
-    shop.warm().await?;
+    shop.warm(size.sessions).await?;
     let cached = mib(pid)?;
     let mut watchers = watch(stand, &shop, streams).await?;
     let watched = mib(pid)?;

@@ -40,7 +40,7 @@ pub(super) async fn cached(stand: &Stand) -> Outcome<Section> {
     let size = Size { sessions: stand.plan.scaled(SESSIONS), tenants: 1, staleness: None };
     let shop = Shop::open(stand, "validate_cached", size).await?;
     let (constant, same) = shop.constant(stand).await?;
-    shop.warm().await?;
+    shop.warm(size.sessions).await?;
     let (mut body, mut verdicts) = (String::new(), vec![]);
     for in_flight in IN_FLIGHT {
         let variants = [
