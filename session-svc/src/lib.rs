@@ -43,7 +43,7 @@ pub mod store;
 pub mod touches;
 pub mod workers;
 
-use batch::Batches;
+use batch::Batcher;
 pub use config::{Args, Config};
 use domain::session::Session;
 use rpc::App;
@@ -87,8 +87,6 @@ pub async fn serve(
     db::prepare(&db, url, &MIGRATOR, &lifecycle.stop).await?;
     let feed = Arc::new(Feed::new(&OUTBOX, db.clone()));
     let keys = Arc::new(service.keys);
-    let (loads, load_batches) = batch::batches();
-    let (creations, creation_batches) = batch::batches();
     let app = Arc::new(App {
         db: db.clone(),
         clock: clock.clone(),
@@ -98,8 +96,8 @@ pub async fn serve(
         assertion_issuer,
         feed: Arc::clone(&feed),
         sessions: cache::Cache::new(SESSIONS_CACHED),
-        loads,
-        creations,
+        loads: loads(&db),
+        creations: creations(&db),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
@@ -114,7 +112,6 @@ pub async fn serve(
     .await?;
     observe(&app);
     spawn_workers(&app, lifecycle);
-    spawn_batches(&app, lifecycle, load_batches, creation_batches);
     if let Some(link) = link {
         let (app, stop) = (Arc::clone(&app), lifecycle.stop.clone());
         lifecycle
@@ -171,33 +168,26 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
     });
 }
 
-/// One statement at a time of each kind: in that time the next batch gathers.
-fn spawn_batches(
-    app: &Arc<App>,
-    lifecycle: &Lifecycle,
-    loads: Batches<(TenantId, SessionId), Option<Loaded>>,
-    creations: Batches<(TenantId, Session), ()>,
-) {
-    let (db, stop) = (app.db.clone(), lifecycle.drained.clone());
-    lifecycle.workers.spawn(async move {
-        let find = |keys: Arc<[_]>| {
-            let db = db.clone();
-            async move { store::session::find_many(&mut *db.connection().await?, &keys).await }
-        };
-        loads.run("session_loads", &stop, find).await;
-    });
-    let (db, stop) = (app.db.clone(), lifecycle.drained.clone());
-    lifecycle.workers.spawn(async move {
-        let insert = |sessions: Arc<[(TenantId, Session)]>| {
-            let db = db.clone();
-            async move {
-                let rows: Vec<_> = sessions.iter().map(|(tenant, session)| (tenant, session, None)).collect();
-                store::session::insert(&mut *db.connection().await?, &rows).await?;
-                Ok(vec![(); sessions.len()])
-            }
-        };
-        creations.run("session_creations", &stop, insert).await;
-    });
+/// One statement at a time: in that time the next batch gathers.
+fn loads(db: &Db) -> Batcher<(TenantId, SessionId), Option<Loaded>> {
+    let db = db.clone();
+    Batcher::new("session_loads", move |keys: Arc<[_]>| {
+        let db = db.clone();
+        async move { store::session::find_many(&mut *db.connection().await?, &keys).await }
+    })
+}
+
+/// As [`loads`].
+fn creations(db: &Db) -> Batcher<(TenantId, Session), ()> {
+    let db = db.clone();
+    Batcher::new("session_creations", move |sessions: Arc<[(TenantId, Session)]>| {
+        let db = db.clone();
+        async move {
+            let rows: Vec<_> = sessions.iter().map(|(tenant, session)| (tenant, session, None)).collect();
+            store::session::insert(&mut *db.connection().await?, &rows).await?;
+            Ok(vec![(); sessions.len()])
+        }
+    })
 }
 
 /// Gauges that are read when metrics are exported.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -87,8 +88,8 @@ macro_rules! names {
     ($($(#[$doc:meta])* $name:ident;)+) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
-        #[sqlx(transparent)]
-        pub struct $name(String);
+        #[sqlx(transparent, no_pg_array)]
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as people write it.
@@ -114,7 +115,7 @@ macro_rules! names {
 
             fn from_str(text: &str) -> Result<Self, Malformed> {
                 if is_name(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(Malformed {
                         expected: "1 to 63 lower-case letters, digits and inner hyphens, starting with a letter".to_owned(),

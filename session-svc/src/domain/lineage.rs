@@ -20,9 +20,9 @@ pub struct Lineage {
     /// The token in use.
     pub current: TokenHash,
     /// What it replaced.
-    pub parent: Option<Parent>,
+    pub parent: Option<Box<Parent>>,
     /// What will replace it.
-    pub child: Option<Child>,
+    pub child: Option<Box<Child>>,
     /// What its parent replaced, and so on, oldest first.
     pub ancestors: Vec<Ancestor>,
     /// What authentications replaced, oldest first.
@@ -135,7 +135,7 @@ impl Lineage {
         );
         keep_last(&mut self.ancestors);
         let (salt, replaced_at) = (child.salt, child.issued_at);
-        self.parent = Some(Parent { hash: self.current, salt, replaced_at, superseded_at: now });
+        self.parent = Some(Box::new(Parent { hash: self.current, salt, replaced_at, superseded_at: now }));
         self.current = child.hash;
         self
     }
@@ -176,7 +176,7 @@ mod tests {
     fn ask_for_child(lineage: Lineage, n: u8, now: Time) -> Lineage {
         let child = lineage
             .child
-            .unwrap_or_else(|| Child { hash: hash(n), salt: vec![n], issued_at: now });
+            .unwrap_or_else(|| Box::new(Child { hash: hash(n), salt: vec![n], issued_at: now }));
         Lineage { child: Some(child), ..lineage }
     }
 

@@ -24,7 +24,7 @@ pub struct Session {
     /// The owner of its cart.
     pub shopper: Option<ShopperId>,
     /// Who is logged in.
-    pub identity: Option<Identity>,
+    pub identity: Option<Box<Identity>>,
     /// Whether the longer timeouts apply.
     pub is_remembered: bool,
     /// What the shopper knows the device by.

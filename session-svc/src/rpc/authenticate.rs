@@ -114,7 +114,7 @@ impl App {
         let after = Session {
             lineage: before.lineage.clone().cut_off(token.hash()),
             shopper,
-            identity: Some(identity),
+            identity: Some(identity.into()),
             is_remembered,
             absolute_deadline: session_end.map_or(lifetime, |end| lifetime.min(end)),
             last_seen_at: before.last_seen_at.max(now),

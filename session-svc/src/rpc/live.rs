@@ -230,7 +230,7 @@ pub(super) fn require(
     touchpoint: &Touchpoint,
     now: Time,
 ) -> Result<(), Refusal> {
-    let met = requirement.check(session.identity.as_ref(), &touchpoint.policy, now);
+    let met = requirement.check(session.identity.as_deref(), &touchpoint.policy, now);
     met.map_err(|lacking| {
         let reason = match lacking {
             Lacking::Level => Reason::SessionAssuranceTooLow,

@@ -70,7 +70,7 @@ impl App {
             let salt = self.new_salt()?;
             let child = self.child_token(tenant, presented, &salt)?;
             let next = Child { hash: child.hash(), salt, issued_at: now };
-            let next = Lineage { child: Some(next), ..lineage.clone() };
+            let next = Lineage { child: Some(next.into()), ..lineage.clone() };
             let is_written = self.write_lineage(tenant, &seen.session, &next, "session.rotated", now).await?;
             return Ok(is_written.then_some(child));
         };

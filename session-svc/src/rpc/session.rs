@@ -142,7 +142,10 @@ impl App {
             epoch: touchpoint.session_epoch,
             // Until someone logs in, a session's shopper is nobody else's.
             shopper: touchpoint.has_shoppers.then(|| ShopperId::from_uuid(id.uuid())),
-            identity: asked.subject.clone().map(|subject| Identity { subject, authentication }),
+            identity: asked
+                .subject
+                .clone()
+                .map(|subject| Box::new(Identity { subject, authentication })),
             is_remembered: asked.is_remembered,
             device: asked.device.clone(),
             place: asked.place.clone(),

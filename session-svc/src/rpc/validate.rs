@@ -347,7 +347,7 @@ fn answer(
     fresh_as_of: Time,
     now: Time,
 ) -> pb::ValidateSessionResponse {
-    if let Err(lacking) = asked.requirement.check(session.identity.as_ref(), &touchpoint.policy, now) {
+    if let Err(lacking) = asked.requirement.check(session.identity.as_deref(), &touchpoint.policy, now) {
         return lacks(lacking, &asked.requirement, session, touchpoint, fresh_as_of, now);
     }
     let has_successor = matches!(presented, Presented::Current { has_child: true } | Presented::InGrace);
@@ -370,7 +370,7 @@ fn lacks(
     fresh_as_of: Time,
     now: Time,
 ) -> pb::ValidateSessionResponse {
-    let done = session.identity.as_ref().map(|identity| &identity.authentication);
+    let done = session.identity.as_deref().map(|identity| &identity.authentication);
     let step_up = pb::StepUp {
         required_assurance: requirement.level.map_or(0, |level| level.number().into()),
         max_authentication_age: requirement.max_age.map(duration_to_proto),

@@ -35,7 +35,7 @@ pub(super) fn read(current: &[u8], lineage: Option<&[u8]>) -> Option<Lineage> {
     };
     let ancestors = ancestors.into_iter().map(ancestor).collect::<Option<_>>()?;
     let orphans = orphans.into_iter().map(|hash| hash.try_into().ok()).collect::<Option<_>>()?;
-    Some(Lineage { current, parent, child, ancestors, orphans })
+    Some(Lineage { current, parent: parent.map(Box::new), child: child.map(Box::new), ancestors, orphans })
 }
 
 /// To the column; null for a session's first token. Equal lineages are equal bytes.

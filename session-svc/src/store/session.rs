@@ -75,7 +75,7 @@ impl TryFrom<Row> for Session {
             lineage: lineage::read(&row.token_hash, row.lineage.as_deref()).ok_or_else(|| bad("lineage"))?,
             epoch: row.epoch,
             shopper: row.shopper_id.map(ShopperId::from_uuid),
-            identity: row.identity().map_err(|()| bad("assurance_level"))?,
+            identity: row.identity().map_err(|()| bad("assurance_level"))?.map(Box::new),
             is_remembered: row.is_remembered,
             device: row.device,
             place: row.place,
@@ -358,7 +358,7 @@ pub async fn authenticate(
     after: &Session,
     subject_digest: &[u8; 32],
 ) -> sqlx::Result<bool> {
-    let Some(Identity { subject, authentication }) = &after.identity else { return Ok(false) };
+    let Some(Identity { subject, authentication }) = after.identity.as_deref() else { return Ok(false) };
     let done = sqlx::query!(
         "update session.sessions
         set token_hash = $3, lineage = $4, shopper_id = $5, subject_digest = $6, subject_issuer = $7, subject_sub = $8,
