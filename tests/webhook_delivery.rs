@@ -12,7 +12,8 @@ use shared::pb::common::{
 use shared::time::{Time, to_proto};
 
 use crate::harness::hook::{
-    KIND, arrived, attempted, by_subject, create_webhook, deliveries, event, get_webhook, happens, to,
+    KIND, arrived, attempted, attempts, by_subject, create_webhook, deliveries, event, get_webhook, happens,
+    to,
 };
 use crate::harness::{Answer as _, Caller, Receiver, Reply, Stack, Watch, eventually, workload};
 
@@ -241,10 +242,10 @@ async fn five_days_of_nothing_but_failures_disable_a_webhook() {
     for n in 0..10 {
         happens(&stack, &mut db, "cart", n).await;
     }
-    let mut attempts = 0;
+    let mut so_far = 0;
     while !get_webhook(&caller, &webhook_id).await.disabled {
-        attempts += 1;
-        attempted(&caller, &webhook_id, attempts).await;
+        // A dead letter makes way for the next delivery at once.
+        so_far = attempts(&attempted(&caller, &webhook_id, so_far + 1).await);
         stack.advance((next_attempt_at(&stack).await - stack.now()).max(TimeDelta::zero()));
     }
     assert!(stack.now() - began >= TimeDelta::days(5) && stack.now() - began < TimeDelta::days(6));

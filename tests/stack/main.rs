@@ -8,7 +8,10 @@ mod lifecycle;
 mod observed;
 mod paste;
 mod process;
+#[path = "../harness/receiver.rs"]
+mod receiver;
 mod refusal;
 mod secret;
 mod stalled;
 mod telemetry;
+mod webhook;
