@@ -283,6 +283,19 @@ async fn eight_writers_events_arrive_once_each_and_in_order() {
     }
 }
 
+/// The cursor may end exactly where a page does.
+#[tokio::test]
+async fn many_events_of_one_transaction_arrive_and_so_does_the_next() {
+    let (stack, caller, receiver, webhook_id, _) = start().await;
+    let mut db = stack.database.connect().await;
+    let events: Vec<_> = (0..200).map(|n| event(&stack, &format!("cart-{n}"), n)).collect();
+    session_svc::OUTBOX.append_all(&mut db, &events).await.unwrap();
+    attempted(&caller, &webhook_id, 200).await;
+    happens(&stack, &mut db, "the next", 0).await;
+    attempted(&caller, &webhook_id, 201).await;
+    assert_eq!(by_subject(&receiver).len(), 201);
+}
+
 #[tokio::test]
 async fn the_log_is_narrowed_by_state_and_comes_in_pages_and_is_forgotten_after_a_week() {
     let (stack, caller, receiver, webhook_id, _) = start().await;

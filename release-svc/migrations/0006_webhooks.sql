@@ -72,4 +72,4 @@ create table release.webhook_lanes (
 create index webhook_lanes_due_idx on release.webhook_lanes (tenant_id, webhook_id, next_attempt_at);
 comment on table release.webhook_lanes is 'What is pending for one webhook about one subject: the event with the smallest id goes next. Exists while anything is pending.';
 comment on column release.webhook_lanes.next_attempt_at is 'When the next attempt is due; while one is under way, when its lease ends.';
-comment on column release.webhook_lanes.claim is 'Drawn anew with each lease: who comes back with another one has lost it.';
+comment on column release.webhook_lanes.claim is 'The transaction that leased it last: who comes back with another one has lost the lease.';

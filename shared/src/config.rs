@@ -68,7 +68,8 @@ pub struct ServiceArgs {
     /// trail, keeps them all]
     #[arg(long, env = "TANDEM_EVENT_RETENTION_HOURS", value_name = "HOURS")]
     pub event_retention_hours: Option<String>,
-    /// Private networks that webhooks may be sent to, also by plain http: 10.1.0.0/16,fd00:1::/64 [default: none]
+    /// Private networks that webhooks may be sent to, also by plain http, such as `10.1.0.0/16,fd00:1::/64`
+    /// [default: none]
     #[arg(long, env = "TANDEM_WEBHOOK_ALLOW_PRIVATE", value_name = "NETWORKS")]
     pub webhook_allow_private: Option<String>,
     /// Which logs to write, such as `info` or `warn,session_svc=debug` [default: info]

@@ -24,11 +24,13 @@ use crate::serve::Lifecycle;
 use crate::time::Clock;
 use crate::worker;
 
+mod cloud_event;
 mod delivery;
 mod dispatch;
 mod fan_out;
 mod guard;
 mod lane;
+mod log;
 mod registration;
 mod rpc;
 mod sender;
@@ -55,6 +57,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const PURGE_INTERVAL: Duration = Duration::from_mins(1);
 /// Requests under way at once, of one replica.
 const SLOTS: usize = 64;
+/// Beside those, requests to try a webhook out.
+const PINGS: usize = 16;
 
 /// The webhooks of one service.
 pub struct Webhooks {
@@ -67,8 +71,9 @@ pub struct Webhooks {
     /// Something may be due.
     nudge: Notify,
     slots: Arc<Semaphore>,
+    pings: Semaphore,
     /// Requests under way, so that one slow receiver does not take all slots.
-    busy: Mutex<HashMap<WebhookId, usize>>,
+    busy: Mutex<HashMap<WebhookId, i64>>,
     /// Where requests run, so that shutdown waits for them.
     tasks: TaskTracker,
     /// For how long what was last sent had been due, in microseconds.
@@ -96,6 +101,7 @@ impl Webhooks {
             sender: Sender::new(guard),
             nudge: Notify::new(),
             slots: Arc::new(Semaphore::new(SLOTS)),
+            pings: Semaphore::new(PINGS),
             busy: Mutex::default(),
             tasks: lifecycle.calls.clone(),
             lag: AtomicI64::new(0),
@@ -141,7 +147,7 @@ impl Webhooks {
 
     /// A statement on the service's schema, which stands in it as `{s}`.
     fn sql(&self, statement: &'static str) -> AssertSqlSafe<String> {
-        // Safe: the schema is a literal of the service's code.
+        // The schema is a literal of the service's code.
         AssertSqlSafe(statement.replace("{s}", self.outbox.schema))
     }
 }

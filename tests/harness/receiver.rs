@@ -117,17 +117,18 @@ impl Receiver {
 
     /// Answers so from now on.
     pub(crate) fn reply(&self, reply: Reply) {
-        *self.shared.script.lock().unwrap() = Script { next: VecDeque::new(), then: Some(reply) };
+        *self.shared.script.lock().expect("nobody panics here") =
+            Script { next: VecDeque::new(), then: Some(reply) };
     }
 
     /// Answers the next request so, after those that were said before.
     pub(crate) fn reply_once(&self, reply: Reply) {
-        self.shared.script.lock().unwrap().next.push_back(reply);
+        self.shared.script.lock().expect("nobody panics here").next.push_back(reply);
     }
 
     /// All that came, in the order in which it came.
     pub(crate) fn received(&self) -> Vec<Received> {
-        self.shared.received.lock().unwrap().clone()
+        self.shared.received.lock().expect("nobody panics here").clone()
     }
 }
 
@@ -136,21 +137,20 @@ impl Shared {
         let received = read(&mut stream)?;
         let id = received.headers.get("webhook-id").cloned();
         let reply = {
-            let mut script = self.script.lock().unwrap();
+            let mut script = self.script.lock().expect("nobody panics here");
             script.next.pop_front().or_else(|| script.then.clone())
         };
         let times = {
-            let mut all = self.received.lock().unwrap();
+            let mut all = self.received.lock().expect("nobody panics here");
             all.push(received);
             all.iter().filter(|one| one.headers.get("webhook-id") == id.as_ref()).count()
         };
         match reply {
-            None => stream.write_all(OK.as_bytes()),
             Some(Reply::Bytes(bytes)) => stream.write_all(bytes.as_bytes()),
             Some(Reply::FirstTime(status)) if times == 1 => {
                 stream.write_all(OK.replace("200 OK", status).as_bytes())
             }
-            Some(Reply::FirstTime(_)) => stream.write_all(OK.as_bytes()),
+            None | Some(Reply::FirstTime(_)) => stream.write_all(OK.as_bytes()),
             // Until the client closes.
             Some(Reply::Nothing) => stream.read(&mut [0]).map(drop),
             Some(Reply::Late(pause)) => {

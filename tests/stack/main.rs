@@ -8,6 +8,7 @@ mod lifecycle;
 mod observed;
 mod paste;
 mod process;
+#[expect(dead_code, reason = "the tests inside one process use all of it")]
 #[path = "../harness/receiver.rs"]
 mod receiver;
 mod refusal;

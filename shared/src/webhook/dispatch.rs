@@ -64,7 +64,7 @@ impl Drop for Turn {
 }
 
 impl Webhooks {
-    fn busy(&self) -> std::sync::MutexGuard<'_, HashMap<WebhookId, usize>> {
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashMap<WebhookId, i64>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,17 +73,18 @@ impl Webhooks {
         let mut sent = 0;
         loop {
             let free = i64::try_from(self.slots.available_permits()).unwrap_or(0);
-            let (now, claim) = (self.clock.now(), i64::from_be_bytes(self.entropy.bytes()));
-            let taken = |(id, count): (&WebhookId, &usize)| (*count >= TURNS as usize).then_some(id.uuid());
+            if free == 0 {
+                return Ok(sent);
+            }
+            let now = self.clock.now();
+            let taken = |(id, count): (&WebhookId, &i64)| (*count >= TURNS).then_some(id.uuid());
             let busy: Vec<Uuid> = self.busy().iter().filter_map(taken).collect();
             let mut db = self.db.connection().await?;
-            let lanes = self.claim(&mut db, now, now + LEASE, claim, &busy, free).await?;
+            let lanes = self.claim(&mut db, now, now + LEASE, &busy, free).await?;
             let longest = lanes.iter().map(|lane| now - lane.due_at).max().unwrap_or_default();
             self.lag
                 .store(longest.num_microseconds().unwrap_or(i64::MAX), Ordering::Relaxed);
-            if lanes.is_empty() {
-                return Ok(sent);
-            }
+            let Some(claim) = lanes.first().map(|lane| lane.claim) else { return Ok(sent) };
             let heads = self.heads(&mut db, &lanes).await?;
             drop(db);
             for head in heads {
@@ -215,7 +216,7 @@ impl Webhooks {
         let disabled = disabled.filter(|_| webhook.disabled_reason.is_none());
         let version = webhook.version + i64::from(disabled.is_some());
         let disabled_reason = disabled.map(str::to_owned).or_else(|| webhook.disabled_reason.clone());
-        let webhook = Webhook { failing_since, disabled_reason, version, ..webhook };
+        let webhook = Webhook { disabled_reason, failing_since, version, ..webhook };
         self.update(tx, &head.tenant_id, &webhook).await?;
         let Some(reason) = disabled else { return Ok(()) };
         let event = system(head, now).event(

@@ -33,7 +33,7 @@ const SPECIAL_V4: [([u8; 4], u8); 15] = [
     ([224, 0, 0, 0], 4),     // multicast
     ([240, 0, 0, 0], 4),     // reserved, and broadcast
 ];
-/// Of 2000::/3, outside of which nothing is public: what leads elsewhere or nowhere.
+/// Of `2000::/3`, outside of which nothing is public: what leads elsewhere or nowhere.
 const SPECIAL_V6: [([u16; 2], u8); 4] = [
     ([0x2001, 0], 23),     // protocol assignments, with Teredo
     ([0x2001, 0xdb8], 32), // documentation

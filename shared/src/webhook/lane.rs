@@ -18,6 +18,8 @@ pub(super) struct Lane {
     pub(super) tenant_id: TenantId,
     pub(super) webhook_id: WebhookId,
     pub(super) subject: String,
+    /// Names the lease; the same of all that were leased together.
+    pub(super) claim: i64,
     /// Since when it was due.
     pub(super) due_at: Time,
 }
@@ -68,7 +70,6 @@ impl Webhooks {
         db: &mut PgConnection,
         now: Time,
         lease_until: Time,
-        claim: i64,
         busy: &[Uuid],
         limit: i64,
     ) -> sqlx::Result<Vec<Lane>> {
@@ -78,16 +79,15 @@ impl Webhooks {
                    order by next_attempt_at limit $2 for update skip locked) as lane \
                    where webhook.disabled_reason is null and webhook.webhook_id <> all($3) \
                    order by lane.next_attempt_at limit $4) \
-                   update {s}.webhook_lanes as lane set next_attempt_at = $5, claim = $6 from due \
+                   update {s}.webhook_lanes as lane set next_attempt_at = $5, claim = pg_current_xact_id()::text::bigint from due \
                    where lane.tenant_id = due.tenant_id and lane.webhook_id = due.webhook_id and lane.subject = due.subject \
-                   returning lane.tenant_id, lane.webhook_id, lane.subject, due.next_attempt_at as due_at";
+                   returning lane.tenant_id, lane.webhook_id, lane.subject, lane.claim, due.next_attempt_at as due_at";
         sqlx::query_as(self.sql(sql))
             .bind(now)
             .bind(TURNS)
             .bind(busy)
             .bind(limit)
             .bind(lease_until)
-            .bind(claim)
             .fetch_all(db)
             .await
     }
@@ -113,14 +113,14 @@ impl Webhooks {
     pub(super) async fn holds(&self, tx: &mut PgConnection, head: &Head, claim: i64) -> sqlx::Result<bool> {
         let sql = "select true from {s}.webhook_lanes where tenant_id = $1 and webhook_id = $2 and subject = $3 \
                    and claim = $4 for update";
-        let held: Option<bool> = sqlx::query_scalar(self.sql(sql))
+        let found: Option<bool> = sqlx::query_scalar(self.sql(sql))
             .bind(&head.tenant_id)
             .bind(head.webhook_id)
             .bind(&head.subject)
             .bind(claim)
             .fetch_optional(tx)
             .await?;
-        Ok(held.is_some())
+        Ok(found.is_some())
     }
 
     /// Writes how an attempt went, and what becomes of the delivery.

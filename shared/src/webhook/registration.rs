@@ -2,7 +2,7 @@
 //! so that the database holds none.
 
 use http::Uri;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::Webhooks;
 use super::sender::SigningKey;
@@ -21,7 +21,8 @@ const SALT: usize = 16;
 /// A receiver.
 #[derive(Debug, Clone, FromRow)]
 pub(super) struct Webhook {
-    pub(super) webhook_id: WebhookId,
+    #[sqlx(rename = "webhook_id")]
+    pub(super) id: WebhookId,
     pub(super) url: String,
     pub(super) types: Vec<String>,
     pub(super) description: String,
@@ -75,6 +76,12 @@ impl Webhooks {
         Ok(count < WEBHOOKS_MAX)
     }
 
+    fn select(&self, which: &'static str) -> AssertSqlSafe<String> {
+        let columns = "webhook_id, url, types, description, salt, old_salt, old_salt_until, disabled_reason, failing_since, \
+                       created_at, version";
+        AssertSqlSafe(format!("select {columns} from {}.webhooks {which}", self.outbox.schema))
+    }
+
     pub(super) async fn insert(
         &self,
         tx: &mut PgConnection,
@@ -85,7 +92,7 @@ impl Webhooks {
                    created_at, version) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
         sqlx::query(self.sql(sql))
             .bind(tenant)
-            .bind(webhook.webhook_id)
+            .bind(webhook.id)
             .bind(&webhook.url)
             .bind(&webhook.types)
             .bind(&webhook.description)
@@ -104,7 +111,7 @@ impl Webhooks {
         tenant: &TenantId,
         id: WebhookId,
     ) -> sqlx::Result<Option<Webhook>> {
-        sqlx::query_as(self.sql("select * from {s}.webhooks where tenant_id = $1 and webhook_id = $2"))
+        sqlx::query_as(self.select("where tenant_id = $1 and webhook_id = $2"))
             .bind(tenant)
             .bind(id)
             .fetch_optional(db)
@@ -118,8 +125,11 @@ impl Webhooks {
         tenant: &TenantId,
         id: WebhookId,
     ) -> sqlx::Result<Option<Webhook>> {
-        let sql = "select * from {s}.webhooks where tenant_id = $1 and webhook_id = $2 for update";
-        sqlx::query_as(self.sql(sql)).bind(tenant).bind(id).fetch_optional(tx).await
+        sqlx::query_as(self.select("where tenant_id = $1 and webhook_id = $2 for update"))
+            .bind(tenant)
+            .bind(id)
+            .fetch_optional(tx)
+            .await
     }
 
     /// Writes what can change; the row is locked.
@@ -134,7 +144,7 @@ impl Webhooks {
                    where tenant_id = $1 and webhook_id = $2";
         sqlx::query(self.sql(sql))
             .bind(tenant)
-            .bind(webhook.webhook_id)
+            .bind(webhook.id)
             .bind(&webhook.url)
             .bind(&webhook.types)
             .bind(&webhook.description)
@@ -171,9 +181,9 @@ impl Webhooks {
         after: Option<WebhookId>,
         limit: i64,
     ) -> sqlx::Result<Vec<Webhook>> {
-        let sql = "select * from {s}.webhooks where tenant_id = $1 and ($2::uuid is null or webhook_id > $2) \
-                   order by webhook_id limit $3";
-        sqlx::query_as(self.sql(sql))
+        let page =
+            "where tenant_id = $1 and ($2::uuid is null or webhook_id > $2) order by webhook_id limit $3";
+        sqlx::query_as(self.select(page))
             .bind(tenant)
             .bind(after)
             .bind(limit)

@@ -1,4 +1,4 @@
-//! `WebhookService`, the same in both services.
+//! `WebhookService`, the same in both services: what webhooks there are. What became of deliveries is in `log`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,24 +8,21 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::Webhooks;
-use super::delivery::{Delivery, REPLAY_MAX, Selection};
-use super::fan_out::body;
 use super::guard::Unreachable;
 use super::registration::{WEBHOOKS_MAX, Webhook, parse_url};
-use super::sender::{Attempt, Message, shown};
+use super::sender::shown;
 use crate::auth::Caller;
 use crate::id::{TenantId, WebhookId};
 use crate::mutation::{Begun, Call, Mutation};
 use crate::page::{self, List};
-use crate::parse::{at_most, duration, etag, etag_of, known, line, parse, required};
+use crate::parse::{at_most, duration, etag, etag_of, line, parse, required};
 use crate::pb::common as pb;
 use crate::pb::common::webhook_service_server::WebhookService;
 use crate::status::{Failure, Reason, Refusal};
-use crate::time::{Time, duration_to_proto, from_proto, to_proto};
+use crate::time::to_proto;
 use crate::watch::is_of;
 
 const TYPES_MAX: usize = 32;
-const EVENTS_MAX: usize = 1000;
 const OVERLAP: Duration = Duration::from_hours(24);
 const OVERLAP_MAX: Duration = Duration::from_hours(7 * 24);
 /// For a name to lead somewhere when a webhook is set; one that takes longer is looked up when it is sent.
@@ -84,17 +81,17 @@ impl Webhooks {
         Ok(Settings { url, types, description, is_disabled: disabled, id: webhook_id, etag })
     }
 
-    async fn begin<T: prost::Message + Default>(&self, call: Call) -> Result<Begun<T>, Failure> {
+    pub(super) async fn begin<T: prost::Message + Default>(&self, call: Call) -> Result<Begun<T>, Failure> {
         call.begin(&self.db, self.outbox, self.clock.now()).await
     }
 
-    async fn required(&self, tenant: &TenantId, id: WebhookId) -> Result<Webhook, Failure> {
+    pub(super) async fn required(&self, tenant: &TenantId, id: WebhookId) -> Result<Webhook, Failure> {
         let mut db = self.db.connection().await?;
         let found = self.find(&mut db, tenant, id).await?;
         Ok(found.ok_or_else(|| no_webhook(id))?)
     }
 
-    async fn required_lock(&self, work: &mut Mutation, id: WebhookId) -> Result<Webhook, Failure> {
+    pub(super) async fn required_lock(&self, work: &mut Mutation, id: WebhookId) -> Result<Webhook, Failure> {
         let found = self.lock(&mut work.tx, &work.actor.tenant, id).await?;
         Ok(found.ok_or_else(|| no_webhook(id))?)
     }
@@ -141,7 +138,7 @@ impl Webhooks {
             return Err(Refusal::new(Reason::WebhookLimit, text).with("max", WEBHOOKS_MAX).into());
         }
         let webhook = Webhook {
-            webhook_id: WebhookId::new(work.now, self.entropy.bytes()),
+            id: WebhookId::new(work.now, self.entropy.bytes()),
             url: settings.url,
             types: settings.types,
             description: settings.description,
@@ -156,7 +153,7 @@ impl Webhooks {
         self.open_audience(&mut work.tx).await?;
         self.insert(&mut work.tx, &tenant, &webhook).await?;
         tell(&mut work, "webhook.created", &webhook).await?;
-        let secret = self.show_secret(&tenant, webhook.webhook_id, &webhook.salt)?;
+        let secret = self.show_secret(&tenant, webhook.id, &webhook.salt)?;
         let answer = pb::CreateWebhookResponse { webhook: Some((&webhook).into()), secret: String::new() };
         let answer = work.answer_without_secret(answer, Some(&webhook.salt)).await?;
         Ok(pb::CreateWebhookResponse { secret, ..answer })
@@ -180,7 +177,7 @@ impl Webhooks {
         let after = after.map(|after| parse("page_token", &after)).transpose()?;
         let mut db = self.db.connection().await?;
         let mut rows = self.list(&mut db, &caller.tenant, after, size + 1).await?;
-        let key = |webhook: &Webhook| webhook.webhook_id.to_string();
+        let key = |webhook: &Webhook| webhook.id.to_string();
         let next_page_token = list.cut(&self.keys, &mut rows, size, self.clock.now(), key)?;
         Ok(pb::ListWebhooksResponse { webhooks: rows.iter().map(Into::into).collect(), next_page_token })
     }
@@ -283,113 +280,9 @@ impl Webhooks {
         let answer = work.answer_without_secret(answer, Some(&webhook.salt)).await?;
         Ok(pb::RotateWebhookSecretResponse { secret, ..answer })
     }
-
-    async fn try_out(
-        &self,
-        request: Request<pb::PingWebhookRequest>,
-    ) -> Result<pb::PingWebhookResponse, Failure> {
-        let caller = unlimited(&request)?;
-        let pb::PingWebhookRequest { webhook_id } = request.into_inner();
-        let webhook = self.required(&caller.tenant, parse("webhook_id", &webhook_id)?).await?;
-        let (now, id) = (self.clock.now(), webhook.webhook_id);
-        let old = webhook
-            .old_salt
-            .as_deref()
-            .filter(|_| webhook.old_salt_until.is_some_and(|until| now < until));
-        let event = self.ping(&caller.tenant, id, &caller.principal, now);
-        let body = body(self.outbox.schema, &event);
-        let message = Message {
-            url: &webhook.url,
-            id: self.message_id(event.id),
-            body: &body,
-            trace_parent: &event.trace_parent,
-        };
-        let attempt = match self.signing_keys(&caller.tenant, id, [Some(&webhook.salt), old]) {
-            Some(keys) => self.sender.send(&message, &keys, now).await,
-            None => Attempt::failed(now, super::dispatch::KEY_RETIRED),
-        };
-        Ok(pb::PingWebhookResponse { attempt: Some(attempt.into()) })
-    }
-
-    async fn list_log(
-        &self,
-        request: Request<pb::ListDeliveriesRequest>,
-    ) -> Result<pb::ListDeliveriesResponse, Failure> {
-        let caller = unlimited(&request)?;
-        let pb::ListDeliveriesRequest { webhook_id, states, page_size, page_token } = request.into_inner();
-        at_most("states", &states, 3)?;
-        let name = |number: &i32| known("states", *number).map(state_name);
-        let states: BTreeSet<_> = states.iter().map(name).collect::<Result<_, _>>()?;
-        let states: Vec<_> = states.into_iter().map(str::to_owned).collect();
-        let webhook = self.required(&caller.tenant, parse("webhook_id", &webhook_id)?).await?;
-        let filter = format!("{} {webhook_id} {}", self.outbox.schema, states.join(" "));
-        let list = List { name: "ListDeliveries", tenant: &caller.tenant, filter: &filter };
-        let (size, after) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
-        let before = after.map_or(Ok(i64::MAX), |key| parse("page_token", &key))?;
-        let mut db = self.db.connection().await?;
-        let id = webhook.webhook_id;
-        let mut rows = self
-            .list_deliveries(&mut db, &caller.tenant, id, &states, before, size + 1)
-            .await?;
-        let key = |delivery: &Delivery| delivery.event_id.to_string();
-        let next_page_token = list.cut(&self.keys, &mut rows, size, self.clock.now(), key)?;
-        Ok(pb::ListDeliveriesResponse {
-            deliveries: rows.into_iter().map(Into::into).collect(),
-            next_page_token,
-        })
-    }
-
-    async fn deliver_again(
-        &self,
-        request: Request<pb::ReplayDeliveriesRequest>,
-    ) -> Result<pb::ReplayDeliveriesResponse, Failure> {
-        let (call, message) = Call::of(request, "ReplayDeliveries", |message| &mut message.request_id)?;
-        call.caller.require_unlimited()?;
-        let pb::ReplayDeliveriesRequest {
-            webhook_id,
-            event_ids,
-            start_time,
-            end_time,
-            include_delivered,
-            request_id: _,
-        } = message;
-        let id = parse("webhook_id", &webhook_id)?;
-        at_most("event_ids", &event_ids, EVENTS_MAX)?;
-        let instant = |field: &str, time: Option<prost_types::Timestamp>| {
-            let instant = |time| from_proto(time).ok_or_else(|| Refusal::field(field, "must be an instant"));
-            time.map(instant).transpose()
-        };
-        let selection = Selection {
-            events: event_ids
-                .iter()
-                .map(|event| parse("event_ids", event))
-                .collect::<Result<_, _>>()?,
-            from: instant("start_time", start_time)?,
-            until: instant("end_time", end_time)?,
-            with_delivered: include_delivered,
-        };
-        let mut work = match self.begin::<pb::ReplayDeliveriesResponse>(call).await? {
-            Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
-        };
-        self.required_lock(&mut work, id).await?;
-        let (tenant, now) = (work.actor.tenant.clone(), work.now);
-        let replayed = self.replay(&mut work.tx, &tenant, id, &selection, now).await?;
-        if replayed > 0 {
-            work.tell("webhook.replayed", id.to_string(), json!({"count": replayed}))
-                .await?;
-        }
-        let answer = pb::ReplayDeliveriesResponse {
-            replayed: i32::try_from(replayed).unwrap_or(i32::MAX),
-            more: replayed == REPLAY_MAX,
-        };
-        let answer = work.answer(answer).await?;
-        self.nudge.notify_one();
-        Ok(answer)
-    }
 }
 
-fn unlimited<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal> {
+pub(super) fn unlimited<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal> {
     let caller = Caller::of(request)?;
     caller.require_unlimited()?;
     Ok(caller)
@@ -397,11 +290,7 @@ fn unlimited<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal> {
 
 async fn tell(work: &mut Mutation, kind: &'static str, webhook: &Webhook) -> sqlx::Result<()> {
     let data = json!({"etag": etag_of(webhook.version), "disabled": webhook.disabled_reason.is_some()});
-    work.tell(kind, webhook.webhook_id.to_string(), data).await
-}
-
-fn state_name(state: pb::DeliveryState) -> &'static str {
-    state.as_str_name().trim_start_matches("DELIVERY_STATE_")
+    work.tell(kind, webhook.id.to_string(), data).await
 }
 
 impl From<&Webhook> for pb::Webhook {
@@ -409,7 +298,7 @@ impl From<&Webhook> for pb::Webhook {
         let reason = webhook.disabled_reason.as_deref().unwrap_or("UNSPECIFIED");
         let reason = pb::WebhookDisableReason::from_str_name(&format!("WEBHOOK_DISABLE_REASON_{reason}"));
         Self {
-            webhook_id: webhook.webhook_id.to_string(),
+            webhook_id: webhook.id.to_string(),
             url: webhook.url.clone(),
             types: webhook.types.clone(),
             description: webhook.description.clone(),
@@ -419,44 +308,6 @@ impl From<&Webhook> for pb::Webhook {
             old_secret_expire_time: webhook.old_salt_until.map(to_proto),
             create_time: Some(to_proto(webhook.created_at)),
             etag: etag_of(webhook.version),
-        }
-    }
-}
-
-impl From<Delivery> for pb::Delivery {
-    fn from(delivery: Delivery) -> Self {
-        let state = pb::DeliveryState::from_str_name(&format!("DELIVERY_STATE_{}", delivery.state));
-        let last_attempt = delivery.attempted_at.map(|at: Time| pb::DeliveryAttempt {
-            start_time: Some(to_proto(at)),
-            latency: delivery.latency_ms.map(millis),
-            http_status: delivery.http_status.unwrap_or(0),
-            error: delivery.error.unwrap_or_default(),
-            response_excerpt: delivery.excerpt.unwrap_or_default(),
-        });
-        Self {
-            event_id: delivery.event_id.to_string(),
-            r#type: delivery.kind,
-            subject: delivery.subject,
-            occur_time: Some(to_proto(delivery.occurred_at)),
-            state: state.unwrap_or_default().into(),
-            attempts: delivery.attempts,
-            last_attempt,
-        }
-    }
-}
-
-fn millis(latency: i32) -> prost_types::Duration {
-    duration_to_proto(Duration::from_millis(latency.unsigned_abs().into()))
-}
-
-impl From<Attempt> for pb::DeliveryAttempt {
-    fn from(attempt: Attempt) -> Self {
-        Self {
-            start_time: Some(to_proto(attempt.at)),
-            latency: Some(duration_to_proto(attempt.latency)),
-            http_status: attempt.status.map_or(0, |status| status.as_u16().into()),
-            error: attempt.error.unwrap_or_default(),
-            response_excerpt: attempt.excerpt.unwrap_or_default(),
         }
     }
 }
