@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
@@ -98,7 +98,7 @@ async fn the_receiver_of_the_documentation_takes_what_is_genuine() {
         command
             .arg(stack.path("receiver.py"))
             .args([secret, &address.port().to_string()]);
-        let mut child = stack.folder.spawn(command.stdout(out));
+        let mut child = stack.folder.spawn(command.stdout(out).stderr(Stdio::null()));
         let webhook_id = made.webhook.clone().expect("a webhook").webhook_id;
         let answered = eventually(UP_LIMIT, async || {
             let ping = PingWebhookRequest { webhook_id: webhook_id.clone() };
