@@ -21,6 +21,7 @@ use shared::secret::{Entropy, Secret};
 use shared::serve::{Lifecycle, ServeError};
 use shared::time::{Clock, Time, at};
 use shared::tls::{Tls, TlsFiles};
+use shared::webhook::Networks;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
@@ -28,8 +29,10 @@ use tonic::transport::{Channel, Endpoint};
 pub(crate) mod answer;
 pub(crate) mod caller;
 pub(crate) mod database;
+pub(crate) mod hook;
 pub(crate) mod identity;
 pub(crate) mod raw;
+pub(crate) mod receiver;
 pub(crate) mod shop;
 pub(crate) mod trust;
 pub(crate) mod watch;
@@ -38,6 +41,7 @@ pub(crate) mod web;
 pub(crate) use answer::{Answer, assert_refused, eventually, reason_of};
 pub(crate) use caller::Caller;
 pub(crate) use database::Database;
+pub(crate) use receiver::{Receiver, Reply};
 pub(crate) use watch::Watch;
 pub(crate) use web::Web;
 
@@ -77,6 +81,9 @@ pub(crate) struct Options {
     pub(crate) tls: Option<TlsFiles>,
     /// The file that names them, if session-svc takes ID tokens.
     pub(crate) identity_providers: Option<PathBuf>,
+    pub(crate) event_retention: Option<TimeDelta>,
+    /// Private networks that webhooks may go to.
+    pub(crate) webhook_networks: Networks,
 }
 
 impl Default for Options {
@@ -90,6 +97,8 @@ impl Default for Options {
             release_ca: None,
             tls: None,
             identity_providers: None,
+            event_retention: None,
+            webhook_networks: "127.0.0.0/8".parse().unwrap(),
         }
     }
 }
@@ -249,6 +258,8 @@ impl Stack {
             reflection: true,
             limits: options.limits,
             drain: options.drain,
+            event_retention: options.event_retention,
+            webhook_networks: options.webhook_networks.clone(),
             stop_with_stdin: false,
             address_file: None,
         }

@@ -2,6 +2,7 @@
 
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, Value};
 use shared::issuer::Grant;
+use shared::pb::common::{CreateWebhookRequest, Webhook};
 use shared::pb::release as rpb;
 use shared::pb::session as pb;
 use tonic::Code;
@@ -14,7 +15,7 @@ use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of};
 
 /// Methods that name nothing of another tenant's by id: they make something, list, watch, or go by token or subject, which
 /// `asvs_token` looks at.
-const NAMING_NOTHING: [&str; 24] = [
+const NAMING_NOTHING: [&str; 27] = [
     "AuthenticateSession",
     "RotateSession",
     "RevokeSubjectSessions",
@@ -38,6 +39,9 @@ const NAMING_NOTHING: [&str; 24] = [
     "ListReleases",
     "ListRollouts",
     "WatchEvents",
+    "ListEventTypes",
+    "CreateWebhook",
+    "ListWebhooks",
     "WatchRoutes",
 ];
 /// Serves every tenant, and says so.
@@ -53,6 +57,14 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
     ship(caller, "1.0", &[]).await;
     let rollout = ship(caller, "1.1", &[1000]).await;
     let draft = create_release(caller, "1.2").await;
+    // Nobody is there, which is for whoever pings it to find out.
+    let url = "http://127.0.0.1:9/events".to_owned();
+    let webhook = CreateWebhookRequest {
+        webhook: Some(Webhook { url: url.clone(), disabled: true, ..Webhook::default() }),
+        ..CreateWebhookRequest::default()
+    };
+    let webhook = caller.release_webhooks().create_webhook(webhook).await.answer().webhook;
+    let webhook = webhook.unwrap().webhook_id;
     vec![
         ("touchpoint", "web".to_owned()),
         ("touchpoint_group", "web".to_owned()),
@@ -71,6 +83,8 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("version", "9.0".to_owned()),
         ("rollout_id", rollout.rollout_id),
         ("reason", "because".to_owned()),
+        ("webhook_id", webhook),
+        ("url", url),
     ]
 }
 

@@ -32,6 +32,10 @@ mod elevation;
 #[cfg(test)]
 mod event;
 #[cfg(test)]
+mod event_retention;
+#[cfg(test)]
+mod event_types;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod floors;
@@ -77,3 +81,11 @@ mod tls;
 mod touchpoint;
 #[cfg(test)]
 mod trust_properties;
+#[cfg(test)]
+mod webhook;
+#[cfg(test)]
+mod webhook_delivery;
+#[cfg(test)]
+mod webhook_faults;
+#[cfg(test)]
+mod webhook_guard;

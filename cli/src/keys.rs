@@ -67,6 +67,8 @@ pub(crate) enum Rotating {
     Cursor,
     /// Signed assertions
     Assertion,
+    /// Secrets of webhooks
+    Webhook,
 }
 
 impl From<Rotating> for Purpose {
@@ -75,6 +77,7 @@ impl From<Rotating> for Purpose {
             Rotating::Token => Self::Token,
             Rotating::Cursor => Self::Cursor,
             Rotating::Assertion => Self::Assertion,
+            Rotating::Webhook => Self::Webhook,
         }
     }
 }
@@ -113,6 +116,7 @@ fn retire(id: u32, file: &Path, now: Time) -> Result<ExitCode, Error> {
             "its page and resume tokens are refused: lists begin anew, and watches read the objects again"
         }
         Purpose::Assertion => "its assertions are refused by whoever reads the key set from now on",
+        Purpose::Webhook => "secrets of webhooks that were made in its time sign nothing more",
         Purpose::SubjectDigest => "its subjects are strangers",
     };
     term::say(format_args!("key {id} is no longer in {}; {lost}", file.display()));
@@ -174,6 +178,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Cursor => "cursor",
         Purpose::SubjectDigest => "subject-digest",
         Purpose::Assertion => "assertion",
+        Purpose::Webhook => "webhook",
     }
 }
 

@@ -27,6 +27,7 @@ use crate::token::Identity;
 
 /// Variables that name a database of the user's: for both services, and for one each.
 const DATABASE_URL: &str = "DATABASE_URL";
+const LOOPBACK: &str = "127.0.0.0/8,::1/128";
 const SERVICE_URLS: [&str; 2] = ["TANDEM_SESSION_DATABASE_URL", "TANDEM_RELEASE_DATABASE_URL"];
 /// session-svc reads its token again with every connection.
 const TOKEN_LIFETIME: TimeDelta = TimeDelta::days(30);
@@ -125,6 +126,11 @@ async fn start(args: &Args, stack: &Stack, lock: &Lock, running: &mut Running) -
         ("TANDEM_ISSUERS", stack.issuers().to_string_lossy().into_owned()),
         ("TANDEM_KEYRING", stack.keyring().to_string_lossy().into_owned()),
         ("TANDEM_REFLECTION", "true".to_owned()),
+        // So that a receiver can be tried out on the same machine.
+        (
+            "TANDEM_WEBHOOK_ALLOW_PRIVATE",
+            config::variable("TANDEM_WEBHOOK_ALLOW_PRIVATE").unwrap_or_else(|| LOOPBACK.to_owned()),
+        ),
     ];
     common.extend(url);
 

@@ -12,9 +12,11 @@ use chrono::TimeDelta;
 use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::outbox::Outbox;
+use shared::retention::Retention;
 use shared::secret::Entropy;
 use shared::serve::{Lifecycle, ServeError, Served, listen};
 use shared::time::Clock;
+use shared::webhook::{Guard, Webhooks};
 use sqlx::migrate::Migrator;
 use tokio::net::TcpListener;
 
@@ -28,16 +30,18 @@ pub mod domain {
     pub mod route;
     pub mod version;
 }
+mod kinds;
 pub mod rpc;
 pub mod store;
 pub mod workers;
 
 pub use config::{Args, Config};
+pub use kinds::KINDS;
 
 /// The schema.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
 /// Events and answered requests.
-pub static OUTBOX: Outbox = shared::outbox!("release");
+pub static OUTBOX: Outbox = shared::outbox!("release", KINDS);
 
 /// Without a message of release-svc for this long, a session service assigns no visit to a canary any more. Hence a
 /// replica that was not seen for so long, and [`REPLICA_MARGIN`], exposes nothing.
@@ -87,6 +91,13 @@ pub async fn serve(
         calls: lifecycle.calls.clone(),
     });
     workers::spawn(&app, lifecycle);
+    // Without a limit they are all kept: they are the audit trail.
+    if let Some(keep) = service.event_retention {
+        Retention::spawn(&OUTBOX, &db, &feed, &clock, keep, lifecycle);
+    }
+    let guard = Guard::new(service.webhook_networks);
+    let webhooks = Webhooks::new(&OUTBOX, &db, &clock, &app.entropy, &app.keys, guard, lifecycle);
+    webhooks.spawn(lifecycle);
     let (feed_clock, drained) = (clock.clone(), lifecycle.drained.clone());
     lifecycle
         .workers
@@ -94,7 +105,7 @@ pub async fn serve(
 
     let served = Served {
         services: rpc::SERVICES,
-        routes: rpc::routes(&app),
+        routes: rpc::routes(&app, webhooks),
         authenticator: Arc::new(service.authenticator),
         keys: Arc::clone(&app.keys),
         tls: service.tls,

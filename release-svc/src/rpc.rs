@@ -11,6 +11,7 @@ use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
 use shared::parse::at_most;
 use shared::pb::common::event_service_server::EventServiceServer;
+use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
@@ -21,6 +22,7 @@ use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Blocker, Failure, Reason, Refusal};
 use shared::time::Clock;
 use shared::watch::{EventRpc, Events};
+use shared::webhook::{WebhookRpc, Webhooks};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codec::CompressionEncoding::Gzip;
@@ -45,6 +47,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
     "tandem.common.v1.EventService",
+    "tandem.common.v1.WebhookService",
 ];
 
 /// What calls and workers share.
@@ -61,7 +64,7 @@ pub struct App {
 }
 
 /// Every service of the application.
-pub fn routes(app: &Arc<App>) -> Routes {
+pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
     let events = Events::new(
         Arc::clone(&app.feed),
         Arc::clone(&app.keys),
@@ -93,12 +96,17 @@ pub fn routes(app: &Arc<App>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let webhook = WebhookServiceServer::new(WebhookRpc(webhooks))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     Routes::new(catalog)
         .add_service(release)
         .add_service(approval)
         .add_service(rollout)
         .add_service(routing)
         .add_service(event)
+        .add_service(webhook)
 }
 
 impl App {

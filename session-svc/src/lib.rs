@@ -7,14 +7,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use chrono::TimeDelta;
 use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::id::{SessionId, TenantId};
 use shared::outbox::Outbox;
+use shared::retention::Retention;
 use shared::secret::Entropy;
 use shared::serve::{self, Lifecycle, ServeError, Served};
 use shared::time::{Clock, from_micros};
 use shared::watch::Events;
+use shared::webhook::{Guard, Webhooks};
 use shared::worker;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -35,6 +38,7 @@ pub mod domain {
 pub mod batch;
 pub mod cache;
 pub mod config;
+mod kinds;
 pub mod known;
 pub mod link;
 pub mod routes;
@@ -46,22 +50,26 @@ pub mod workers;
 use batch::Batcher;
 pub use config::{Args, Config};
 use domain::session::Session;
+pub use kinds::KINDS;
 use rpc::App;
 use store::session::Loaded;
 
 /// The schema's history.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 /// Events and answered requests.
-pub static OUTBOX: Outbox = shared::outbox!("session");
+pub static OUTBOX: Outbox = shared::outbox!("session", KINDS);
 
 const SERVICES: &[&str] = &[
     "tandem.session.v1.SessionService",
     "tandem.session.v1.TouchpointService",
     "tandem.session.v1.CartService",
     "tandem.common.v1.EventService",
+    "tandem.common.v1.WebhookService",
 ];
 const SESSIONS_CACHED: u64 = 100_000;
 const TOUCHPOINTS_CACHED: u64 = 10_000;
+/// Where the configuration does not say; a watcher may be away for so long.
+const EVENT_RETENTION: TimeDelta = TimeDelta::hours(72);
 
 /// The service as a process: `session-svc`, `tandem serve session`.
 pub async fn run(args: Args) -> ExitCode {
@@ -118,9 +126,14 @@ pub async fn serve(
             .workers
             .spawn(async move { link::run(&app, link, environment, &stop).await });
     }
+    let keep = service.event_retention.unwrap_or(EVENT_RETENTION);
+    Retention::spawn(&OUTBOX, &db, &feed, &clock, keep, lifecycle);
+    let guard = Guard::new(service.webhook_networks);
+    let webhooks = Webhooks::new(&OUTBOX, &db, &clock, &app.entropy, &keys, guard, lifecycle);
+    webhooks.spawn(lifecycle);
     let events =
         Events::new(feed, Arc::clone(&keys), clock.clone(), lifecycle.stop.clone(), lifecycle.calls.clone());
-    let routes = rpc::routes(&app, events);
+    let routes = rpc::routes(&app, events, webhooks);
     let served = Served {
         services: SERVICES,
         routes,

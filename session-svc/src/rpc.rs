@@ -12,6 +12,7 @@ use shared::id_token::IdentityProviders;
 use shared::keys::Keys;
 use shared::mutation::{Begun, Call};
 use shared::pb::common::event_service_server::EventServiceServer;
+use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::session::cart_service_server::CartServiceServer;
 use shared::pb::session::session_service_server::SessionServiceServer;
 use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
@@ -20,6 +21,7 @@ use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Clock, Time};
 use shared::watch::{EventRpc, Events};
+use shared::webhook::{WebhookRpc, Webhooks};
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
@@ -98,7 +100,7 @@ pub struct Found<V> {
 }
 
 /// Every service of the application.
-pub fn routes(app: &Arc<App>, events: Events) -> Routes {
+pub fn routes(app: &Arc<App>, events: Events, webhooks: Arc<Webhooks>) -> Routes {
     let session = SessionServiceServer::from_arc(Arc::clone(app))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -115,10 +117,15 @@ pub fn routes(app: &Arc<App>, events: Events) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let webhook = WebhookServiceServer::new(WebhookRpc(webhooks))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     Routes::new(session)
         .add_service(touchpoint)
         .add_service(cart)
         .add_service(event)
+        .add_service(webhook)
 }
 
 impl App {

@@ -88,6 +88,7 @@ mod tests {
             {"id": 3, "purpose": "subject_digest", "secret": secret([3; 32])},
             {"id": 4, "purpose": "assertion", "secret": secret(rfc_8037())},
             {"id": 5, "purpose": "assertion", "secret": secret([5; 32]), "makes_from": makes_from},
+            {"id": 6, "purpose": "webhook", "secret": secret([6; 32])},
         ]});
         KeyRing::parse(&keys.to_string()).unwrap()
     }

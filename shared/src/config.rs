@@ -8,12 +8,15 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use chrono::TimeDelta;
+
 use crate::auth::Authenticator;
 use crate::edge::Limits;
 use crate::keyring::KeyRing;
 use crate::keys::Keys;
 use crate::secret::Secret;
 use crate::tls::{Tls, TlsFiles};
+use crate::webhook::Networks;
 
 /// Settings of either service.
 #[derive(Clone, clap::Args)]
@@ -61,6 +64,14 @@ pub struct ServiceArgs {
     /// Longest to wait for calls in flight on shutdown, in seconds, 0 to 300 [default: 20]
     #[arg(long, env = "TANDEM_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<String>,
+    /// For how many hours events are kept, 1 to 8760 [default: 72 in session-svc; release-svc, whose events are its audit
+    /// trail, keeps them all]
+    #[arg(long, env = "TANDEM_EVENT_RETENTION_HOURS", value_name = "HOURS")]
+    pub event_retention_hours: Option<String>,
+    /// Private networks that webhooks may be sent to, also by plain http, such as `10.1.0.0/16,fd00:1::/64`
+    /// [default: none]
+    #[arg(long, env = "TANDEM_WEBHOOK_ALLOW_PRIVATE", value_name = "NETWORKS")]
+    pub webhook_allow_private: Option<String>,
     /// Which logs to write, such as `info` or `warn,session_svc=debug` [default: info]
     #[arg(long, env = "TANDEM_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -95,6 +106,10 @@ pub struct ServiceConfig {
     pub limits: Limits,
     /// Patience on shutdown.
     pub drain: std::time::Duration,
+    /// For how long events are kept, if that was set.
+    pub event_retention: Option<TimeDelta>,
+    /// Private networks that webhooks may be sent to.
+    pub webhook_networks: Networks,
     /// Whether the end of standard input is a signal to stop.
     pub stop_with_stdin: bool,
     /// Where to write the address.
@@ -205,6 +220,12 @@ impl ServiceArgs {
             problems.number("TANDEM_CALLER_RATE", self.caller_rate.as_deref(), 10_000, 1, 10_000_000);
         let drain_seconds =
             problems.number("TANDEM_DRAIN_SECONDS", self.drain_seconds.as_deref(), 20, 0, 300);
+        let event_retention = self.event_retention_hours.as_deref().map(|hours| {
+            let hours = problems.number("TANDEM_EVENT_RETENTION_HOURS", Some(hours), 72, 1, 8760);
+            TimeDelta::hours(hours.into())
+        });
+        let webhook_networks =
+            problems.optional("TANDEM_WEBHOOK_ALLOW_PRIVATE", self.webhook_allow_private.as_deref());
         let issuers: Option<PathBuf> = problems.required("TANDEM_ISSUERS", self.issuers.as_deref());
         let authenticator = issuers.and_then(|path| {
             Authenticator::open(&path)
@@ -227,6 +248,8 @@ impl ServiceArgs {
                 caller_rate: NonZeroU32::new(caller_rate)?,
             },
             drain: std::time::Duration::from_secs(drain_seconds.into()),
+            event_retention,
+            webhook_networks: webhook_networks.unwrap_or_default(),
             stop_with_stdin: self.stop_with_stdin,
             address_file: self.address_file,
         })
@@ -301,6 +324,8 @@ mod tests {
             streams_max: None,
             caller_rate: None,
             drain_seconds: None,
+            event_retention_hours: Some("0".to_owned()),
+            webhook_allow_private: Some("yes".to_owned()),
             log: None,
             log_format: None,
             stop_with_stdin: false,
@@ -309,9 +334,17 @@ mod tests {
         let mut problems = Problems::default();
         assert!(args.parse("127.0.0.1:0", None, &mut problems).is_none());
         let text = problems.to_string();
-        for setting in
-            ["LISTEN", "DATABASE_URL", "CONNECTIONS", "ISSUERS", "TLS_CERT", "KEYRING", "REFLECTION"]
-        {
+        for setting in [
+            "LISTEN",
+            "DATABASE_URL",
+            "CONNECTIONS",
+            "ISSUERS",
+            "TLS_CERT",
+            "KEYRING",
+            "REFLECTION",
+            "RETENTION",
+            "ALLOW_PRIVATE",
+        ] {
             assert_eq!(text.matches(setting).count(), 1, "{setting} in {text}");
         }
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::db::Db;
 use crate::id::TenantId;
-use crate::outbox::{Outbox, Stored};
+use crate::outbox::{Kind, Outbox, Page, Stored, parse};
 use crate::snapshot::{Cursor, Snapshot};
 use crate::time::{Clock, Time, from_micros};
 use crate::worker::catch;
@@ -105,6 +105,11 @@ impl Feed {
         self.outbox.schema
     }
 
+    /// Every kind of event, by name.
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        self.outbox.kinds()
+    }
+
     /// What is heard from now on. Empty batches come, too: they say that nothing happened.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Heard>> {
         self.heard.subscribe()
@@ -167,19 +172,13 @@ impl Feed {
                 reader.cursor = Some(cursor);
                 continue;
             };
-            let page = self.page(&cursor, None).await?;
-            if !page.upto.covers(&cursor.base) {
+            let Some(page) = self.page(&cursor, None).await? else {
                 reader.cursor = None;
                 continue;
-            }
-            let next = match page.events.last() {
-                Some(event) if !page.is_last => {
-                    Cursor { base: cursor.base, page: Some((page.upto.clone(), event.id)) }
-                }
-                _ => Cursor::after(page.upto.clone()),
             };
-            let is_last = page.is_last;
-            self.tell(Heard::Batch(Batch { complete_until: began, ..page }), apply);
+            let (next, is_last) = (page.end(cursor), page.is_last);
+            let Page { events, upto, .. } = page;
+            self.tell(Heard::Batch(Batch { events, upto, is_last, complete_until: began }), apply);
             reader.cursor = Some(next);
             if is_last {
                 return Ok(());
@@ -196,30 +195,20 @@ impl Feed {
     /// The position right after everything that is committed now.
     pub async fn present(&self) -> sqlx::Result<Cursor> {
         let mut connection = self.db.connection().await?;
-        // Nothing has an id beyond the greatest, so this reads the snapshot alone.
-        let (snapshot, _) = self.outbox.read(&mut connection, "1:1:", None, i64::MAX, None, 1).await?;
+        let snapshot: String = sqlx::query_scalar("select pg_current_snapshot()::text")
+            .fetch_one(&mut *connection)
+            .await?;
         Ok(Cursor::after(parse(&snapshot)?))
     }
 
-    /// The next events after `cursor`.
-    pub async fn page(&self, cursor: &Cursor, tenant: Option<&TenantId>) -> sqlx::Result<Batch> {
-        let base = cursor.base.to_string();
-        let (upto, after) = match &cursor.page {
-            Some((upto, id)) => (Some(upto.to_string()), *id),
-            None => (None, i64::MIN),
-        };
+    /// The next events after `cursor`; `None` where some are gone that it has not seen.
+    pub(crate) async fn page(
+        &self,
+        cursor: &Cursor,
+        tenant: Option<&TenantId>,
+    ) -> sqlx::Result<Option<Page>> {
         let mut connection = self.db.connection().await?;
-        let (snapshot, events) = self
-            .outbox
-            .read(&mut connection, &base, upto.as_deref(), after, tenant, PAGE)
-            .await?;
-        let is_last = i64::try_from(events.len()).unwrap_or(PAGE) < PAGE;
-        Ok(Batch { events, upto: parse(&snapshot)?, is_last, complete_until: from_micros(0) })
+        let page = self.outbox.read(&mut connection, cursor, tenant, PAGE, &self.cluster()).await?;
+        Ok(page.follows(cursor).then_some(page))
     }
-}
-
-fn parse(snapshot: &str) -> sqlx::Result<Snapshot> {
-    snapshot
-        .parse()
-        .map_err(|error: crate::snapshot::Malformed| sqlx::Error::Decode(error.into()))
 }

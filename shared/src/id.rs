@@ -82,6 +82,8 @@ ids! {
     ReleaseId "rel";
     /// One release moving into one environment.
     RolloutId "rlo";
+    /// One receiver of events over HTTP.
+    WebhookId "whk";
 }
 
 macro_rules! names {

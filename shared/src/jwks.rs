@@ -342,7 +342,7 @@ fn warn_if_empty(issuer: &str, keys: &PublicKeys) {
 }
 
 /// An error with all its sources, as libraries leave them out of the text.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let cause = error.source().map(|source| format!(": {}", chain(source)));
     format!("{error}{}", cause.unwrap_or_default())
 }

@@ -28,13 +28,16 @@ pub enum Purpose {
     SubjectDigest,
     /// Signatures of assertions: the key is the seed of an Ed25519 key pair (RFC 8032).
     Assertion,
+    /// Secrets of webhooks, derived with every use.
+    Webhook,
 }
 
 impl Purpose {
     /// Every purpose.
-    pub const ALL: [Self; 4] = [Self::Token, Self::Cursor, Self::SubjectDigest, Self::Assertion];
+    pub const ALL: [Self; 5] =
+        [Self::Token, Self::Cursor, Self::SubjectDigest, Self::Assertion, Self::Webhook];
     /// Those that rings of earlier versions lack.
-    const LATER: [Self; 1] = [Self::Assertion];
+    const LATER: [Self; 2] = [Self::Assertion, Self::Webhook];
 }
 
 /// The key ring cannot be used, or not in this way.
@@ -369,7 +372,8 @@ mod tests {
         let mut read = KeyRing::read(&old).expect("reads");
         assert!(read.add_later(&entropy) && !read.add_later(&entropy));
         let whole = KeyRing::parse(&read.to_json().expect("writes")).expect("is whole");
-        assert_eq!(whole.current(Purpose::Assertion, at(0)).ok(), Some(4));
+        let keys = [Purpose::Assertion, Purpose::Webhook].map(|purpose| whole.current(purpose, at(0)).ok());
+        assert_eq!(keys, [Some(4), Some(5)]);
         let mut damaged = KeyRing::read(&ring(&["token", "cursor"])).expect("reads");
         damaged.add_later(&entropy);
         let json = damaged.to_json().expect("writes");

@@ -25,6 +25,7 @@ pub mod pb;
 #[cfg(feature = "local")]
 pub mod postgres;
 pub mod replay;
+pub mod retention;
 pub mod secret;
 pub mod serve;
 pub mod snapshot;
@@ -33,6 +34,7 @@ pub mod telemetry;
 pub mod time;
 pub mod tls;
 pub mod watch;
+pub mod webhook;
 pub mod worker;
 
 /// A call allocates some fifty times; with the system's allocator that is a fifth of a cached validation.

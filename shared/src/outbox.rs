@@ -9,6 +9,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::id::TenantId;
+use crate::snapshot::{Cursor, Malformed, Snapshot};
 use crate::time::Time;
 
 /// Something that happened.
@@ -51,10 +52,15 @@ pub struct Stored {
     pub trace_parent: String,
 }
 
-/// The statements on one schema. Make it with [`crate::outbox!`].
+/// A kind of events: its name, `noun.past_tense`, and what happened, as a sentence.
+pub type Kind = (&'static str, &'static str);
+
+/// The statements on one schema, and the kinds of its events. Make it with [`crate::outbox!`].
 pub struct Outbox {
     #[doc(hidden)]
     pub schema: &'static str,
+    #[doc(hidden)]
+    pub kinds: &'static [Kind],
     #[doc(hidden)]
     pub append: &'static str,
     #[doc(hidden)]
@@ -67,14 +73,21 @@ pub struct Outbox {
     pub record: &'static str,
     #[doc(hidden)]
     pub purge: &'static str,
+    #[doc(hidden)]
+    pub lock_purged: &'static str,
+    #[doc(hidden)]
+    pub purge_events: &'static str,
+    #[doc(hidden)]
+    pub note_purged: &'static str,
 }
 
-/// The [`Outbox`] of a schema.
+/// The [`Outbox`] of a schema, with these [`Kind`]s beside those of webhooks.
 #[macro_export]
 macro_rules! outbox {
-    ($schema:literal) => {
+    ($schema:literal, $kinds:expr) => {
         $crate::outbox::Outbox {
             schema: $schema,
+            kinds: $kinds,
             append: concat!(
                 "insert into ", $schema, ".events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent) ",
                 "select tenant_id, kind, subject, principal, occurred_at, data, $7 ",
@@ -84,7 +97,8 @@ macro_rules! outbox {
             // One snapshot serves the position and the rows: a statement sees what its snapshot sees.
             read: concat!(
                 "with at as (select coalesce($2::text::pg_snapshot, pg_current_snapshot()) as snapshot) ",
-                "select at.snapshot::text as snapshot, event.* from at left join lateral (",
+                "select at.snapshot::text as snapshot, (select position from ", $schema, ".outbox_positions ",
+                "where name = 'purge' and cluster = $6) as purged, event.* from at left join lateral (",
                 "select event_id, xid::text as xid, tenant_id, kind, subject, principal, occurred_at, data, trace_parent from ",
                 $schema, ".events ",
                 "where (xid >= pg_snapshot_xmax($1::text::pg_snapshot) or xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot)))) ",
@@ -110,6 +124,23 @@ macro_rules! outbox {
                 "select tenant_id, principal, method, request_id from ", $schema, ".requests ",
                 "where created_at <= $1 order by created_at limit $2 for update skip locked)"
             ),
+            lock_purged: concat!(
+                "select position, cluster from ", $schema, ".outbox_positions where name = 'purge' for update skip locked"
+            ),
+            // In the order of the feed's index; nothing goes that webhooks were not told of.
+            purge_events: concat!(
+                "with oldest as (select tenant_id, event_id, xid, occurred_at from ", $schema, ".events ",
+                "order by xid, event_id limit $2), ",
+                "deleted as (delete from ", $schema, ".events as event using oldest, ", $schema, ".outbox_positions as told ",
+                "where event.tenant_id = oldest.tenant_id and event.event_id = oldest.event_id and oldest.occurred_at <= $1 ",
+                "and told.name = 'fan_out' ",
+                "and (pg_visible_in_snapshot(oldest.xid, split_part(told.position, '/', 1)::pg_snapshot) ",
+                "or not exists (select from ", $schema, ".webhooks where disabled_reason is null)) returning event.xid) ",
+                "select count(*), max(xid)::text, pg_current_snapshot()::text from deleted"
+            ),
+            note_purged: concat!(
+                "update ", $schema, ".outbox_positions set position = $1, cluster = $2 where name = 'purge'"
+            ),
         }
     };
 }
@@ -125,6 +156,8 @@ impl Outbox {
         if events.is_empty() {
             return Ok(());
         }
+        let unlisted = || events.iter().map(|event| event.kind).find(|kind| !self.tells_of(kind));
+        debug_assert_eq!(unlisted(), None, "the service's `kinds.rs` lists what it tells of");
         let texts = |column: fn(&Event) -> String| events.iter().map(column).collect::<Vec<_>>();
         sqlx::query(self.append)
             .bind(texts(|event| event.tenant.to_string()))
@@ -139,26 +172,45 @@ impl Outbox {
         Ok(())
     }
 
-    /// Events that `base` did not see and `upto` (or the present) does, after `after`, by id; and what `upto` was.
+    /// Every kind of event, by name.
+    pub fn kinds(&self) -> Vec<Kind> {
+        let mut kinds = [self.kinds, crate::webhook::KINDS].concat();
+        kinds.sort_unstable();
+        kinds
+    }
+
+    /// Whether there is such a kind; tests have theirs.
+    fn tells_of(&self, kind: &str) -> bool {
+        kind.starts_with("test.")
+            || self.kinds.iter().chain(crate::webhook::KINDS).any(|(name, _)| *name == kind)
+    }
+
+    /// The next events after `cursor`, by id, at most `limit`. `cluster` names the database, so that only what was deleted
+    /// in this one counts.
     pub(crate) async fn read(
         &self,
         db: &mut PgConnection,
-        base: &str,
-        upto: Option<&str>,
-        after: i64,
+        cursor: &Cursor,
         tenant: Option<&TenantId>,
         limit: i64,
-    ) -> sqlx::Result<(String, Vec<Stored>)> {
+        cluster: &str,
+    ) -> sqlx::Result<Page> {
+        let (upto, after) = match &cursor.page {
+            Some((upto, id)) => (Some(upto.to_string()), *id),
+            None => (None, i64::MIN),
+        };
         let rows = sqlx::query(self.read)
-            .bind(base)
+            .bind(cursor.base.to_string())
             .bind(upto)
             .bind(after)
             .bind(tenant.map(TenantId::as_str))
             .bind(limit)
+            .bind(cluster)
             .fetch_all(db)
             .await?;
         let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let snapshot = first.try_get("snapshot")?;
+        let upto = parse(first.try_get("snapshot")?)?;
+        let purged = first.try_get::<Option<&str>, _>("purged")?.map(parse).transpose()?;
         let mut events = Vec::with_capacity(rows.len());
         for row in &rows {
             let Some(id) = row.try_get::<Option<i64>, _>("event_id")? else { break };
@@ -176,7 +228,39 @@ impl Outbox {
                 trace_parent: row.try_get("trace_parent")?,
             });
         }
-        Ok((snapshot, events))
+        let is_last = i64::try_from(events.len()).unwrap_or(limit) < limit;
+        Ok(Page { upto, purged, events, is_last })
+    }
+
+    /// Deletes events that happened until `before`, at most `limit` of them and the oldest first, and writes down what a
+    /// reader must have seen from now on. Says how many; `None` where another replica is at it.
+    pub(crate) async fn purge_events(
+        &self,
+        tx: &mut PgConnection,
+        before: Time,
+        limit: i64,
+        cluster: &str,
+    ) -> sqlx::Result<Option<i64>> {
+        let locked: Option<(Option<String>, Option<String>)> =
+            sqlx::query_as(self.lock_purged).fetch_optional(&mut *tx).await?;
+        let Some((earlier, of)) = locked else { return Ok(None) };
+        let (count, last, present): (i64, Option<String>, String) = sqlx::query_as(self.purge_events)
+            .bind(before)
+            .bind(limit)
+            .fetch_one(&mut *tx)
+            .await?;
+        let Some(last) = last else { return Ok(Some(count)) };
+        let last: u64 = last.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        // What was deleted in another database says nothing about this one's.
+        let earlier = earlier.filter(|_| of.as_deref() == Some(cluster));
+        let earlier = earlier.as_deref().map(parse).transpose()?.map_or(0, |earlier| earlier.last());
+        let purged = parse(&present)?.up_to(last.max(earlier));
+        sqlx::query(self.note_purged)
+            .bind(purged.to_string())
+            .bind(cluster)
+            .execute(tx)
+            .await?;
+        Ok(Some(count))
     }
 
     /// Forgets requests that were answered before `before`; says how many.
@@ -188,6 +272,40 @@ impl Outbox {
             .await?
             .rows_affected())
     }
+}
+
+/// What one snapshot shows beyond a cursor.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// The snapshot.
+    pub(crate) upto: Snapshot,
+    /// Sees all that was deleted before.
+    purged: Option<Snapshot>,
+    /// By id.
+    pub(crate) events: Vec<Stored>,
+    /// Whether that is all that it shows.
+    pub(crate) is_last: bool,
+}
+
+impl Page {
+    /// Whether nothing is missing between the cursor and the page: no commit was lost, and nothing deleted unseen.
+    pub(crate) fn follows(&self, cursor: &Cursor) -> bool {
+        self.upto.covers(&cursor.base) && self.purged.as_ref().is_none_or(|purged| cursor.base.covers(purged))
+    }
+
+    /// The position after it.
+    pub(crate) fn end(&self, cursor: Cursor) -> Cursor {
+        match self.events.last() {
+            Some(event) if !self.is_last => {
+                Cursor { base: cursor.base, page: Some((self.upto.clone(), event.id)) }
+            }
+            _ => Cursor::after(self.upto.clone()),
+        }
+    }
+}
+
+pub(crate) fn parse(snapshot: &str) -> sqlx::Result<Snapshot> {
+    snapshot.parse().map_err(|error: Malformed| sqlx::Error::Decode(error.into()))
 }
 
 /// What a request's record is found by.

@@ -27,6 +27,19 @@ impl Snapshot {
     pub fn covers(&self, other: &Self) -> bool {
         self.xmax >= other.xmax && self.xip.iter().all(|xid| *xid >= other.xmax || other.xip.contains(xid))
     }
+
+    /// What this snapshot sees of the transactions up to `last`. Who covers that has seen each of them that had ended.
+    #[must_use]
+    pub fn up_to(&self, last: u64) -> Self {
+        let xmax = self.xmax.min(last.saturating_add(1));
+        let xip = self.xip.iter().copied().filter(|xid| *xid < xmax).collect();
+        Self { xmin: self.xmin.min(xmax), xmax, xip }
+    }
+
+    /// The greatest transaction that may be seen.
+    pub fn last(&self) -> u64 {
+        self.xmax.saturating_sub(1)
+    }
 }
 
 impl fmt::Display for Snapshot {
@@ -123,6 +136,13 @@ mod tests {
         fn a_covering_snapshot_sees_all_that_the_other_sees(a in snapshot(), b in snapshot()) {
             let sees_all = (0..100).all(|xid| !b.sees(xid) || a.sees(xid));
             prop_assert!(!a.covers(&b) || sees_all);
+        }
+
+        #[test]
+        fn what_is_cut_sees_the_same_up_to_there_and_is_covered(a in snapshot(), last in 0_u64..80) {
+            let cut = a.up_to(last);
+            prop_assert!((0..100).all(|xid| cut.sees(xid) == (xid <= last && a.sees(xid))));
+            prop_assert!(a.covers(&cut));
         }
     }
 

@@ -229,7 +229,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartLimit
         | R::SessionLimitReached
         | R::AttributeLimit
-        | R::ElevationLimit => Code::ResourceExhausted,
+        | R::ElevationLimit
+        | R::WebhookLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -251,7 +252,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::EnvironmentNotFound
         | R::ApprovalPolicyNotFound
         | R::ReleaseNotFound
-        | R::RolloutNotFound => Code::NotFound,
+        | R::RolloutNotFound
+        | R::WebhookNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -279,7 +281,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState
-        | R::RolloutBlocked => Code::FailedPrecondition,
+        | R::RolloutBlocked
+        | R::WebhookTargetRefused => Code::FailedPrecondition,
     }
 }
 

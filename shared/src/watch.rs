@@ -20,7 +20,7 @@ use crate::auth::Caller;
 use crate::feed::{Batch, Feed, Heard};
 use crate::id::TenantId;
 use crate::keys::Keys;
-use crate::outbox::Stored;
+use crate::outbox::{Page, Stored};
 use crate::pb::common as pb;
 use crate::pb::common::event_service_server::EventService;
 use crate::pb::common::watch_events_response::Message;
@@ -54,13 +54,17 @@ struct Filter {
 
 impl Filter {
     fn passes(&self, event: &Stored) -> bool {
-        let of_type = |wanted: &String| {
-            event.kind == *wanted || (wanted.ends_with('.') && event.kind.starts_with(wanted.as_str()))
-        };
         event.tenant == self.tenant
-            && (self.types.is_empty() || self.types.iter().any(of_type))
+            && is_of(&event.kind, &self.types)
             && (self.subject.is_empty() || event.subject == self.subject)
     }
+}
+
+/// Whether a kind of events is one of these: equal, or beginning with one that ends in a dot. Of none means of all.
+pub(crate) fn is_of(kind: &str, types: &[String]) -> bool {
+    let matches =
+        |wanted: &String| kind == wanted || (wanted.ends_with('.') && kind.starts_with(wanted.as_str()));
+    types.is_empty() || types.iter().any(matches)
 }
 
 type Sender = mpsc::Sender<Result<pb::WatchEventsResponse, Status>>;
@@ -90,8 +94,8 @@ pub fn too_slow() -> Refusal {
 
 /// Events may have been lost between the reader's position and the present.
 fn expired() -> Refusal {
-    let text = "the position is of another database, or of before a failover that may have lost events: read the objects \
-                anew, then watch without a token";
+    let text = "the position is of another database, of before a failover that may have lost events, or of before events that \
+                are no longer kept: watch without a token, and read the objects anew after its first response";
     Refusal::new(Reason::ResumeTokenExpired, text)
 }
 
@@ -156,12 +160,11 @@ impl Events {
         loop {
             // What is left of a page that the token names ends in the past; listening goes on from the present.
             let is_present = cursor.page.is_none();
-            let batch = self.feed.page(&cursor, Some(&filter.tenant)).await?;
-            if !batch.upto.covers(&cursor.base) {
-                return Err(Failure::from(expired()).into());
-            }
+            let page = self.feed.page(&cursor, Some(&filter.tenant)).await?;
+            let Page { events, upto, is_last, .. } = page.ok_or_else(|| Failure::from(expired()))?;
+            let batch = Batch { events, upto, is_last, complete_until: Time::default() };
             cursor = self.deliver(&batch, filter, cursor, sender).await?;
-            if batch.is_last && is_present {
+            if is_last && is_present {
                 break;
             }
         }
@@ -260,6 +263,17 @@ impl EventService for EventRpc {
         let filter = Filter { tenant: caller.tenant.clone(), types, subject, cluster };
         self.0.tasks.spawn(Arc::clone(&self.0).stream(filter, cursor, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_event_types(
+        &self,
+        _: Request<pb::ListEventTypesRequest>,
+    ) -> Result<Response<pb::ListEventTypesResponse>, Status> {
+        let event_types = self.0.feed.kinds().into_iter().map(|(kind, description)| pb::EventType {
+            r#type: kind.to_owned(),
+            description: description.to_owned(),
+        });
+        Ok(Response::new(pb::ListEventTypesResponse { event_types: event_types.collect() }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Someone with an access token, and a client for everything that can be called.
 
 use shared::pb::common::event_service_client::EventServiceClient;
+use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
@@ -75,12 +76,14 @@ impl Caller {
         touchpoints: TouchpointServiceClient of session;
         carts: CartServiceClient of session;
         session_events: EventServiceClient of session;
+        webhooks: WebhookServiceClient of session;
         catalog: CatalogServiceClient of release;
         releases: ReleaseServiceClient of release;
         approvals: ApprovalServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
         release_events: EventServiceClient of release;
+        release_webhooks: WebhookServiceClient of release;
     }
 
     /// The channel to session-svc, for what has no typed client.

@@ -8,7 +8,11 @@ mod lifecycle;
 mod observed;
 mod paste;
 mod process;
+#[expect(dead_code, reason = "the tests inside one process use all of it")]
+#[path = "../harness/receiver.rs"]
+mod receiver;
 mod refusal;
 mod secret;
 mod stalled;
 mod telemetry;
+mod webhook;

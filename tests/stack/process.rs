@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use shared::config;
 
 /// What a developer may have set, and a test must not see.
-const CLEARED: [&str; 22] = [
+const CLEARED: [&str; 24] = [
     "DATABASE_URL",
     "TANDEM_SESSION_DATABASE_URL",
     "TANDEM_RELEASE_DATABASE_URL",
@@ -22,6 +22,7 @@ const CLEARED: [&str; 22] = [
     "TANDEM_DATABASE_CONNECTIONS",
     "TANDEM_DATA_DIR",
     "TANDEM_DRAIN_SECONDS",
+    "TANDEM_EVENT_RETENTION_HOURS",
     "TANDEM_IN_FLIGHT_MAX",
     "TANDEM_ISSUERS",
     "TANDEM_KEYRING",
@@ -34,6 +35,7 @@ const CLEARED: [&str; 22] = [
     "TANDEM_TLS_KEY",
     "TANDEM_TLS_CLIENT_CA",
     "TANDEM_TLS_CALLERS",
+    "TANDEM_WEBHOOK_ALLOW_PRIVATE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",

@@ -6,20 +6,22 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
+use shared::pb::common::webhook_service_client::WebhookServiceClient;
+use shared::pb::common::{CreateWebhookRequest, PingWebhookRequest, Webhook};
 use shared::pb::session::{
     CreateSessionRequest, GrantElevationRequest, IssueAssertionRequest, RedeemElevationRequest, RevokeReason,
     RevokeSessionRequest, revoke_session_request,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::harness::Stack;
+use crate::harness::{Stack, channel};
 use crate::observed::Observed;
 use crate::process::{self, said};
 
 const REPLAY_LIMIT: Duration = Duration::from_mins(1);
-/// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, and
-/// an access token or assertion with its signature.
-const SHAPES: [(&str, usize); 3] = [("tds_", 40), ("tde_", 40), ("eyJ", 100)];
+/// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, a
+/// webhook's secret, and an access token or assertion with its signature.
+const SHAPES: [(&str, usize); 4] = [("tds_", 40), ("tde_", 40), ("whsec_", 40), ("eyJ", 100)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
@@ -27,6 +29,7 @@ async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
     let mut secrets = vec![Secret::of("an access token", stack.token())];
     secrets.extend(use_sessions(&stack).await);
     secrets.extend(mistakes(&stack).await);
+    secrets.extend(use_webhook(&stack).await);
     let mut replay = stack.tandem(&["replay", "--sessions", "20", "--duration", "3s"]);
     let replay = process::run(&mut replay, REPLAY_LIMIT);
     assert!(replay.status.success(), "{}", said(&replay));
@@ -50,6 +53,25 @@ async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
             assert_eq!(shaped(text, begin, length), None, "something of the shape of a secret is in {place}");
         }
     }
+}
+
+/// A webhook that signs something for nobody.
+async fn use_webhook(stack: &Stack) -> [Secret; 2] {
+    let mut client = WebhookServiceClient::new(channel(stack.session_address()));
+    let webhook = Webhook { url: "http://127.0.0.1:9/".to_owned(), disabled: true, ..Webhook::default() };
+    let request = CreateWebhookRequest { webhook: Some(webhook), request_id: String::new() };
+    let made = client
+        .create_webhook(stack.ask(request))
+        .await
+        .expect("a webhook is made")
+        .into_inner();
+    let webhook_id = made.webhook.map(|webhook| webhook.webhook_id).unwrap_or_default();
+    client
+        .ping_webhook(stack.ask(PingWebhookRequest { webhook_id }))
+        .await
+        .expect("a ping");
+    let key = STANDARD.decode(&made.secret["whsec_".len()..]).expect("base64");
+    [Secret::of("a webhook's secret", &made.secret), Secret::of_bytes("what signs for a webhook", &key)]
 }
 
 /// Every way in which a session token goes over the wire.
