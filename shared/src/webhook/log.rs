@@ -119,8 +119,7 @@ impl Webhooks {
         let (tenant, now) = (work.actor.tenant.clone(), work.now);
         let replayed = self.replay(&mut work.tx, &tenant, id, &selection, now).await?;
         if replayed > 0 {
-            work.tell("webhook.replayed", id.to_string(), json!({"count": replayed}))
-                .await?;
+            work.tell("webhook.replayed", id.to_string(), json!({"count": replayed}));
         }
         let answer = pb::ReplayDeliveriesResponse {
             replayed: i32::try_from(replayed).unwrap_or(i32::MAX),

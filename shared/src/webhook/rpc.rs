@@ -152,7 +152,7 @@ impl Webhooks {
         };
         self.open_audience(&mut work.tx).await?;
         self.insert(&mut work.tx, &tenant, &webhook).await?;
-        tell(&mut work, "webhook.created", &webhook).await?;
+        tell(&mut work, "webhook.created", &webhook);
         let secret = self.show_secret(&tenant, webhook.id, &webhook.salt)?;
         let answer = pb::CreateWebhookResponse { webhook: Some((&webhook).into()), secret: String::new() };
         let answer = work.answer_without_secret(answer, Some(&webhook.salt)).await?;
@@ -216,7 +216,7 @@ impl Webhooks {
         }
         let tenant = work.actor.tenant.clone();
         self.update(&mut work.tx, &tenant, &webhook).await?;
-        tell(&mut work, "webhook.updated", &webhook).await?;
+        tell(&mut work, "webhook.updated", &webhook);
         let answer = pb::UpdateWebhookResponse { webhook: Some((&webhook).into()) };
         let answer = work.answer(answer).await?;
         self.nudge.notify_one();
@@ -238,7 +238,7 @@ impl Webhooks {
         if !self.delete(&mut work.tx, &work.actor.tenant, id).await? {
             return Err(no_webhook(id).into());
         }
-        work.tell("webhook.deleted", id.to_string(), json!({})).await?;
+        work.tell("webhook.deleted", id.to_string(), json!({}));
         work.answer(pb::DeleteWebhookResponse {}).await
     }
 
@@ -273,7 +273,7 @@ impl Webhooks {
         };
         let tenant = work.actor.tenant.clone();
         self.update(&mut work.tx, &tenant, &webhook).await?;
-        tell(&mut work, "webhook.secret_rotated", &webhook).await?;
+        tell(&mut work, "webhook.secret_rotated", &webhook);
         let secret = self.show_secret(&tenant, id, &webhook.salt)?;
         let answer =
             pb::RotateWebhookSecretResponse { webhook: Some((&webhook).into()), secret: String::new() };
@@ -288,9 +288,9 @@ pub(super) fn unlimited<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal>
     Ok(caller)
 }
 
-async fn tell(work: &mut Mutation, kind: &'static str, webhook: &Webhook) -> sqlx::Result<()> {
+fn tell(work: &mut Mutation, kind: &'static str, webhook: &Webhook) {
     let data = json!({"etag": etag_of(webhook.version), "disabled": webhook.disabled_reason.is_some()});
-    work.tell(kind, webhook.id.to_string(), data).await
+    work.tell(kind, webhook.id.to_string(), data);
 }
 
 impl From<&Webhook> for pb::Webhook {
