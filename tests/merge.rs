@@ -8,7 +8,7 @@ use shared::id::ShopperId;
 use shared::pb::session as pb;
 use shared::pb::session::authenticate_session_request::Proof;
 use shared::pb::session::shopper_selector::Owner;
-use shared::pb::session::{CartState, MergeStrategy};
+use shared::pb::session::{CartMergeOutcome, CartState, MergeStrategy};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tonic::{Code, Status};
@@ -115,6 +115,9 @@ async fn carts_of_two_devices_add_up() {
         target_cart_id: before.cart_id.clone(),
         currency_code: "EUR".to_owned(),
         left_out_quantity: 3,
+        outcome: CartMergeOutcome::Merged.into(),
+        source_shopper_id: guests.shopper_id.clone(),
+        touchpoint_group: "web".to_owned(),
     };
     assert_eq!(done.cart_merges, [merge]);
     let after = get_cart(&caller, &done.session_token).await;

@@ -105,13 +105,12 @@ pub(crate) fn euros(minor_units: i64) -> Money {
 
 /// So many more of an article at 2.55 EUR.
 pub(crate) fn line(token: &str, sku: &str, quantity: i32) -> pb::AddCartLineRequest {
-    let (sku, request_id) = (sku.to_owned(), String::new());
     pb::AddCartLineRequest {
         owner: Some(owner(token)),
-        sku,
+        sku: sku.to_owned(),
         quantity,
         unit_price: Some(euros(255)),
-        request_id,
+        ..pb::AddCartLineRequest::default()
     }
 }
 
