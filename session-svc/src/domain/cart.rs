@@ -345,7 +345,7 @@ impl Cart {
 
     fn require_room(&self) -> Result<(), Refused> {
         let bytes: usize = self.lines.iter().map(Line::bytes_max).sum();
-        if bytes <= LINES_BYTES_MAX { Ok(()) } else { Err(TOO_MANY_BYTES) }
+        if bytes + self.newer.len() <= LINES_BYTES_MAX { Ok(()) } else { Err(TOO_MANY_BYTES) }
     }
 
     fn position(&self, id: LineId) -> Result<usize, Refused> {

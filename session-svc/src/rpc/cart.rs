@@ -72,13 +72,13 @@ impl Change {
 }
 
 /// When something is asked, and by which visit, if by any.
-struct Moment {
+pub(super) struct Moment {
     now: Time,
     visiting: Option<Visiting>,
 }
 
 impl Moment {
-    fn of(shopper: &Shopper, visit: Option<&Visit>, now: Time) -> Self {
+    pub(super) fn of(shopper: &Shopper, visit: Option<&Visit>, now: Time) -> Self {
         let visiting = shopper.session_id().zip(visit);
         let visiting = visiting.map(|(session, visit)| Visiting { session, since: visit.started_at });
         Self { now, visiting }

@@ -55,9 +55,9 @@ impl App {
         let pb::ApplyCartCodeRequest { currency_code, code, owner: _, request_id: _ } = message;
         let code = free_line("code", code, 1, 64)?;
         let decide = |cart: &mut Cart, moment: &Moment| {
-            let data = json!({"code": code});
             cart.apply_code(code, moment.now)?;
-            Ok(Outcome { data, ..Outcome::default() })
+            // Which code, events do not tell: some are worth money.
+            Ok(Outcome { data: json!({}), ..Outcome::default() })
         };
         let change = Change { makes_cart: true, ..change };
         let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
@@ -74,7 +74,7 @@ impl App {
         let code = free_line("code", code, 1, 64)?;
         let decide = |cart: &mut Cart, moment: &Moment| {
             cart.remove_code(&code, moment.now)?;
-            Ok(Outcome { data: json!({"code": code}), ..Outcome::default() })
+            Ok(Outcome { data: json!({}), ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
         Ok(pb::RemoveCartCodeResponse { cart: Some(cart) })

@@ -11,7 +11,7 @@ use crate::domain::cart::{Cart, Currency, Fulfilment, Line, Pricing, State};
 use crate::store::cart::Place;
 
 /// Where nothing was put in yet.
-pub(super) fn empty_cart(place: &Place<'_>) -> pb::Cart {
+pub(in crate::rpc) fn empty_cart(place: &Place<'_>) -> pb::Cart {
     pb::Cart {
         shopper_id: place.shopper.to_string(),
         touchpoint_group: place.group.to_string(),
@@ -28,7 +28,7 @@ fn money(currency: Currency, minor_units: i64) -> Money {
 }
 
 /// As it is for whoever asks at that moment.
-pub(super) fn cart_to_proto(cart: &Cart, moment: &Moment) -> pb::Cart {
+pub(in crate::rpc) fn cart_to_proto(cart: &Cart, moment: &Moment) -> pb::Cart {
     let (state, order_ref, merged_into) = match &cart.state {
         State::Active => (pb::CartState::Active, "", None),
         State::Checkout { .. } => (pb::CartState::Checkout, "", None),
