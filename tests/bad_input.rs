@@ -2,7 +2,7 @@
 
 use prost::Message as _;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, MethodDescriptor, Value,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -108,7 +108,10 @@ fn hostile(descriptor: &MessageDescriptor, rng: &mut StdRng, real: &[String], de
         if rng.random_bool(0.25) || depth > 4 {
             continue;
         }
-        let value = if field.is_list() {
+        let value = if field.is_map() {
+            let mut pair = |_| (MapKey::String(text(rng, real)), Value::String(text(rng, real)));
+            Value::Map((0..40).map(&mut pair).collect())
+        } else if field.is_list() {
             let count = *[0, 1, 3, 40, 1001].choose(rng).unwrap();
             Value::List((0..count).map(|_| hostile_value(&field, rng, real, depth)).collect())
         } else {

@@ -6,11 +6,10 @@ use shared::pb::session as pb;
 use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{CartState, Verdict};
 use tonic::Code;
-use uuid::Uuid;
 
 use crate::harness::shop::{
     add_line, begin_checkout, checkout, complete_checkout, completion, create_session, create_touchpoint,
-    euros, get_cart, line, owner, revoke, validate, web,
+    euros, get_cart, line, owner, quantities, request_id as id, revoke, validate, web,
 };
 use crate::harness::{Answer as _, Caller, Options, Stack, workload};
 
@@ -21,16 +20,6 @@ async fn start() -> (Stack, Caller, String) {
     create_touchpoint(&caller, web()).await;
     let (_, token) = create_session(&caller).await;
     (stack, caller, token)
-}
-
-fn id(n: u128) -> String {
-    Uuid::from_u128(n).to_string()
-}
-
-fn quantities(cart: &pb::Cart) -> Vec<(&str, i32)> {
-    let mut quantities: Vec<_> = cart.lines.iter().map(|line| (line.sku.as_str(), line.quantity)).collect();
-    quantities.sort_unstable();
-    quantities
 }
 
 #[tokio::test]

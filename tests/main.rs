@@ -26,6 +26,16 @@ mod bad_tokens;
 #[cfg(test)]
 mod cart;
 #[cfg(test)]
+mod cart_bad_input;
+#[cfg(test)]
+mod cart_interleaving;
+#[cfg(test)]
+mod cart_invoice;
+#[cfg(test)]
+mod cart_newer;
+#[cfg(test)]
+mod cart_vocabulary;
+#[cfg(test)]
 mod component;
 #[cfg(test)]
 mod elevation;
@@ -53,6 +63,8 @@ mod lifecycle;
 mod limits;
 #[cfg(test)]
 mod merge;
+#[cfg(test)]
+mod merge_undo;
 #[cfg(test)]
 mod page;
 #[cfg(test)]

@@ -6,18 +6,15 @@ use futures_util::future::join_all;
 use prost_types::value::Kind;
 use shared::id::ShopperId;
 use shared::pb::session as pb;
-use shared::pb::session::authenticate_session_request::Proof;
-use shared::pb::session::shopper_selector::Owner;
-use shared::pb::session::{CartState, MergeStrategy};
+use shared::pb::session::{CartMergeOutcome, CartState, MergeStrategy};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-use uuid::Uuid;
 
 use crate::harness::shop::{
-    add_line, begin_checkout, complete_checkout, create_session, create_touchpoint, get_cart, line, owner,
-    revoke, validate, web,
+    add_line, begin_checkout, cart_of, complete_checkout, create_session, create_touchpoint, fill, get_cart,
+    known_device, line, log_in, login, owner, quantities, request_id as id, validate, web,
 };
 use crate::harness::{Answer as _, Caller, Options, Stack, Watch, assert_refused, reason_of, workload};
 
@@ -28,65 +25,8 @@ async fn start() -> (Stack, Caller) {
     (stack, caller)
 }
 
-fn login(token: &str, sub: &str, strategy: MergeStrategy) -> pb::AuthenticateSessionRequest {
-    let subject = pb::Subject { issuer: "https://id.example".to_owned(), sub: sub.to_owned() };
-    let asserted = pb::AssertedIdentity { subject: Some(subject), level: 1, ..Default::default() };
-    pb::AuthenticateSessionRequest {
-        session_token: token.to_owned(),
-        proof: Some(Proof::Asserted(asserted)),
-        merge_strategy: strategy.into(),
-        ..Default::default()
-    }
-}
-
-async fn log_in(
-    caller: &Caller,
-    token: &str,
-    sub: &str,
-    strategy: MergeStrategy,
-) -> pb::AuthenticateSessionResponse {
-    caller
-        .sessions()
-        .authenticate_session(login(token, sub, strategy))
-        .await
-        .answer()
-}
-
-/// A device that this subject is logged in on, which makes its shopper the subject's; its token.
-async fn known_device(caller: &Caller, sub: &str) -> String {
-    let (_, token) = create_session(caller).await;
-    log_in(caller, &token, sub, MergeStrategy::Unspecified).await.session_token
-}
-
-async fn fill(caller: &Caller, token: &str, articles: &[(&str, i32)]) {
-    for (sku, quantity) in articles {
-        add_line(caller, token, sku, *quantity).await;
-    }
-}
-
-fn quantities(cart: &pb::Cart) -> Vec<(&str, i32)> {
-    let mut quantities: Vec<_> = cart.lines.iter().map(|line| (line.sku.as_str(), line.quantity)).collect();
-    quantities.sort_unstable();
-    quantities
-}
-
 fn units(cart: &pb::Cart) -> i32 {
     cart.lines.iter().map(|line| line.quantity).sum()
-}
-
-/// A cart of any shopper, by its id.
-async fn cart_of(caller: &Caller, cart: &pb::Cart) -> pb::Cart {
-    let shopper = pb::ShopperRef { shopper_id: cart.shopper_id.clone(), touchpoint_group: "web".to_owned() };
-    let request = pb::GetCartRequest {
-        owner: Some(pb::ShopperSelector { owner: Some(Owner::Shopper(shopper)) }),
-        currency_code: String::new(),
-        cart_id: cart.cart_id.clone(),
-    };
-    caller.carts().get_cart(request).await.answer().cart.unwrap()
-}
-
-fn id(n: u128) -> String {
-    Uuid::from_u128(n).to_string()
 }
 
 #[tokio::test]
@@ -115,6 +55,9 @@ async fn carts_of_two_devices_add_up() {
         target_cart_id: before.cart_id.clone(),
         currency_code: "EUR".to_owned(),
         left_out_quantity: 3,
+        outcome: CartMergeOutcome::Merged.into(),
+        source_shopper_id: guests.shopper_id.clone(),
+        touchpoint_group: "web".to_owned(),
     };
     assert_eq!(done.cart_merges, [merge]);
     let after = get_cart(&caller, &done.session_token).await;
@@ -185,6 +128,7 @@ async fn every_strategy_does_as_it_says() {
             assert_eq!(ended.merged_into_cart_id, before.cart_id, "{strategy:?}");
         } else {
             assert_eq!((&done.cart_merges[0].target_cart_id[..], &after, &ended), ("", &before, &guests));
+            assert_eq!(done.cart_merges[0].outcome(), CartMergeOutcome::KeptApart);
         }
     }
 }
@@ -206,6 +150,8 @@ async fn a_subject_without_a_cart_gets_the_anonymous_one_under_its_id() {
         .map(|merge| (&merge.currency_code[..], &merge.source_cart_id, &merge.target_cart_id))
         .collect();
     assert_eq!(went, [("EUR", &euros.cart_id, &mine.cart_id), ("USD", &dollars.cart_id, &dollars.cart_id)]);
+    let outcomes: Vec<_> = done.cart_merges.iter().map(pb::CartMerge::outcome).collect();
+    assert_eq!(outcomes, [CartMergeOutcome::Merged, CartMergeOutcome::Moved], "kept apart, and said so");
     assert_eq!(quantities(&get_cart(&caller, &known).await), [("85123A", 3)]);
     request.owner = Some(owner(&known));
     let after = caller.carts().add_cart_line(request).await.answer().cart.unwrap();
@@ -301,7 +247,12 @@ async fn nothing_of_the_subject_stays_on_the_device_after_the_logout() {
     let known = known_device(&caller, "ann").await;
     add_line(&caller, &known, "85123A", 2).await;
     let session = validate(&caller, &known).await.session.unwrap();
-    revoke(&caller, &session).await;
+    let request = pb::RevokeSessionRequest {
+        target: Some(pb::revoke_session_request::Target::SessionToken(known)),
+        reason: pb::RevokeReason::Logout.into(),
+        request_id: String::new(),
+    };
+    caller.sessions().revoke_session(request).await.answer();
     let (anonymous, token) = create_session(&caller).await;
     assert_ne!(anonymous.shopper_id, session.shopper_id);
     let empty = get_cart(&caller, &token).await;

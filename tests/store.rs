@@ -181,7 +181,7 @@ async fn a_cart_is_written_over_by_nobody_who_read_an_older_one() {
     let mut db = stack.database.connect().await;
     let (group, currency, tenant) = ("web".parse().unwrap(), "EUR".parse().unwrap(), tenant());
     let shopper = seen.shopper_id.parse().unwrap();
-    let place = Place { tenant: &tenant, shopper, group: &group, currency: &currency };
+    let place = Place { tenant: &tenant, shopper, group: &group, currency };
     let mut stale = cart::find_open(&mut db, &place).await.unwrap().unwrap();
     add_line(&caller, &token, "71053", 1).await;
     stale.version += 1;

@@ -44,6 +44,7 @@ mod authenticate;
 mod cart;
 mod convert;
 mod elevation;
+mod free;
 mod leak;
 mod live;
 mod merge;

@@ -278,6 +278,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartWrongState
         | R::CartEmpty
         | R::CartCurrencyMismatch
+        | R::CartMergeFinal
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState

@@ -97,7 +97,7 @@ impl Client {
             sku: sku.to_owned(),
             quantity: 1,
             unit_price: Some(Money { currency_code: "EUR".to_owned(), minor_units: 1_000 }),
-            request_id: String::new(),
+            ..pb::AddCartLineRequest::default()
         };
         let mut carts = CartServiceClient::new(self.channel(turn));
         let answer = carts.add_cart_line(self.request(turn.number, request)).await?.into_inner();

@@ -105,13 +105,12 @@ pub(crate) fn euros(minor_units: i64) -> Money {
 
 /// So many more of an article at 2.55 EUR.
 pub(crate) fn line(token: &str, sku: &str, quantity: i32) -> pb::AddCartLineRequest {
-    let (sku, request_id) = (sku.to_owned(), String::new());
     pb::AddCartLineRequest {
         owner: Some(owner(token)),
-        sku,
+        sku: sku.to_owned(),
         quantity,
         unit_price: Some(euros(255)),
-        request_id,
+        ..pb::AddCartLineRequest::default()
     }
 }
 
@@ -125,6 +124,14 @@ pub(crate) async fn add_line(caller: &Caller, token: &str, sku: &str, quantity: 
         .unwrap()
 }
 
+/// The articles of a cart that are not saved for later, with their quantities.
+pub(crate) fn quantities(cart: &pb::Cart) -> Vec<(&str, i32)> {
+    let lines = cart.lines.iter().filter(|line| !line.saved_for_later);
+    let mut quantities: Vec<_> = lines.map(|line| (line.sku.as_str(), line.quantity)).collect();
+    quantities.sort_unstable();
+    quantities
+}
+
 pub(crate) async fn get_cart(caller: &Caller, token: &str) -> pb::Cart {
     let request = pb::GetCartRequest {
         owner: Some(owner(token)),
@@ -132,6 +139,64 @@ pub(crate) async fn get_cart(caller: &Caller, token: &str) -> pb::Cart {
         cart_id: String::new(),
     };
     caller.carts().get_cart(request).await.answer().cart.unwrap()
+}
+
+/// A cart of any shopper, by its id.
+pub(crate) async fn cart_of(caller: &Caller, cart: &pb::Cart) -> pb::Cart {
+    let request = pb::GetCartRequest {
+        owner: Some(shopper(&cart.shopper_id)),
+        currency_code: String::new(),
+        cart_id: cart.cart_id.clone(),
+    };
+    caller.carts().get_cart(request).await.answer().cart.unwrap()
+}
+
+/// A shopper at `web` without a session.
+pub(crate) fn shopper(shopper_id: &str) -> pb::ShopperSelector {
+    let (shopper_id, touchpoint_group) = (shopper_id.to_owned(), "web".to_owned());
+    pb::ShopperSelector { owner: Some(Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group })) }
+}
+
+/// A login by the caller's word, which brings the cart along so.
+pub(crate) fn login(token: &str, sub: &str, strategy: pb::MergeStrategy) -> pb::AuthenticateSessionRequest {
+    let subject = pb::Subject { issuer: "https://id.example".to_owned(), sub: sub.to_owned() };
+    let asserted = pb::AssertedIdentity { subject: Some(subject), level: 1, ..Default::default() };
+    pb::AuthenticateSessionRequest {
+        session_token: token.to_owned(),
+        proof: Some(pb::authenticate_session_request::Proof::Asserted(asserted)),
+        merge_strategy: strategy.into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) async fn log_in(
+    caller: &Caller,
+    token: &str,
+    sub: &str,
+    strategy: pb::MergeStrategy,
+) -> pb::AuthenticateSessionResponse {
+    caller
+        .sessions()
+        .authenticate_session(login(token, sub, strategy))
+        .await
+        .answer()
+}
+
+/// A device that this subject is logged in on, which makes its shopper the subject's; its token.
+pub(crate) async fn known_device(caller: &Caller, sub: &str) -> String {
+    let (_, token) = create_session(caller).await;
+    log_in(caller, &token, sub, pb::MergeStrategy::Unspecified).await.session_token
+}
+
+pub(crate) async fn fill(caller: &Caller, token: &str, articles: &[(&str, i32)]) {
+    for (sku, quantity) in articles {
+        add_line(caller, token, sku, *quantity).await;
+    }
+}
+
+/// The `n`th request id.
+pub(crate) fn request_id(n: u128) -> String {
+    uuid::Uuid::from_u128(n).to_string()
 }
 
 pub(crate) fn checkout(token: &str) -> pb::BeginCheckoutRequest {

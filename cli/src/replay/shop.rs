@@ -191,6 +191,7 @@ impl Shop {
                 quantity: line.quantity,
                 unit_price: Some(unit_price),
                 request_id: request_id(&self.entropy),
+                ..AddCartLineRequest::default()
             };
             let answer = caller
                 .call("AddCartLine", request, async |request| self.carts.clone().add_cart_line(request).await)

@@ -1,10 +1,18 @@
-//! What becomes of an anonymous shopper's cart when it logs in and its subject has one already. The carts are of one group
-//! and currency; which they are, and what is written, the caller knows.
+//! What becomes of an anonymous shopper's cart when it logs in and its subject has one already, and how that is taken back.
+//! The carts are of one group and currency; which they are, and what is written, the caller knows.
 
-use shared::id::CartId;
+use std::collections::HashMap;
+
+use chrono::TimeDelta;
+use shared::id::{CartId, LineId};
 use shared::time::Time;
 
-use super::cart::{Applied, Cart, LINES_MAX, Line, QUANTITY_MAX, State};
+use super::cart::{
+    Applied, CODES_MAX, Cart, LINES_BYTES_MAX, LINES_MAX, Line, Pricing, QUANTITY_MAX, Refused, State,
+};
+
+/// For how long a merge can be taken back.
+pub const UNDO_WINDOW: TimeDelta = TimeDelta::hours(24);
 
 /// How two carts of one currency become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,29 +53,66 @@ impl Strategy {
 #[error("the cart {0} is in checkout: complete or fail the checkout first, then log in")]
 pub struct InCheckout(pub CartId);
 
-/// Lines of two carts together.
-struct Merged {
-    lines: Vec<Line>,
-    /// Units that found no room.
-    left_out: i64,
+/// What became of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the target, but for so many units that found no room.
+    Merged {
+        /// How many.
+        left_out: i64,
+    },
+    /// Both are as they were, by the strategy, or as the source ended before.
+    KeptApart,
+    /// Both are as they were: they are of two stores.
+    OtherStore,
 }
 
-/// Merges `source` into `target`, which takes over its request ids, too, so that no change is made twice. Answers how many
-/// units found no room; or none where the strategy takes nothing over, or the source ended before, and both stay as they
-/// are.
+/// What a merge did to the target, for taking it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merge {
+    /// When.
+    pub at: Time,
+    /// By how much its lines grew, new ones from nothing, or shrank.
+    pub changes: Vec<(LineId, i64)>,
+    /// Lines that went.
+    pub replaced: Vec<Line>,
+    /// Codes that came.
+    pub codes_added: Vec<String>,
+    /// Codes that went.
+    pub codes_replaced: Vec<String>,
+}
+
+/// Why a merge stands.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Final {
+    /// One of the carts is not in the state that this asks for.
+    #[error(transparent)]
+    State(#[from] Refused),
+    /// It was too long ago.
+    #[error("the carts were merged more than 24 hours ago")]
+    WindowOver,
+    /// An older release did it.
+    #[error("what the merge did was not recorded")]
+    NotRecorded,
+}
+
+/// Merges `source` into `target`, which takes over its request ids, too, so that no change is made twice.
 pub fn merge(
     target: &mut Cart,
     source: &mut Cart,
     strategy: Strategy,
     now: Time,
-) -> Result<Option<i64>, InCheckout> {
-    if matches!(source.state, State::Ordered { .. } | State::Merged { .. }) {
-        return Ok(None);
+) -> Result<Outcome, InCheckout> {
+    if !source.state.is_open() {
+        return Ok(Outcome::KeptApart);
     }
-    let Some(Merged { lines, left_out }) = merge_lines(&target.lines, &source.lines, strategy) else {
-        return Ok(None);
+    let Some(Merged { lines, codes, pricing, left_out }) = merge_contents(target, source, strategy) else {
+        return Ok(Outcome::KeptApart);
     };
-    let is_changed = lines != target.lines;
+    if are_of_two_stores(target, source) {
+        return Ok(Outcome::OtherStore);
+    }
+    let is_changed = lines != target.lines || codes != target.codes;
     for (cart, is_changed) in [(&*source, true), (&*target, is_changed)] {
         if is_changed && matches!(cart.state, State::Checkout { .. }) {
             return Err(InCheckout(cart.id));
@@ -75,238 +120,165 @@ pub fn merge(
     }
     let applied: Vec<_> = source.applied.iter().map(|applied| told_of(applied, source, &lines)).collect();
     target.remember_all(&applied);
+    let merge = Merge::between(target, &lines, &codes, now);
     if is_changed {
-        target.lines = lines;
+        (target.lines, target.codes, target.pricing) = (lines, codes, pricing);
         target.updated_at = now;
     }
-    source.state = State::Merged { into: target.id };
-    Ok(Some(left_out))
+    source.state = State::Merged { into: target.id, merge: Some(Box::new(merge)) };
+    Ok(Outcome::Merged { left_out })
 }
 
-/// None where nothing is taken over. What the target has comes first where there is not room for all.
-fn merge_lines(target: &[Line], source: &[Line], strategy: Strategy) -> Option<Merged> {
-    // Of the target's quantity and the source's: what the line gets, and what is too much.
-    let together: fn(i32, i32) -> (i32, i32) = match strategy {
-        Strategy::SumCapped => |a, b| ((a + b).min(QUANTITY_MAX), (a + b - QUANTITY_MAX).max(0)),
-        Strategy::Max => |a, b| (a.max(b), 0),
-        Strategy::GuestWins => |_, b| (b, 0),
-        Strategy::GuestIfExistingEmpty if !target.is_empty() => return None,
-        Strategy::UseGuest | Strategy::GuestIfExistingEmpty => {
-            return Some(Merged { lines: source.to_vec(), left_out: 0 });
-        }
-        Strategy::KeepExisting | Strategy::None => return None,
+/// Takes back what the merge of `source` brought into `target`, as far as it is still there, and opens `source` again.
+/// Answers how many units that the merge had taken out of the target found no room there any more.
+pub fn undo(target: &mut Cart, source: &mut Cart, now: Time) -> Result<i64, Final> {
+    let merge = match &source.state {
+        State::Merged { merge, .. } => merge.clone().ok_or(Final::NotRecorded)?,
+        State::Active
+        | State::Checkout { .. }
+        | State::Ordered { .. }
+        | State::Expired
+        | State::Discarded => return Err(Refused::WrongState(source.state.name()).into()),
     };
-    let (mut lines, mut left_out) = (target.to_vec(), 0);
-    for line in source {
-        if let Some(same) = lines.iter_mut().find(|other| other.is_same_as(line)) {
+    if now >= merge.at + UNDO_WINDOW {
+        return Err(Final::WindowOver);
+    }
+    target.require_active()?;
+    let grew: HashMap<_, _> = merge.changes.iter().copied().collect();
+    target.lines.retain_mut(|line| {
+        let without = i64::from(line.quantity) - grew.get(&line.id).copied().unwrap_or(0);
+        let most = i64::from(QUANTITY_MAX);
+        line.quantity = i32::try_from(without.clamp(0, most)).unwrap_or(QUANTITY_MAX);
+        line.quantity > 0
+    });
+    let left_out = put_in(&mut target.lines, &merge.replaced, capped_sum);
+    target.codes.retain(|code| !merge.codes_added.contains(code));
+    put_codes_in(&mut target.codes, &merge.codes_replaced);
+    target.updated_at = now;
+    source.state = State::Active;
+    source.updated_at = now;
+    Ok(left_out)
+}
+
+impl Merge {
+    /// What makes these lines and codes of the target's.
+    fn between(target: &Cart, lines: &[Line], codes: &[String], at: Time) -> Self {
+        let quantities = |lines: &[Line]| -> HashMap<_, _> {
+            lines.iter().map(|line| (line.id, i64::from(line.quantity))).collect()
+        };
+        let (before, after) = (quantities(&target.lines), quantities(lines));
+        let grew = |line: &Line| (line.id, after[&line.id] - before.get(&line.id).copied().unwrap_or(0));
+        let beside = |these: &[String], those: &[String]| -> Vec<_> {
+            these.iter().filter(|code| !those.contains(code)).cloned().collect()
+        };
+        let went = target.lines.iter().filter(|line| !after.contains_key(&line.id));
+        Self {
+            at,
+            changes: lines.iter().map(grew).filter(|(_, quantity)| *quantity != 0).collect(),
+            replaced: went.cloned().collect(),
+            codes_added: beside(codes, &target.codes),
+            codes_replaced: beside(&target.codes, codes),
+        }
+    }
+
+    /// What it is to give a shopper without a cart this one as it is.
+    pub fn handing_over(cart: &Cart, at: Time) -> Self {
+        let nothing = Cart { lines: vec![], codes: vec![], ..cart.clone() };
+        Self::between(&nothing, &cart.lines, &cart.codes, at)
+    }
+}
+
+/// Contents of two carts together.
+struct Merged {
+    lines: Vec<Line>,
+    codes: Vec<String>,
+    pricing: Option<Pricing>,
+    /// Units that found no room.
+    left_out: i64,
+}
+
+/// Of the quantity that is there and the one that comes: what the line gets, and what is too much.
+type Together = fn(i32, i32) -> (i32, i32);
+
+/// None where nothing is taken over. What the target has comes first where there is not room for all.
+fn merge_contents(target: &Cart, source: &Cart, strategy: Strategy) -> Option<Merged> {
+    let larger: Together = |a, b| (a.max(b), 0);
+    let (is_replaced, together): (bool, Together) = match strategy {
+        Strategy::SumCapped => (false, capped_sum),
+        Strategy::Max => (false, larger),
+        Strategy::GuestWins => (false, |_, b| (b, 0)),
+        Strategy::UseGuest => (true, larger),
+        Strategy::GuestIfExistingEmpty if target.lines.iter().all(|line| line.saved_for_later) => {
+            (true, larger)
+        }
+        Strategy::GuestIfExistingEmpty | Strategy::KeepExisting | Strategy::None => return None,
+    };
+    let (mut lines, mut codes, mut pricing) =
+        (target.lines.clone(), target.codes.clone(), target.pricing.clone());
+    if is_replaced {
+        lines.retain(|line| line.saved_for_later);
+        codes.clear();
+        pricing = None;
+    }
+    let left_out = put_in(&mut lines, &source.lines, together);
+    put_codes_in(&mut codes, &source.codes);
+    Some(Merged { lines, codes, pricing: pricing.or_else(|| source.pricing.clone()), left_out })
+}
+
+fn capped_sum(a: i32, b: i32) -> (i32, i32) {
+    ((a + b).min(QUANTITY_MAX), (a + b - QUANTITY_MAX).max(0))
+}
+
+/// Puts lines in, in the order that they were first added; answers how many units found no room. Two of them that are the
+/// same, as a refresh of prices may make them, stay two.
+fn put_in(lines: &mut Vec<Line>, more: &[Line], together: Together) -> i64 {
+    let (mut left_out, there) = (0, lines.len());
+    let mut bytes: usize = lines.iter().map(Line::bytes_max).sum();
+    for line in more {
+        if let Some(same) = lines[..there].iter_mut().find(|other| are_one(other, line)) {
             let (quantity, excess) = together(same.quantity, line.quantity);
             same.quantity = quantity;
             same.price_observed_at = same.price_observed_at.max(line.price_observed_at);
             same.created_at = same.created_at.min(line.created_at);
             left_out += i64::from(excess);
-        } else if lines.len() < LINES_MAX {
+        } else if lines.len() < LINES_MAX && bytes + line.bytes_max() <= LINES_BYTES_MAX {
+            bytes += line.bytes_max();
             lines.push(line.clone());
         } else {
             left_out += i64::from(line.quantity);
         }
     }
     lines.sort_by_key(|line| line.created_at);
-    Some(Merged { lines, left_out })
+    left_out
+}
+
+/// Whether two lines become one: the same, or one that came by a merge that was taken back, whatever became of it since.
+fn are_one(one: &Line, other: &Line) -> bool {
+    one.id == other.id || one.is_same_as(other)
+}
+
+/// Adds codes that are not there, as many as there is room for.
+fn put_codes_in(codes: &mut Vec<String>, more: &[String]) {
+    for code in more {
+        if codes.len() < CODES_MAX && !codes.contains(code) {
+            codes.push(code.clone());
+        }
+    }
+}
+
+fn are_of_two_stores(one: &Cart, other: &Cart) -> bool {
+    let store = |cart: &'_ Cart| cart.pricing.as_ref().and_then(|pricing| pricing.store.clone());
+    store(one).zip(store(other)).is_some_and(|(one, other)| one != other)
 }
 
 /// A change of the source as one of the target: about the line that its line went into.
 fn told_of(applied: &Applied, source: &Cart, lines: &[Line]) -> Applied {
     let went_into = |id| {
         let line = source.lines.iter().find(|line| line.id == id)?;
-        lines.iter().find(|other| other.is_same_as(line)).map(|other| other.id)
+        lines.iter().find(|other| are_one(other, line)).map(|other| other.id)
     };
     Applied { line: applied.line.map(|id| went_into(id).unwrap_or(id)), ..applied.clone() }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Strategy, *};
-    use proptest::prelude::*;
-    use shared::id::{LineId, ShopperId};
-    use shared::time::at;
-    use std::collections::BTreeMap;
-    use uuid::Uuid;
-
-    const ALL: [Strategy; 7] = [
-        Strategy::SumCapped,
-        Strategy::Max,
-        Strategy::GuestWins,
-        Strategy::UseGuest,
-        Strategy::KeepExisting,
-        Strategy::GuestIfExistingEmpty,
-        Strategy::None,
-    ];
-
-    fn cart(n: u8, lines: Vec<Line>) -> Cart {
-        Cart {
-            id: CartId::new(at(0), [n; 10]),
-            shopper: ShopperId::new(at(0), [n; 10]),
-            group: "web".parse().unwrap(),
-            currency: "EUR".parse().unwrap(),
-            state: State::Active,
-            lines,
-            applied: vec![],
-            created_at: at(0),
-            updated_at: at(1),
-            version: 1,
-        }
-    }
-
-    /// Lines of these articles, each at one price, added one a second.
-    fn lines(owner: u8, articles: &BTreeMap<u16, i32>) -> Vec<Line> {
-        let line = |(second, (n, quantity)): (usize, (&u16, &i32))| {
-            let [high, low] = n.to_be_bytes();
-            let created_at = at(i64::try_from(second).unwrap() * 2 + i64::from(owner));
-            Line {
-                id: LineId::new(at(0), [owner, high, low, 0, 0, 0, 0, 0, 0, 0]),
-                sku: format!("sku-{n}"),
-                quantity: *quantity,
-                unit_price: 255,
-                price_observed_at: created_at,
-                created_at,
-            }
-        };
-        articles.iter().enumerate().map(line).collect()
-    }
-
-    fn by_article(cart: &Cart) -> BTreeMap<&str, i32> {
-        cart.lines.iter().map(|line| (line.sku.as_str(), line.quantity)).collect()
-    }
-
-    fn units(cart: &Cart) -> i64 {
-        cart.lines.iter().map(|line| i64::from(line.quantity)).sum()
-    }
-
-    fn applied(n: u128) -> Applied {
-        Applied { request_id: Uuid::from_u128(n), body_hash: [0; 16], line: None }
-    }
-
-    /// Few articles and quantities about the limit, so that carts share lines and overflow them; or very many.
-    fn articles() -> impl proptest::strategy::Strategy<Value = BTreeMap<u16, i32>> {
-        let quantity = prop_oneof![1..100, QUANTITY_MAX - 100..=QUANTITY_MAX];
-        prop_oneof![
-            proptest::collection::btree_map(0_u16..12, quantity.clone(), 0..10),
-            proptest::collection::btree_map(0_u16..500, quantity, 100..=LINES_MAX),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_strategy_keeps_its_law(mine in articles(), guests in articles()) {
-            for strategy in ALL {
-                let (existing, guest) = (cart(1, lines(1, &mine)), cart(2, lines(2, &guests)));
-                let (mut target, mut source) = (existing.clone(), guest.clone());
-                let left_out = merge(&mut target, &mut source, strategy, at(9)).unwrap();
-                let (before, came, after) = (by_article(&existing), by_article(&guest), by_article(&target));
-                prop_assert!(target.lines.len() <= LINES_MAX);
-                prop_assert!(target.lines.is_sorted_by_key(|line| line.created_at));
-                let stays_apart = match strategy {
-                    Strategy::SumCapped => {
-                        prop_assert_eq!(units(&existing) + units(&guest), units(&target) + left_out.unwrap());
-                        false
-                    }
-                    Strategy::Max | Strategy::GuestWins => {
-                        for (sku, quantity) in &after {
-                            let expected = match (before.get(sku), came.get(sku)) {
-                                (Some(a), Some(b)) if strategy == Strategy::Max => a.max(b),
-                                (_, Some(b)) => b,
-                                (Some(a), None) => a,
-                                (None, None) => panic!("{sku} came from nowhere"),
-                            };
-                            prop_assert_eq!(quantity, expected);
-                        }
-                        prop_assert!(before.keys().all(|sku| after.contains_key(sku)));
-                        let missing = came.iter().filter(|(sku, _)| !after.contains_key(*sku));
-                        let missing: i64 = missing.map(|(_, quantity)| i64::from(*quantity)).sum();
-                        prop_assert_eq!(left_out, Some(missing));
-                        false
-                    }
-                    Strategy::UseGuest => {
-                        prop_assert_eq!((&target.lines, left_out), (&guest.lines, Some(0)));
-                        false
-                    }
-                    Strategy::GuestIfExistingEmpty if existing.lines.is_empty() => {
-                        prop_assert_eq!((&target.lines, left_out), (&guest.lines, Some(0)));
-                        false
-                    }
-                    Strategy::GuestIfExistingEmpty | Strategy::KeepExisting | Strategy::None => true,
-                };
-                if stays_apart {
-                    prop_assert_eq!(left_out, None);
-                    prop_assert_eq!((&target.lines, &source.state), (&existing.lines, &State::Active));
-                } else {
-                    prop_assert_eq!(&source.state, &State::Merged { into: target.id });
-                    prop_assert_eq!(&source.lines, &guest.lines, "what was merged can still be seen");
-                }
-            }
-        }
-
-        #[test]
-        fn the_same_source_is_merged_once(mine in articles(), guests in articles()) {
-            for strategy in ALL {
-                let (mut target, mut source) = (cart(1, lines(1, &mine)), cart(2, lines(2, &guests)));
-                merge(&mut target, &mut source, strategy, at(9)).unwrap();
-                let (lines, state) = (target.lines.clone(), source.state.clone());
-                prop_assert_eq!(merge(&mut target, &mut source, strategy, at(10)), Ok(None));
-                prop_assert_eq!((target.lines, source.state), (lines, state));
-            }
-        }
-    }
-
-    #[test]
-    fn a_price_of_its_own_is_a_line_of_its_own() {
-        let articles = BTreeMap::from([(1, 2)]);
-        let (mut target, mut source) = (cart(1, lines(1, &articles)), cart(2, lines(2, &articles)));
-        source.lines[0].unit_price = 199;
-        assert_eq!(merge(&mut target, &mut source, Strategy::SumCapped, at(9)), Ok(Some(0)));
-        let found: Vec<_> = target.lines.iter().map(|line| (line.quantity, line.unit_price)).collect();
-        assert_eq!(found, [(2, 255), (2, 199)]);
-    }
-
-    #[test]
-    fn a_checkout_is_in_the_way_where_lines_would_change() {
-        let (one, two) = (BTreeMap::from([(1, 1)]), BTreeMap::from([(1, 2)]));
-        let paying = State::Checkout { session: None };
-        let outcome = |target_pays, source_pays, mine, guests, strategy| {
-            let (mut target, mut source) = (cart(1, lines(1, mine)), cart(2, lines(1, guests)));
-            if target_pays {
-                target.state = paying.clone();
-            }
-            if source_pays {
-                source.state = paying.clone();
-            }
-            let (lines, states) = (target.lines.clone(), (target.state.clone(), source.state.clone()));
-            let outcome = merge(&mut target, &mut source, strategy, at(9));
-            if outcome.is_err() {
-                assert_eq!((target.lines, (target.state, source.state)), (lines, states));
-            }
-            outcome
-        };
-        let [target, source] = [1, 2].map(|n| Err(InCheckout(cart(n, vec![]).id)));
-        for strategy in [Strategy::SumCapped, Strategy::Max, Strategy::GuestWins, Strategy::UseGuest] {
-            assert_eq!(outcome(true, false, &one, &two, strategy), target, "{strategy:?}");
-            assert_eq!(outcome(false, true, &one, &two, strategy), source, "{strategy:?}");
-        }
-        for strategy in [Strategy::KeepExisting, Strategy::GuestIfExistingEmpty, Strategy::None] {
-            assert_eq!(outcome(true, true, &one, &two, strategy), Ok(None), "{strategy:?}");
-        }
-        assert_eq!(outcome(true, false, &two, &one, Strategy::Max), Ok(Some(0)), "no line changes");
-        assert_eq!(outcome(false, true, &two, &one, Strategy::Max), source, "it would end while it is paid");
-    }
-
-    #[test]
-    fn changes_of_both_are_remembered_and_name_the_line_that_is_there() {
-        let articles = BTreeMap::from([(1, 2)]);
-        let (mut target, mut source) = (cart(1, lines(1, &articles)), cart(2, lines(2, &articles)));
-        source.applied = vec![Applied { line: Some(source.lines[0].id), ..applied(2) }, applied(3)];
-        target.applied = vec![applied(1)];
-        merge(&mut target, &mut source, Strategy::SumCapped, at(9)).unwrap();
-        let line = |n| target.applied(Uuid::from_u128(n)).map(|applied| applied.line);
-        assert_eq!((line(1), line(2), line(3)), (Some(None), Some(Some(target.lines[0].id)), Some(None)));
-    }
-}
+mod tests;

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 use shared::auth::Caller;
 use shared::db::Tx;
 use shared::edge::Deadline;
-use shared::id::{CartId, LineId, SessionId};
+use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId};
 use shared::mutation::Actor;
-use shared::parse::{etag, known, line, optional, parse, required, within};
-use shared::pb::common::Money;
+use shared::parse::{optional, parse};
 use shared::pb::session as pb;
 use shared::replay::{parse_request_id, reused};
 use shared::secret::sha256;
@@ -21,22 +20,31 @@ use shared::time::Time;
 use tonic::Request;
 use uuid::Uuid;
 
-use self::convert::empty_cart;
+use self::convert::{cart_to_proto, empty_cart};
 use super::shopper::Shopper;
 use super::{App, overtaken};
 use crate::OUTBOX;
-use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
+use crate::domain::cart::{Applied, Cart, Currency, Line, Visiting};
+use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::Place;
 
-mod convert;
+mod checkout;
+mod code;
+pub(super) mod convert;
+mod line;
 mod service;
+mod undo;
 
 /// One change of a cart, as it was asked for.
 struct Change {
     caller: Arc<Caller>,
     deadline: Option<Instant>,
     kind: &'static str,
+    /// Whether it makes a cart where there is none.
+    makes_cart: bool,
+    /// The order that a repetition is answered with, if there is one by then.
+    order_ref: Option<String>,
     owner: Option<pb::ShopperSelector>,
     request_id: Option<Uuid>,
     /// First half of SHA-256 of kind and body: what a repetition must equal.
@@ -57,7 +65,23 @@ impl Change {
         let hash = sha256(&[kind.as_bytes(), &message.encode_to_vec()]);
         let mut body_hash = [0; 16];
         body_hash.copy_from_slice(&hash[..16]);
-        Ok((Self { caller, deadline, kind, owner, request_id, body_hash }, message))
+        let (makes_cart, order_ref) = (false, None);
+        let change = Self { caller, deadline, kind, makes_cart, order_ref, owner, request_id, body_hash };
+        Ok((change, message))
+    }
+}
+
+/// When something is asked, and by which visit, if by any.
+pub(super) struct Moment {
+    now: Time,
+    visiting: Option<Visiting>,
+}
+
+impl Moment {
+    pub(super) fn of(shopper: &Shopper, visit: Option<&Visit>, now: Time) -> Self {
+        let visiting = shopper.session_id().zip(visit);
+        let visiting = visiting.map(|(session, visit)| Visiting { session, since: visit.started_at });
+        Self { now, visiting }
     }
 }
 
@@ -71,6 +95,8 @@ struct Outcome {
     holds: bool,
     /// Lets go of the visit of this session.
     lets_go: Option<SessionId>,
+    /// Lines that are in the shopper's next cart.
+    saved: Vec<Line>,
 }
 
 impl App {
@@ -78,61 +104,93 @@ impl App {
         let caller = Caller::of(&request)?;
         let pb::GetCartRequest { owner, currency_code, cart_id } = request.into_inner();
         let now = self.clock.now();
-        if let Some(id) = optional::<CartId>("cart_id", &cart_id)? {
-            let shopper = self.shopper(&caller, owner, now).await?;
-            self.require_live_shopper(&caller.tenant, &shopper, now)?;
-            let mut db = self.db.connection().await?;
-            let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
-            let cart = cart.filter(|cart| cart.group == shopper.group);
-            let cart = cart.ok_or_else(|| no_cart().with("cart_id", id))?;
-            return Ok(pb::GetCartResponse { cart: Some((&cart).into()) });
-        }
-        let currency = parse("currency_code", &currency_code)?;
+        let id = optional::<CartId>("cart_id", &cart_id)?;
+        let currency = if id.is_none() { Some(parse("currency_code", &currency_code)?) } else { None };
         let shopper = self.shopper(&caller, owner, now).await?;
-        self.require_live_shopper(&caller.tenant, &shopper, now)?;
-        let place =
-            Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
-        let cart = store::cart::find_open(&mut *self.db.connection().await?, &place).await?;
-        let cart = cart.map_or_else(|| empty_cart(&place), |cart| (&cart).into());
+        let visit = self.require_live_shopper(&caller.tenant, &shopper, now)?;
+        let moment = Moment::of(&shopper, visit.as_ref(), now);
+        let mut db = self.db.connection().await?;
+        let cart = match (id, currency) {
+            (Some(id), _) => {
+                let cart = store::cart::find(&mut db, &caller.tenant, shopper.id, id).await?;
+                let cart = cart.filter(|cart| cart.group == shopper.group);
+                cart_to_proto(&cart.ok_or_else(|| no_cart().with("cart_id", id))?, &moment)
+            }
+            (None, Some(currency)) => {
+                let place =
+                    Place { tenant: &caller.tenant, shopper: shopper.id, group: &shopper.group, currency };
+                let cart = store::cart::find_open(&mut db, &place).await?;
+                cart.map_or_else(|| empty_cart(&place), |cart| cart_to_proto(&cart, &moment))
+            }
+            (None, None) => return Err(no_cart().into()),
+        };
         Ok(pb::GetCartResponse { cart: Some(cart) })
     }
 
-    /// Makes one change, once: answers the cart after it, and the line of an addition.
+    /// Makes one change, once: answers the cart after it, and the line that it was about.
     async fn change_cart(
         &self,
         change: Change,
         currency: &str,
-        decide: impl FnOnce(&mut Cart, &Shopper, Time) -> Result<Outcome, Failure> + Send,
+        decide: impl FnOnce(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send,
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
-        let Change { caller, deadline, kind, owner, request_id, body_hash } = change;
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
-        let shopper = self.shopper(&caller, owner, now).await?;
-        let tenant = &caller.tenant;
+        let mut change = change;
+        let shopper = self.shopper(&change.caller, change.owner.take(), now).await?;
+        let tenant = &change.caller.tenant;
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {
             self.require_live_shopper(tenant, &shopper, now)?;
         }
-        let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
-        let mut tx = self.db.begin(deadline).await?;
-        let (session, makes_cart) = (shopper.session_id(), kind == ADDED);
-        let mut cart = self.lock_cart(&mut tx, &place, session, makes_cart, request_id, now).await?;
-        if let Some(id) = request_id
+        let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency };
+        let mut tx = self.db.begin(change.deadline).await?;
+        let mut cart = self.lock_cart(&mut tx, &place, shopper.session_id(), &change, now).await?;
+        if let Some(id) = change.request_id
             && let Some(applied) = cart.applied(id)
         {
-            let is_same = applied.body_hash == body_hash;
-            return if is_same { Ok(((&cart).into(), applied.line)) } else { Err(reused(id).into()) };
+            if applied.body_hash != change.body_hash {
+                return Err(reused(id).into());
+            }
+            let (line, moment) = (applied.line, Moment::of(&shopper, None, now));
+            // The next cart knows what the order knew.
+            if let Some(order_ref) = &change.order_ref
+                && let Some(order) = store::cart::find_ordered(&mut tx, &place, order_ref).await?
+            {
+                cart = order;
+            }
+            return Ok((cart_to_proto(&cart, &moment), line));
         }
         let visit = self.require_live_shopper(tenant, &shopper, now)?;
-        // The last order stands in for a cart only to answer what was asked before.
-        if matches!(cart.state, State::Ordered { .. }) {
+        // The last one that ended stands in for a cart only to answer what was asked before.
+        if !cart.state.is_open() {
             return Err(no_cart().into());
         }
-        let Outcome { line, data, holds, lets_go } = decide(&mut cart, &shopper, now)?;
-        if let Some(request_id) = request_id {
-            cart.remember(Applied { request_id, body_hash, line });
+        let moment = Moment::of(&shopper, visit.as_ref(), now);
+        let outcome = decide(&mut cart, &moment)?;
+        let line = outcome.line;
+        self.write_change(tx, &change, (&shopper, visit), &mut cart, outcome, now)
+            .await?;
+        Ok((cart_to_proto(&cart, &moment), line))
+    }
+
+    /// Writes a changed cart, what the change did besides, and its event.
+    async fn write_change(
+        &self,
+        mut tx: Tx,
+        change: &Change,
+        (shopper, visit): (&Shopper, Option<Visit>),
+        cart: &mut Cart,
+        outcome: Outcome,
+        now: Time,
+    ) -> Result<(), Failure> {
+        let Outcome { line, data, holds, lets_go, saved } = outcome;
+        let Change { caller, kind, request_id, body_hash, .. } = change;
+        let tenant = &caller.tenant;
+        if let Some(request_id) = *request_id {
+            cart.remember(Applied { request_id, body_hash: *body_hash, line, newer: vec![] });
         }
         cart.version += 1;
-        if !store::cart::update(&mut tx, tenant, &cart).await? {
+        if !store::cart::update(&mut tx, tenant, cart).await? {
             return Err(overtaken());
         }
         if holds
@@ -146,8 +204,11 @@ impl App {
         }
         let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
         let held = if holds { shopper.session_id() } else { lets_go };
-        let data = event_data(data, &cart, line, held);
+        let data = event_data(data, cart, line, held);
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
+        if !saved.is_empty() {
+            self.continue_cart(&mut tx, &actor, cart, saved).await?;
+        }
         tx.commit().await?;
         if let Some(session) = held {
             if holds {
@@ -155,7 +216,29 @@ impl App {
             }
             self.sessions.invalidate(&(tenant.clone(), session));
         }
-        Ok(((&cart).into(), line))
+        Ok(())
+    }
+
+    /// The next cart after an order, with what was saved for later.
+    async fn continue_cart(
+        &self,
+        tx: &mut Tx,
+        actor: &Actor,
+        ordered: &Cart,
+        lines: Vec<Line>,
+    ) -> Result<(), Failure> {
+        let next = Cart {
+            lines,
+            applied: ordered.applied.clone(),
+            ..self.new_cart(ordered.shopper, ordered.group.clone(), ordered.currency, actor.now)
+        };
+        if !store::cart::insert(tx, &actor.tenant, &next).await? {
+            return Err(overtaken());
+        }
+        let data = json!({"shopper_id": next.shopper.to_string(), "from_cart_id": ordered.id.to_string()});
+        Ok(OUTBOX
+            .append(tx, &actor.event("cart.continued", next.id.to_string(), data))
+            .await?)
     }
 
     /// The open cart, locked. Where there is none, and a login did not just take `session` to another shopper, it is the
@@ -165,14 +248,13 @@ impl App {
         tx: &mut Tx,
         place: &Place<'_>,
         session: Option<SessionId>,
-        makes_cart: bool,
-        request_id: Option<Uuid>,
+        change: &Change,
         now: Time,
     ) -> Result<Cart, Failure> {
         if let Some(cart) = store::cart::lock_open(tx, place).await? {
             return Ok(cart);
         }
-        let cart = self.make_cart(tx, place, makes_cart, request_id, now).await?;
+        let cart = self.make_cart(tx, place, change, now).await?;
         // A login merges the carts that it finds, then waits for whoever was here first and looks again.
         if let Some(session) = session
             && !store::session::stays_of(tx, place.tenant, session, place.shopper).await?
@@ -182,33 +264,22 @@ impl App {
         cart.ok_or_else(|| no_cart().into())
     }
 
-    /// A new cart for an addition, which inherits the request ids of the shopper's last order, so that a change repeated
-    /// later is still known. What the last order knows, and anything but an addition, gets that order.
+    /// A new cart, for a change that makes one; it inherits the request ids of the shopper's last cart, so that a change
+    /// repeated later is still known. What the last cart knows, and any other change, gets that cart.
     async fn make_cart(
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
-        makes_cart: bool,
-        request_id: Option<Uuid>,
+        change: &Change,
         now: Time,
     ) -> Result<Option<Cart>, Failure> {
-        let last = store::cart::find_last_ordered(tx, place).await?;
-        let is_known = |cart: &Cart| request_id.is_some_and(|id| cart.applied(id).is_some());
-        if !makes_cart || last.as_ref().is_some_and(is_known) {
+        let last = store::cart::find_last_ended(tx, place).await?;
+        let is_known = |cart: &Cart| change.request_id.is_some_and(|id| cart.applied(id).is_some());
+        if !change.makes_cart || last.as_ref().is_some_and(is_known) {
             return Ok(last);
         }
-        let cart = Cart {
-            id: CartId::new(now, self.entropy.bytes()),
-            shopper: place.shopper,
-            group: place.group.clone(),
-            currency: place.currency.clone(),
-            state: State::Active,
-            lines: vec![],
-            applied: last.map(|cart| cart.applied).unwrap_or_default(),
-            created_at: now,
-            updated_at: now,
-            version: 1,
-        };
+        let applied = last.map(|cart| cart.applied).unwrap_or_default();
+        let cart = Cart { applied, ..self.new_cart(place.shopper, place.group.clone(), place.currency, now) };
         if store::cart::insert(tx, place.tenant, &cart).await? {
             return Ok(Some(cart));
         }
@@ -217,114 +288,10 @@ impl App {
         cart.ok_or_else(overtaken).map(Some)
     }
 
-    async fn add_cart_line(
-        &self,
-        request: Request<pb::AddCartLineRequest>,
-    ) -> Result<pb::AddCartLineResponse, Failure> {
-        let (change, message) = Change::of(request, ADDED, |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::AddCartLineRequest { sku, quantity, unit_price, owner: _, request_id: _ } = message;
-        let sku = line("sku", sku, 1, 64)?;
-        let quantity = within("quantity", quantity, 1, QUANTITY_MAX)?;
-        let Money { currency_code, minor_units } = required("unit_price", unit_price)?;
-        let unit_price = within("unit_price.minor_units", minor_units, 0, UNIT_PRICE_MAX)?;
-        let random = self.entropy.bytes();
-        let decide = |cart: &mut Cart, _: &Shopper, now| {
-            let data = json!({"sku": sku, "quantity": quantity});
-            let id = LineId::new(now, random);
-            let added = Line { id, sku, quantity, unit_price, price_observed_at: now, created_at: now };
-            Ok(Outcome { line: Some(cart.add(added, now)?), data, ..Outcome::default() })
-        };
-        let (cart, line) = self.change_cart(change, &currency_code, decide).await?;
-        let line_id = line.map(|line| line.to_string()).unwrap_or_default();
-        Ok(pb::AddCartLineResponse { cart: Some(cart), line_id })
-    }
-
-    async fn set_cart_line_quantity(
-        &self,
-        request: Request<pb::SetCartLineQuantityRequest>,
-    ) -> Result<pb::SetCartLineQuantityResponse, Failure> {
-        let (change, message) = Change::of(request, "cart.line_set", |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::SetCartLineQuantityRequest { currency_code, line_id, quantity, owner: _, request_id: _ } =
-            message;
-        let id = parse("line_id", &line_id)?;
-        let quantity = within("quantity", quantity, 1, QUANTITY_MAX)?;
-        let decide = |cart: &mut Cart, _: &Shopper, now| {
-            cart.set_quantity(id, quantity, now)?;
-            Ok(Outcome { line: Some(id), data: json!({"quantity": quantity}), ..Outcome::default() })
-        };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
-        Ok(pb::SetCartLineQuantityResponse { cart: Some(cart) })
-    }
-
-    async fn remove_cart_line(
-        &self,
-        request: Request<pb::RemoveCartLineRequest>,
-    ) -> Result<pb::RemoveCartLineResponse, Failure> {
-        let (change, message) =
-            Change::of(request, "cart.line_removed", |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::RemoveCartLineRequest { currency_code, line_id, owner: _, request_id: _ } = message;
-        let id = parse("line_id", &line_id)?;
-        let decide = |cart: &mut Cart, _: &Shopper, now| {
-            cart.remove(id, now)?;
-            Ok(Outcome { line: Some(id), data: json!({}), ..Outcome::default() })
-        };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
-        Ok(pb::RemoveCartLineResponse { cart: Some(cart) })
-    }
-
-    async fn begin_checkout(
-        &self,
-        request: Request<pb::BeginCheckoutRequest>,
-    ) -> Result<pb::BeginCheckoutResponse, Failure> {
-        let (change, message) =
-            Change::of(request, "cart.checkout_begun", |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::BeginCheckoutRequest { currency_code, etag: seen, owner: _, request_id: _ } = message;
-        let decide = |cart: &mut Cart, shopper: &Shopper, now| {
-            etag(&seen, cart.version)?;
-            cart.begin_checkout(shopper.session_id(), now)?;
-            Ok(Outcome { holds: true, data: json!({}), ..Outcome::default() })
-        };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
-        Ok(pb::BeginCheckoutResponse { cart: Some(cart) })
-    }
-
-    async fn complete_checkout(
-        &self,
-        request: Request<pb::CompleteCheckoutRequest>,
-    ) -> Result<pb::CompleteCheckoutResponse, Failure> {
-        let (change, message) =
-            Change::of(request, "cart.checkout_completed", |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::CompleteCheckoutRequest { currency_code, order_ref, owner: _, request_id: _ } = message;
-        let order_ref = line("order_ref", order_ref, 1, 128)?;
-        let decide = |cart: &mut Cart, _: &Shopper, now| {
-            let (total, currency) = (cart.total(), cart.currency.as_str());
-            let data = json!({"order_ref": order_ref, "total_minor_units": total, "currency_code": currency});
-            let lets_go = cart.complete_checkout(order_ref, now)?;
-            Ok(Outcome { data, lets_go, ..Outcome::default() })
-        };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
-        Ok(pb::CompleteCheckoutResponse { cart: Some(cart) })
-    }
-
-    async fn fail_checkout(
-        &self,
-        request: Request<pb::FailCheckoutRequest>,
-    ) -> Result<pb::FailCheckoutResponse, Failure> {
-        let (change, message) =
-            Change::of(request, "cart.checkout_failed", |m| (&mut m.owner, &mut m.request_id))?;
-        let pb::FailCheckoutRequest { currency_code, reason, owner: _, request_id: _ } = message;
-        let reason: pb::CheckoutFailure = known("reason", reason)?;
-        let decide = |cart: &mut Cart, _: &Shopper, now| {
-            let lets_go = cart.fail_checkout(now)?;
-            Ok(Outcome { data: json!({"reason": reason.as_str_name()}), lets_go, ..Outcome::default() })
-        };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
-        Ok(pb::FailCheckoutResponse { cart: Some(cart) })
+    fn new_cart(&self, shopper: ShopperId, group: GroupId, currency: Currency, now: Time) -> Cart {
+        Cart::new(CartId::new(now, self.entropy.bytes()), shopper, group, currency, now)
     }
 }
-
-/// The change that makes a cart where there is none.
-const ADDED: &str = "cart.line_added";
 
 fn no_cart() -> Refusal {
     Refusal::new(Reason::CartNotFound, "there is no such cart")

@@ -10,7 +10,7 @@ use sqlx::Connection as _;
 
 use super::{App, overtaken};
 use crate::domain::cart::{Cart, State};
-use crate::domain::merge::{InCheckout, Strategy, merge};
+use crate::domain::merge::{InCheckout, Merge, Outcome, Strategy, merge};
 use crate::store;
 use crate::store::cart::Place;
 
@@ -37,12 +37,15 @@ impl App {
         for mut source in sources {
             let is_there = |cart: &Cart| cart.group == source.group && cart.currency == source.currency;
             let target = targets.iter().position(is_there).map(|at| targets.swap_remove(at));
-            let done = bring(work, &tenant, &mut source, target, into, strategy).await?;
+            let (outcome, id, left_out) = bring(work, &tenant, &mut source, target, into, strategy).await?;
             merges.push(pb::CartMerge {
                 source_cart_id: source.id.to_string(),
-                target_cart_id: done.map(|(target, _)| target.to_string()).unwrap_or_default(),
+                target_cart_id: id.map(|id| id.to_string()).unwrap_or_default(),
                 currency_code: source.currency.as_str().to_owned(),
-                left_out_quantity: done.map_or(0, |(_, left_out)| left_out),
+                left_out_quantity: left_out,
+                outcome: outcome.into(),
+                source_shopper_id: from.to_string(),
+                touchpoint_group: source.group.to_string(),
             });
         }
         Ok(merges)
@@ -75,7 +78,7 @@ async fn lock_carts(
     Err(overtaken())
 }
 
-/// Brings one cart to the subject's shopper; answers where it is now and how much was left out, or none where it stays.
+/// Brings one cart to the subject's shopper; answers what was done, where it is now and how much was left out.
 async fn bring(
     work: &mut Mutation,
     tenant: &TenantId,
@@ -83,30 +86,34 @@ async fn bring(
     target: Option<Cart>,
     into: ShopperId,
     strategy: Strategy,
-) -> Result<Option<(CartId, i64)>, Failure> {
+) -> Result<(pb::CartMergeOutcome, Option<CartId>, i64), Failure> {
     if strategy == Strategy::None {
-        return Ok(None);
+        return Ok((pb::CartMergeOutcome::KeptApart, None, 0));
     }
-    let place =
-        Place { tenant, shopper: into, group: &source.group.clone(), currency: &source.currency.clone() };
+    let place = Place { tenant, shopper: into, group: &source.group.clone(), currency: source.currency };
     let target = match target {
         Some(target) => Some(target),
         None if hand_over(work, &place, source).await? => None,
         // Another device of the subject made it at the same time and has committed.
         None => Some(store::cart::lock_open(&mut work.tx, &place).await?.ok_or_else(overtaken)?),
     };
-    let (id, left_out) = match target {
+    let (outcome, id, left_out) = match target {
         None => {
-            source.state = State::Merged { into: source.id };
-            (source.id, 0)
+            let merge = Some(Box::new(Merge::handing_over(source, work.now)));
+            source.state = State::Merged { into: source.id, merge };
+            (pb::CartMergeOutcome::Moved, source.id, 0)
         }
         Some(mut target) => {
-            let Some(left_out) = merge(&mut target, source, strategy, work.now)? else { return Ok(None) };
+            let left_out = match merge(&mut target, source, strategy, work.now)? {
+                Outcome::Merged { left_out } => left_out,
+                Outcome::KeptApart => return Ok((pb::CartMergeOutcome::KeptApart, None, 0)),
+                Outcome::OtherStore => return Ok((pb::CartMergeOutcome::OtherStore, None, 0)),
+            };
             target.version += 1;
             write(work, tenant, &target).await?;
             let data = json!({"shopper_id": into.to_string(), "from_cart_id": source.id.to_string()});
             work.tell("cart.lines_merged", target.id.to_string(), data);
-            (target.id, left_out)
+            (pb::CartMergeOutcome::Merged, target.id, left_out)
         }
     };
     source.version += 1;
@@ -119,14 +126,14 @@ async fn bring(
         "left_out_quantity": left_out,
     });
     work.tell("cart.merged", source.id.to_string(), data);
-    Ok(Some((id, left_out)))
+    Ok((outcome, Some(id), left_out))
 }
 
-/// Gives the shopper the cart as it is, which knows the request ids of the shopper's last order from then on, as every new
+/// Gives the shopper the cart as it is, which knows the request ids of the shopper's last cart from then on, as every new
 /// cart does; false if the shopper has one by now. The shopper is part of the key, so it is a row of its own.
 async fn hand_over(work: &mut Mutation, place: &Place<'_>, source: &Cart) -> Result<bool, Failure> {
     let mut cart = Cart { shopper: place.shopper, ..source.clone() };
-    if let Some(last) = store::cart::find_last_ordered(&mut work.tx, place).await? {
+    if let Some(last) = store::cart::find_last_ended(&mut work.tx, place).await? {
         cart.remember_all(&last.applied);
     }
     Ok(store::cart::insert(&mut work.tx, place.tenant, &cart).await?)

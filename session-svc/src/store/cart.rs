@@ -1,14 +1,16 @@
 //! `session.carts`.
 
-use prost::Message as _;
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TenantId};
-use shared::pb::storage;
-use shared::time::{Time, from_micros};
+use shared::db::broken_constraint;
+use shared::id::{CartId, GroupId, SessionId, ShopperId, TenantId};
+use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::domain::cart::{Applied, Cart, Currency, Line, State};
+use self::content::Content;
+use crate::domain::cart::{Cart, Currency, State};
 use crate::store::corrupt;
+
+mod content;
 
 /// Where a shopper's open cart is.
 pub struct Place<'a> {
@@ -19,7 +21,7 @@ pub struct Place<'a> {
     /// At which touchpoints.
     pub group: &'a GroupId,
     /// In which currency.
-    pub currency: &'a Currency,
+    pub currency: Currency,
 }
 
 struct Row {
@@ -32,6 +34,7 @@ struct Row {
     order_ref: Option<String>,
     checkout_session_id: Option<Uuid>,
     merged_into_cart_id: Option<Uuid>,
+    merge_record: Option<Vec<u8>>,
     created_at: Time,
     updated_at: Time,
     version: i64,
@@ -48,10 +51,17 @@ impl TryFrom<Row> for Cart {
                 State::Checkout { session: row.checkout_session_id.map(SessionId::from_uuid) }
             }
             ("ORDERED", Some(order_ref), None) => State::Ordered { order_ref },
-            ("MERGED", None, Some(into)) => State::Merged { into: CartId::from_uuid(into) },
+            ("MERGED", None, Some(into)) => {
+                let merge = row.merge_record.map(|record| content::read_merge(&record).map(Box::new));
+                let merge = merge.map(|merge| merge.ok_or_else(|| bad("merge_record"))).transpose()?;
+                State::Merged { into: CartId::from_uuid(into), merge }
+            }
+            ("EXPIRED", None, None) => State::Expired,
+            ("DISCARDED", None, None) => State::Discarded,
             _ => return Err(bad("state")),
         };
-        let (lines, applied) = read_content(&row.content).ok_or_else(|| bad("content"))?;
+        let Content { lines, codes, pricing, applied, newer } =
+            content::read(&row.content).ok_or_else(|| bad("content"))?;
         Ok(Self {
             id: CartId::from_uuid(row.cart_id),
             shopper: ShopperId::from_uuid(row.shopper_id),
@@ -59,7 +69,10 @@ impl TryFrom<Row> for Cart {
             currency: row.currency_code.parse().map_err(|_| bad("currency_code"))?,
             state,
             lines,
+            codes,
+            pricing,
             applied,
+            newer,
             created_at: row.created_at,
             updated_at: row.updated_at,
             version: row.version,
@@ -78,7 +91,7 @@ pub async fn find(
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3",
         tenant.as_str(),
@@ -97,7 +110,7 @@ pub async fn find_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')",
@@ -118,7 +131,7 @@ pub async fn lock_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')
@@ -145,7 +158,7 @@ pub async fn lock_all_open(
     let rows = sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version
         from session.carts
         where tenant_id = $1 and shopper_id = any($2) and state in ('ACTIVE', 'CHECKOUT')
         order by shopper_id, cart_id
@@ -173,15 +186,16 @@ pub async fn count_open(db: &mut PgConnection, tenant: &TenantId, shopper: Shopp
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// The last cart that was ordered there.
-#[tracing::instrument(name = "db.cart.find_last_ordered", skip_all)]
-pub async fn find_last_ordered(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
+/// The last cart there that was ordered, thrown away or left alone.
+#[tracing::instrument(name = "db.cart.find_last_ended", skip_all)]
+pub async fn find_last_ended(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result<Option<Cart>> {
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version
         from session.carts
-        where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4 and state = 'ORDERED'
+        where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
+            and state in ('ORDERED', 'EXPIRED', 'DISCARDED')
         order by cart_id desc
         limit 1",
         place.tenant.as_str(),
@@ -195,10 +209,38 @@ pub async fn find_last_ordered(db: &mut PgConnection, place: &Place<'_>) -> sqlx
     .transpose()
 }
 
+/// The cart that became this order there.
+#[tracing::instrument(name = "db.cart.find_ordered", skip_all)]
+pub async fn find_ordered(
+    db: &mut PgConnection,
+    place: &Place<'_>,
+    order_ref: &str,
+) -> sqlx::Result<Option<Cart>> {
+    sqlx::query_as!(
+        Row,
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, merge_record, created_at, updated_at, version
+        from session.carts
+        where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4 and state = 'ORDERED'
+            and order_ref = $5
+        order by cart_id desc
+        limit 1",
+        place.tenant.as_str(),
+        place.shopper.uuid(),
+        place.group.as_str(),
+        place.currency.as_str(),
+        order_ref,
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Cart::try_from)
+    .transpose()
+}
+
 /// Adds an open cart; false if there is one by now.
 #[tracing::instrument(name = "db.cart.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
-    let (_, session, _) = columns(&cart.state);
+    let Columns { checkout_session, .. } = Columns::of(&cart.state)?;
     let done = sqlx::query!(
         "insert into session.carts (tenant_id, shopper_id, cart_id, group_id, currency_code, state, content,
             checkout_session_id, created_at, updated_at, version)
@@ -210,8 +252,8 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
         cart.group.as_str(),
         cart.currency.as_str(),
         cart.state.name(),
-        write_content(cart),
-        session,
+        content::write(cart)?,
+        checkout_session,
         cart.created_at,
         cart.updated_at,
         cart.version,
@@ -221,81 +263,110 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
     Ok(done.rows_affected() == 1)
 }
 
-/// Writes one of version `cart.version - 1`; false if it has another.
+/// Writes an open one of version `cart.version - 1`; false if it is not, or has another.
 #[tracing::instrument(name = "db.cart.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
-    let (order_ref, session, merged_into) = columns(&cart.state);
+    let Columns { order_ref, checkout_session, merged_into, merge_record } = Columns::of(&cart.state)?;
     let done = sqlx::query!(
         "update session.carts
         set state = $4, content = $5, order_ref = $6, checkout_session_id = $7, updated_at = $8, version = $9,
-            merged_into_cart_id = $10
+            merged_into_cart_id = $10, merge_record = $11
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $9::bigint - 1
-            and state not in ('ORDERED', 'MERGED')",
+            and state in ('ACTIVE', 'CHECKOUT')",
         tenant.as_str(),
         cart.shopper.uuid(),
         cart.id.uuid(),
         cart.state.name(),
-        write_content(cart),
+        content::write(cart)?,
         order_ref,
-        session,
+        checkout_session,
         cart.updated_at,
         cart.version,
         merged_into,
+        merge_record,
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// `order_ref`, `checkout_session_id` and `merged_into_cart_id` of a state.
-fn columns(state: &State) -> (Option<&str>, Option<Uuid>, Option<Uuid>) {
-    match state {
-        State::Active => (None, None, None),
-        State::Checkout { session } => (None, session.map(SessionId::uuid), None),
-        State::Ordered { order_ref } => (Some(order_ref), None, None),
-        State::Merged { into } => (None, None, Some(into.uuid())),
+/// The shopper's cart with this id, in any state, locked.
+#[tracing::instrument(name = "db.cart.lock", skip_all)]
+pub async fn lock(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    shopper: ShopperId,
+    id: CartId,
+) -> sqlx::Result<Option<Cart>> {
+    sqlx::query_as!(
+        Row,
+        "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, merge_record, created_at, updated_at, version
+        from session.carts
+        where tenant_id = $1 and shopper_id = $2 and cart_id = $3
+        for update",
+        tenant.as_str(),
+        shopper.uuid(),
+        id.uuid(),
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Cart::try_from)
+    .transpose()
+}
+
+/// Opens a merged one of version `cart.version - 1` again, with its contents as they were; false if its shopper has an open
+/// one of the group and currency by now.
+#[tracing::instrument(name = "db.cart.reopen", skip_all)]
+pub async fn reopen(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update session.carts
+        set state = 'ACTIVE', merged_into_cart_id = null, merge_record = null, updated_at = $4, version = $5
+        where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $5::bigint - 1 and state = 'MERGED'
+            and not exists (
+                select from session.carts other
+                where other.tenant_id = $1 and other.shopper_id = $2 and other.group_id = $6
+                    and other.currency_code = $7 and other.state in ('ACTIVE', 'CHECKOUT'))",
+        tenant.as_str(),
+        cart.shopper.uuid(),
+        cart.id.uuid(),
+        cart.updated_at,
+        cart.version,
+        cart.group.as_str(),
+        cart.currency.as_str(),
+    )
+    .execute(db)
+    .await;
+    match done {
+        Ok(done) => Ok(done.rows_affected() == 1),
+        // It was made after this statement looked.
+        Err(error) if broken_constraint(&error) == Some("carts_open_key") => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
-fn read_content(bytes: &[u8]) -> Option<(Vec<Line>, Vec<Applied>)> {
-    let content = storage::CartContent::decode(bytes).ok()?;
-    let line_id = |bytes: &[u8]| Some(LineId::from_uuid(Uuid::from_slice(bytes).ok()?));
-    let line = |line: storage::CartLine| {
-        Some(Line {
-            id: line_id(&line.line_id)?,
-            sku: line.sku,
-            quantity: line.quantity,
-            unit_price: line.unit_price_minor_units,
-            price_observed_at: from_micros(line.price_observed_at_us),
-            created_at: from_micros(line.created_at_us),
-        })
-    };
-    let applied = |applied: storage::AppliedRequest| {
-        Some(Applied {
-            request_id: Uuid::from_slice(&applied.request_id).ok()?,
-            body_hash: applied.body_hash.try_into().ok()?,
-            line: if applied.line_id.is_empty() { None } else { Some(line_id(&applied.line_id)?) },
-        })
-    };
-    let lines = content.lines.into_iter().map(line).collect::<Option<_>>()?;
-    Some((lines, content.applied_requests.into_iter().map(applied).collect::<Option<_>>()?))
+/// What a state's evidence is in columns.
+#[derive(Default)]
+struct Columns<'a> {
+    order_ref: Option<&'a str>,
+    checkout_session: Option<Uuid>,
+    merged_into: Option<Uuid>,
+    merge_record: Option<Vec<u8>>,
 }
 
-fn write_content(cart: &Cart) -> Vec<u8> {
-    let line = |line: &Line| storage::CartLine {
-        line_id: line.id.uuid().as_bytes().to_vec(),
-        sku: line.sku.clone(),
-        quantity: line.quantity,
-        unit_price_minor_units: line.unit_price,
-        price_observed_at_us: line.price_observed_at.timestamp_micros(),
-        created_at_us: line.created_at.timestamp_micros(),
-    };
-    let applied = |applied: &Applied| storage::AppliedRequest {
-        request_id: applied.request_id.as_bytes().to_vec(),
-        body_hash: applied.body_hash.to_vec(),
-        line_id: applied.line.map(|line| line.uuid().as_bytes().to_vec()).unwrap_or_default(),
-    };
-    let lines = cart.lines.iter().map(line).collect();
-    storage::CartContent { lines, applied_requests: cart.applied.iter().map(applied).collect() }
-        .encode_to_vec()
+impl<'a> Columns<'a> {
+    fn of(state: &'a State) -> sqlx::Result<Self> {
+        Ok(match state {
+            State::Active | State::Expired | State::Discarded => Self::default(),
+            State::Checkout { session } => {
+                Self { checkout_session: session.map(SessionId::uuid), ..Self::default() }
+            }
+            State::Ordered { order_ref } => Self { order_ref: Some(order_ref), ..Self::default() },
+            State::Merged { into, merge } => Self {
+                merged_into: Some(into.uuid()),
+                merge_record: merge.as_deref().map(content::write_merge).transpose()?,
+                ..Self::default()
+            },
+        })
+    }
 }

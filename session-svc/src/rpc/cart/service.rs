@@ -36,6 +36,48 @@ impl CartService for App {
         Ok(Response::new(self.remove_cart_line(request).await?))
     }
 
+    async fn move_cart_line(
+        &self,
+        request: Request<pb::MoveCartLineRequest>,
+    ) -> Result<Response<pb::MoveCartLineResponse>, Status> {
+        Ok(Response::new(self.move_cart_line(request).await?))
+    }
+
+    async fn refresh_cart_prices(
+        &self,
+        request: Request<pb::RefreshCartPricesRequest>,
+    ) -> Result<Response<pb::RefreshCartPricesResponse>, Status> {
+        Ok(Response::new(self.refresh_cart_prices(request).await?))
+    }
+
+    async fn pin_pricing_context(
+        &self,
+        request: Request<pb::PinPricingContextRequest>,
+    ) -> Result<Response<pb::PinPricingContextResponse>, Status> {
+        Ok(Response::new(self.pin_pricing_context(request).await?))
+    }
+
+    async fn apply_cart_code(
+        &self,
+        request: Request<pb::ApplyCartCodeRequest>,
+    ) -> Result<Response<pb::ApplyCartCodeResponse>, Status> {
+        Ok(Response::new(self.apply_cart_code(request).await?))
+    }
+
+    async fn remove_cart_code(
+        &self,
+        request: Request<pb::RemoveCartCodeRequest>,
+    ) -> Result<Response<pb::RemoveCartCodeResponse>, Status> {
+        Ok(Response::new(self.remove_cart_code(request).await?))
+    }
+
+    async fn discard_cart(
+        &self,
+        request: Request<pb::DiscardCartRequest>,
+    ) -> Result<Response<pb::DiscardCartResponse>, Status> {
+        Ok(Response::new(self.discard_cart(request).await?))
+    }
+
     async fn begin_checkout(
         &self,
         request: Request<pb::BeginCheckoutRequest>,
@@ -55,5 +97,12 @@ impl CartService for App {
         request: Request<pb::FailCheckoutRequest>,
     ) -> Result<Response<pb::FailCheckoutResponse>, Status> {
         Ok(Response::new(self.fail_checkout(request).await?))
+    }
+
+    async fn undo_cart_merge(
+        &self,
+        request: Request<pb::UndoCartMergeRequest>,
+    ) -> Result<Response<pb::UndoCartMergeResponse>, Status> {
+        Ok(Response::new(self.undo_cart_merge(request).await?))
     }
 }
