@@ -27,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) mod answer;
 pub(crate) mod caller;
+pub(crate) mod carts;
 pub(crate) mod database;
 pub(crate) mod identity;
 pub(crate) mod raw;

@@ -279,7 +279,12 @@ pub const fn code(reason: Reason) -> Code {
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState
-        | R::RolloutBlocked => Code::FailedPrecondition,
+        | R::RolloutBlocked
+        | R::CartRecoveryUnknown
+        | R::CartRecoveryExpired
+        | R::CartRecoveryRedeemed
+        | R::CartRecoveryRevoked
+        | R::CartRecoverySubjectDiffers => Code::FailedPrecondition,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Carts: line operations, checkout, exact totals, and each change once.
 
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId};
+use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TouchpointId};
 use shared::time::Time;
 use uuid::Uuid;
+
+use super::abandonment::Abandonment;
 
 /// Most lines of a cart.
 pub const LINES_MAX: usize = 200;
@@ -57,10 +59,14 @@ pub struct Cart {
     pub applied: Vec<Applied>,
     /// When the first line was added.
     pub created_at: Time,
-    /// When the shopper last changed it.
+    /// When the shopper last changed it. Changes that are not the shopper's leave it.
     pub updated_at: Time,
     /// Rises with every change.
     pub version: i64,
+    /// Where the shopper last changed it, as far as a session did.
+    pub touchpoint: Option<TouchpointId>,
+    /// Whether it is abandoned.
+    pub abandonment: Abandonment,
 }
 
 /// Where a cart stands.
@@ -83,6 +89,8 @@ pub enum State {
         /// Which; the same id where it only changed its shopper.
         into: CartId,
     },
+    /// Nobody came back to it. Final.
+    Expired,
 }
 
 /// So many of one article at one price.
@@ -150,6 +158,7 @@ impl State {
             Self::Checkout { .. } => "CHECKOUT",
             Self::Ordered { .. } => "ORDERED",
             Self::Merged { .. } => "MERGED",
+            Self::Expired => "EXPIRED",
         }
     }
 }
@@ -256,7 +265,7 @@ impl Cart {
     fn require_active(&self) -> Result<(), Refused> {
         match &self.state {
             State::Active => Ok(()),
-            State::Checkout { .. } | State::Ordered { .. } | State::Merged { .. } => {
+            State::Checkout { .. } | State::Ordered { .. } | State::Merged { .. } | State::Expired => {
                 Err(Refused::WrongState(self.state.name()))
             }
         }
@@ -265,7 +274,7 @@ impl Cart {
     fn require_checkout(&self) -> Result<Option<SessionId>, Refused> {
         match &self.state {
             State::Checkout { session } => Ok(*session),
-            State::Active | State::Ordered { .. } | State::Merged { .. } => {
+            State::Active | State::Ordered { .. } | State::Merged { .. } | State::Expired => {
                 Err(Refused::WrongState(self.state.name()))
             }
         }
@@ -275,12 +284,12 @@ impl Cart {
 const TOO_MANY: Refused = Refused::Limit { limit: "of one article", max: 1_000_000 };
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
     use shared::time::at;
 
-    fn cart() -> Cart {
+    pub(in crate::domain) fn cart() -> Cart {
         Cart {
             id: CartId::new(at(0), [0; 10]),
             shopper: ShopperId::new(at(0), [0; 10]),
@@ -292,10 +301,12 @@ mod tests {
             created_at: at(0),
             updated_at: at(0),
             version: 1,
+            touchpoint: None,
+            abandonment: Abandonment::default(),
         }
     }
 
-    fn line(n: u8, quantity: i32, unit_price: i64) -> Line {
+    pub(in crate::domain) fn line(n: u8, quantity: i32, unit_price: i64) -> Line {
         let (id, sku) = (LineId::new(at(0), [n; 10]), format!("sku-{n}"));
         Line { id, sku, quantity, unit_price, price_observed_at: at(0), created_at: at(0) }
     }

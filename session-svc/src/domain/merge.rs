@@ -61,7 +61,7 @@ pub fn merge(
     strategy: Strategy,
     now: Time,
 ) -> Result<Option<i64>, InCheckout> {
-    if matches!(source.state, State::Ordered { .. } | State::Merged { .. }) {
+    if matches!(source.state, State::Ordered { .. } | State::Merged { .. } | State::Expired) {
         return Ok(None);
     }
     let Some(Merged { lines, left_out }) = merge_lines(&target.lines, &source.lines, strategy) else {
@@ -80,6 +80,7 @@ pub fn merge(
         target.updated_at = now;
     }
     source.state = State::Merged { into: target.id };
+    source.updated_at = now;
     Ok(Some(left_out))
 }
 
@@ -154,6 +155,8 @@ mod tests {
             created_at: at(0),
             updated_at: at(1),
             version: 1,
+            touchpoint: None,
+            abandonment: crate::domain::abandonment::Abandonment::default(),
         }
     }
 

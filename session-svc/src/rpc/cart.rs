@@ -23,8 +23,9 @@ use uuid::Uuid;
 
 use self::convert::empty_cart;
 use super::shopper::Shopper;
-use super::{App, overtaken};
+use super::{App, abandonment, overtaken};
 use crate::OUTBOX;
+use crate::domain::abandonment::Abandonment;
 use crate::domain::cart::{Applied, Cart, Currency, Line, QUANTITY_MAX, State, UNIT_PRICE_MAX};
 use crate::store;
 use crate::store::cart::Place;
@@ -114,8 +115,8 @@ impl App {
         }
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: &currency };
         let mut tx = self.db.begin(deadline).await?;
-        let (session, makes_cart) = (shopper.session_id(), kind == ADDED);
-        let mut cart = self.lock_cart(&mut tx, &place, session, makes_cart, request_id, now).await?;
+        let (session, first_look) = (shopper.session_id(), (kind == ADDED).then(|| shopper.first_look(now)));
+        let mut cart = self.lock_cart(&mut tx, &place, session, first_look, request_id, now).await?;
         if let Some(id) = request_id
             && let Some(applied) = cart.applied(id)
         {
@@ -127,7 +128,12 @@ impl App {
         if matches!(cart.state, State::Ordered { .. }) {
             return Err(no_cart().into());
         }
+        let changed_at = cart.updated_at;
         let Outcome { line, data, holds, lets_go } = decide(&mut cart, &shopper, now)?;
+        let is_activity = cart.updated_at != changed_at;
+        if let Some(touchpoint) = shopper.touchpoint() {
+            cart.touchpoint = Some(touchpoint.id.clone());
+        }
         if let Some(request_id) = request_id {
             cart.remember(Applied { request_id, body_hash, line });
         }
@@ -148,6 +154,9 @@ impl App {
         let held = if holds { shopper.session_id() } else { lets_go };
         let data = event_data(data, &cart, line, held);
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
+        if is_activity {
+            abandonment::recover(&mut tx, &actor, &mut cart).await?;
+        }
         tx.commit().await?;
         if let Some(session) = held {
             if holds {
@@ -159,20 +168,20 @@ impl App {
     }
 
     /// The open cart, locked. Where there is none, and a login did not just take `session` to another shopper, it is the
-    /// one that [`App::make_cart`] answers.
+    /// one that [`App::make_cart`] answers, which makes one if it is told when to look at it first.
     async fn lock_cart(
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
         session: Option<SessionId>,
-        makes_cart: bool,
+        first_look: Option<Time>,
         request_id: Option<Uuid>,
         now: Time,
     ) -> Result<Cart, Failure> {
         if let Some(cart) = store::cart::lock_open(tx, place).await? {
             return Ok(cart);
         }
-        let cart = self.make_cart(tx, place, makes_cart, request_id, now).await?;
+        let cart = self.make_cart(tx, place, first_look, request_id, now).await?;
         // A login merges the carts that it finds, then waits for whoever was here first and looks again.
         if let Some(session) = session
             && !store::session::stays_of(tx, place.tenant, session, place.shopper).await?
@@ -188,15 +197,15 @@ impl App {
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
-        makes_cart: bool,
+        first_look: Option<Time>,
         request_id: Option<Uuid>,
         now: Time,
     ) -> Result<Option<Cart>, Failure> {
         let last = store::cart::find_last_ordered(tx, place).await?;
         let is_known = |cart: &Cart| request_id.is_some_and(|id| cart.applied(id).is_some());
-        if !makes_cart || last.as_ref().is_some_and(is_known) {
+        let Some(first_look) = first_look.filter(|_| !last.as_ref().is_some_and(is_known)) else {
             return Ok(last);
-        }
+        };
         let cart = Cart {
             id: CartId::new(now, self.entropy.bytes()),
             shopper: place.shopper,
@@ -208,8 +217,10 @@ impl App {
             created_at: now,
             updated_at: now,
             version: 1,
+            touchpoint: None,
+            abandonment: Abandonment::default(),
         };
-        if store::cart::insert(tx, place.tenant, &cart).await? {
+        if store::cart::insert(tx, place.tenant, &cart, first_look).await? {
             return Ok(Some(cart));
         }
         // Somebody else made it at the same time and has committed.
@@ -326,7 +337,7 @@ impl App {
 /// The change that makes a cart where there is none.
 const ADDED: &str = "cart.line_added";
 
-fn no_cart() -> Refusal {
+pub(super) fn no_cart() -> Refusal {
     Refusal::new(Reason::CartNotFound, "there is no such cart")
 }
 

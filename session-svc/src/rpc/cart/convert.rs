@@ -32,6 +32,7 @@ impl From<&Cart> for pb::Cart {
             State::Checkout { .. } => (pb::CartState::Checkout, "", None),
             State::Ordered { order_ref } => (pb::CartState::Ordered, order_ref.as_str(), None),
             State::Merged { into } => (pb::CartState::Merged, "", Some(into)),
+            State::Expired => (pb::CartState::Expired, "", None),
         };
         let line = |line: &Line| pb::CartLine {
             line_id: line.id.to_string(),
@@ -54,6 +55,7 @@ impl From<&Cart> for pb::Cart {
             order_ref: order_ref.to_owned(),
             etag: etag_of(cart.version),
             merged_into_cart_id: merged_into.map(CartId::to_string).unwrap_or_default(),
+            abandonment: Some((&cart.abandonment).into()),
         }
     }
 }
