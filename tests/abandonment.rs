@@ -38,11 +38,11 @@ async fn a_cart_is_idle_then_abandoned_then_lost_and_each_is_told_once() {
     let cart = add_line(&caller, &token, "85123A", 2).await;
     set_contact(&caller, &token, reachable(true)).await;
     let left_at = stack.now();
-    pass(&stack, 30 * MINUTE - TimeDelta::seconds(1)).await;
+    pass(&stack, MINUTE * 30 - TimeDelta::seconds(1)).await;
     assert_eq!(kinds(&stack, &cart).await, [""; 0]);
     pass(&stack, TimeDelta::seconds(1)).await;
     assert_eq!(kinds(&stack, &cart).await, ["cart.idle"]);
-    pass(&stack, 30 * MINUTE - TimeDelta::seconds(1)).await;
+    pass(&stack, MINUTE * 30 - TimeDelta::seconds(1)).await;
     assert_eq!(see(&caller, &cart).await.abandonment.unwrap().kind(), AbandonmentKind::Unspecified);
     pass(&stack, TimeDelta::seconds(1)).await;
     let abandoned = see(&caller, &cart).await;
@@ -59,7 +59,7 @@ async fn a_cart_is_idle_then_abandoned_then_lost_and_each_is_told_once() {
     assert_eq!(abandoned.update_time, Some(to_proto(left_at)));
     pass(&stack, HOUR).await;
     // Anonymous ones are kept for no longer.
-    pass(&stack, 30 * DAY - 2 * HOUR).await;
+    pass(&stack, DAY * 30 - HOUR * 2).await;
     let ended = see(&caller, &cart).await;
     assert_eq!(ended.state(), CartState::Expired);
     assert_eq!(ended.abandonment.unwrap().lost_time, Some(to_proto(stack.now())));
@@ -121,13 +121,13 @@ async fn who_goes_on_is_never_idle_and_who_stops_is_idle_again() {
     let (_, token) = create_session(&caller).await;
     let cart = add_line(&caller, &token, "85123A", 2).await;
     for _ in 0..4 {
-        pass(&stack, 29 * MINUTE).await;
+        pass(&stack, MINUTE * 29).await;
         add_line(&caller, &token, "85123A", 1).await;
     }
     assert_eq!(kinds(&stack, &cart).await, [""; 0]);
-    pass(&stack, 40 * MINUTE).await;
+    pass(&stack, MINUTE * 40).await;
     add(&caller, &cart, 1).await;
-    pass(&stack, 40 * MINUTE).await;
+    pass(&stack, MINUTE * 40).await;
     assert_eq!(kinds(&stack, &cart).await, ["cart.idle", "cart.idle"]);
 }
 
@@ -147,7 +147,7 @@ async fn an_empty_cart_and_an_order_are_not_abandoned() {
     caller.carts().remove_cart_line(remove).await.answer();
     begin_checkout(&caller, &token).await;
     caller.carts().complete_checkout(completion(&token, "order-1")).await.answer();
-    pass(&stack, 2 * HOUR).await;
+    pass(&stack, HOUR * 2).await;
     assert_eq!(kinds(&stack, &cart).await, [""; 0]);
     assert_eq!(kinds(&stack, &emptied).await, [""; 0]);
 }
@@ -210,7 +210,7 @@ async fn the_touchpoint_where_it_was_last_changed_says_when() {
     let kiosk = pb::Touchpoint {
         touchpoint: "kiosk".to_owned(),
         group: "web".to_owned(),
-        cart_policy: Some(cart_policy(10 * MINUTE)),
+        cart_policy: Some(cart_policy(MINUTE * 10)),
         ..web()
     };
     let shown = create_touchpoint(&caller, kiosk).await.cart_policy.unwrap();
@@ -232,12 +232,12 @@ async fn the_touchpoint_where_it_was_last_changed_says_when() {
     let comes_home = add_line(&caller, &here, "85123A", 1).await;
     let only_out = add_line(&caller, &at_kiosk("mia").await, "85123A", 1).await;
     // The cart that was made at home is looked at in half an hour only, after which the kiosk's policy holds.
-    pass(&stack, 10 * MINUTE).await;
+    pass(&stack, MINUTE * 10).await;
     assert_eq!(kinds(&stack, &only_out).await, ["cart.abandoned"]);
-    pass(&stack, 20 * MINUTE).await;
+    pass(&stack, MINUTE * 20).await;
     assert_eq!(kinds(&stack, &goes_out).await, ["cart.abandoned"]);
     assert_eq!(kinds(&stack, &comes_home).await, ["cart.idle"]);
-    pass(&stack, 30 * MINUTE).await;
+    pass(&stack, MINUTE * 30).await;
     assert_eq!(kinds(&stack, &comes_home).await, ["cart.idle", "cart.abandoned"]);
 }
 
@@ -281,15 +281,15 @@ async fn a_login_comes_back_to_what_it_brings_and_to_what_it_changes() {
     let (_, token) = create_session(&caller).await;
     let (_, token) = authenticate(&caller, &token, identity("lena", 1)).await;
     let hers = add_line(&caller, &token, "85123A", 1).await;
-    pass(&stack, 45 * MINUTE).await;
+    pass(&stack, MINUTE * 45).await;
     let (_, guest) = create_session(&caller).await;
     let anonymous = add_line(&caller, &guest, "71053", 1).await;
     set_contact(&caller, &guest, reachable(true)).await;
-    pass(&stack, 29 * MINUTE).await;
+    pass(&stack, MINUTE * 29).await;
     get_cart(&caller, &guest).await;
-    pass(&stack, 29 * MINUTE).await;
+    pass(&stack, MINUTE * 29).await;
     get_cart(&caller, &guest).await;
-    pass(&stack, 2 * MINUTE).await;
+    pass(&stack, MINUTE * 2).await;
     assert_eq!(kinds(&stack, &anonymous).await, ["cart.idle", "cart.abandoned"]);
     authenticate(&caller, &guest, identity("lena", 1)).await;
     for cart in [&hers, &anonymous] {
@@ -314,10 +314,10 @@ async fn a_cart_that_only_changes_its_shopper_takes_everything_along() {
     let cart = add_line(&caller, &guest, "71053", 1).await;
     set_contact(&caller, &guest, reachable(true)).await;
     for _ in 0..2 {
-        pass(&stack, 29 * MINUTE).await;
+        pass(&stack, MINUTE * 29).await;
         get_cart(&caller, &guest).await;
     }
-    pass(&stack, 2 * MINUTE).await;
+    pass(&stack, MINUTE * 2).await;
     let (_, token) = authenticate(&caller, &guest, identity("lena", 1)).await;
     let hers = get_cart(&caller, &token).await;
     assert_eq!(hers.cart_id, cart.cart_id);

@@ -5,34 +5,25 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use rand::{Rng as _, SeedableRng as _};
+use futures_util::{StreamExt as _, stream};
+use rand::{RngExt as _, SeedableRng as _};
+use shared::id::CartId;
 use shared::pb::session as pb;
 use shared::time::at;
+use sqlx::Connection as _;
 
 use crate::abandonment::start;
 use crate::harness::carts::{HOUR, add, kinds, looked, see};
 use crate::harness::shop::{add_line, create_session};
-use crate::harness::{Answer as _, Caller, Options, START, Stack, eventually};
-
-/// Waits until so many wait for locks of others.
-async fn waiting(stack: &Stack, count: i64) {
-    eventually("that they wait", || async {
-        let mut db = stack.database.connect().await;
-        let waiting = "select count(*) = $1 from pg_stat_activity
-            where wait_event_type = 'Lock' and datname = current_database()";
-        let waiting: bool = sqlx::query_scalar(waiting).bind(count).fetch_one(&mut db).await.unwrap();
-        waiting.then_some(())
-    })
-    .await;
-}
+use crate::harness::{Caller, Options, START, eventually, workload};
 
 /// So many carts of shoppers of their own.
 async fn carts(caller: &Caller, count: usize) -> Vec<pb::Cart> {
-    join_all((0..count).map(|_| async {
+    let made = stream::iter(0..count).map(|_| async {
         let (_, token) = create_session(caller).await;
         add_line(caller, &token, "85123A", 1).await
-    }))
-    .await
+    });
+    made.buffered(8).collect().await
 }
 
 /// Every writing of events takes a while, so that a replica that is killed while it works is so mostly between its first write
@@ -49,6 +40,7 @@ async fn replicas_that_are_killed_at_random_tell_of_each_cart_once_an_epoch() {
     let mut random = rand::rngs::StdRng::seed_from_u64(7);
     let mut killed = 0;
     for epoch in 1..=3 {
+        stack.stop_session().await;
         stack.advance(HOUR);
         let mut replicas =
             vec![stack.session_svc(&Options::default()), stack.session_svc(&Options::default())];
@@ -61,7 +53,7 @@ async fn replicas_that_are_killed_at_random_tell_of_each_cart_once_an_epoch() {
             replicas.push(stack.session_svc(&Options::default()));
         }
         stack.session = replicas.pop();
-        let caller = stack.caller(&crate::harness::workload("storefront"));
+        let caller = stack.caller(&workload("storefront"));
         looked(&stack).await;
         // Half of them come back, from which on they are in another epoch than the others.
         let back = CARTS / 2 / epoch;
@@ -92,53 +84,43 @@ async fn replicas_that_are_killed_at_random_tell_of_each_cart_once_an_epoch() {
 async fn a_change_that_waits_for_the_flag_lowers_it() {
     let (stack, caller) = start().await;
     let cart = carts(&caller, 1).await.remove(0);
-    let mut holder = stack.database.connect().await;
-    sqlx::raw_sql("begin; lock table session.events in share row exclusive mode")
-        .execute(&mut holder)
-        .await
-        .unwrap();
+    let slow = "create function public.slow() returns trigger language plpgsql as $$
+            begin
+                if new.kind = 'cart.abandoned' then perform pg_sleep(0.3); end if;
+                return new;
+            end $$;
+        create trigger slow before insert on session.events for each row execute function public.slow()";
+    sqlx::raw_sql(slow).execute(&mut stack.database.connect().await).await.unwrap();
     stack.advance(HOUR);
-    waiting(&stack, 1).await;
-    let let_go = async {
-        waiting(&stack, 2).await;
-        sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
-    };
-    let (back, ()) = tokio::join!(add(&caller, &cart, 1), let_go);
+    eventually("that the worker is midway", async || {
+        let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'
+            and datname = current_database()";
+        (stack.database.count(sleeping).await == 1).then_some(())
+    })
+    .await;
+    let back = add(&caller, &cart, 1).await;
     assert_eq!(back.abandonment.unwrap().epoch, 2);
     assert_eq!(kinds(&stack, &cart).await, ["cart.abandoned", "cart.recovered"]);
 }
 
-/// The shopper's change has written the cart and not committed yet: the worker goes by it, and finds it as it is then.
+/// A change has written the cart and not committed yet: the worker goes by it, and finds it as it is then.
 #[tokio::test]
 async fn a_flag_is_not_raised_over_a_change_under_way() {
     let (stack, caller) = start().await;
     let (cart, other) = (carts(&caller, 1).await.remove(0), carts(&caller, 1).await.remove(0));
-    // Nobody else's event waits.
-    let slow = format!(
-        "create function public.slow() returns trigger language plpgsql as $$
-            begin
-                if new.kind = 'cart.line_added' then perform pg_advisory_xact_lock_shared(1); end if;
-                return new;
-            end $$;
-        create trigger slow before insert on session.events for each row execute function public.slow();
-        select pg_advisory_lock(1)"
-    );
     let mut holder = stack.database.connect().await;
-    sqlx::raw_sql(sqlx::AssertSqlSafe(slow)).execute(&mut holder).await.unwrap();
-    let change = async {
-        stack.advance(HOUR);
-        add(&caller, &cart, 1).await
-    };
-    let meanwhile = async {
-        waiting(&stack, 1).await;
-        eventually("the other cart", async || (kinds(&stack, &other).await.len() == 1).then_some(())).await;
-        sqlx::raw_sql("select pg_advisory_unlock(1)")
-            .execute(&mut holder)
-            .await
-            .unwrap();
-    };
-    let (back, ()) = tokio::join!(change, meanwhile);
-    assert_eq!(back.abandonment.unwrap().epoch, 1);
+    let mut change = holder.begin().await.unwrap();
+    let id: CartId = cart.cart_id.parse().unwrap();
+    sqlx::query("update session.carts set updated_at = $1, version = version + 1 where cart_id = $2")
+        .bind(stack.now() + HOUR)
+        .bind(id)
+        .execute(&mut *change)
+        .await
+        .unwrap();
+    stack.advance(HOUR);
+    let is_told = async || (!kinds(&stack, &other).await.is_empty()).then_some(());
+    eventually("the other cart", is_told).await;
+    change.commit().await.unwrap();
     looked(&stack).await;
     assert_eq!(kinds(&stack, &cart).await, [""; 0]);
     assert_eq!(kinds(&stack, &other).await, ["cart.abandoned"]);
@@ -173,7 +155,7 @@ async fn carts_of_an_earlier_binary_are_seen_to_and_one_that_cannot_be_read_keep
     sqlx::query(before).execute(&mut db).await.unwrap();
     looked(&stack).await;
     let broken = "update session.carts set content = '\\xffff', due_at = default where cart_id = $1";
-    let id: shared::id::CartId = all[1].cart_id.parse().unwrap();
+    let id: CartId = all[1].cart_id.parse().unwrap();
     sqlx::query(broken).bind(id).execute(&mut db).await.unwrap();
     stack.advance(HOUR);
     looked(&stack).await;

@@ -277,7 +277,7 @@ async fn a_recovery_ends_with_its_time_by_revocation_and_when_it_leaked() {
         .await
         .refused(Code::NotFound, "CART_NOT_FOUND");
     let week = created(&caller, &cart).await;
-    pass(&stack, 7 * DAY).await;
+    pass(&stack, DAY * 7).await;
     let (_, device) = create_session(&caller).await;
     redeem(&caller, &week, &device)
         .await
@@ -321,7 +321,7 @@ async fn only_an_open_cart_with_lines_is_recovered_and_no_checkout_is_taken_away
     }
     let refused = caller.carts().create_cart_recovery(creation(&add)).await;
     refused.refused(Code::ResourceExhausted, "CART_LIMIT");
-    pass(&stack, 7 * DAY).await;
+    pass(&stack, DAY * 7).await;
     created(&caller, &add).await;
 }
 

@@ -35,7 +35,7 @@ async fn an_empty_cart_goes_after_six_hours() {
     let (_, token) = create_session(&caller).await;
     let cart = add_line(&caller, &token, "85123A", 1).await;
     // Found abandoned, then come back to and emptied.
-    pass(&stack, 5 * HOUR).await;
+    pass(&stack, HOUR * 5).await;
     let remove = pb::RemoveCartLineRequest {
         owner: Some(by_id(&cart)),
         currency_code: "EUR".to_owned(),
@@ -43,7 +43,7 @@ async fn an_empty_cart_goes_after_six_hours() {
         request_id: String::new(),
     };
     caller.carts().remove_cart_line(remove).await.answer();
-    pass(&stack, 6 * HOUR - SECOND).await;
+    pass(&stack, HOUR * 6 - SECOND).await;
     assert_eq!(state(&caller, &cart).await, CartState::Active);
     pass(&stack, SECOND).await;
     let ended = see(&caller, &cart).await;
@@ -52,7 +52,7 @@ async fn an_empty_cart_goes_after_six_hours() {
     // What ended is not changed any more: there is a new one from now on.
     let next = add(&caller, &cart, 1).await;
     assert_ne!(next.cart_id, cart.cart_id);
-    pass(&stack, 30 * DAY - SECOND).await;
+    pass(&stack, DAY * 30 - SECOND).await;
     assert_eq!(see(&caller, &cart).await, ended);
     pass(&stack, SECOND).await;
     assert!(is_gone(&caller, &cart).await);
@@ -68,19 +68,19 @@ async fn an_anonymous_cart_goes_after_30_days_and_a_subjects_after_90() {
     let owned = add_line(&caller, &token, "85123A", 1).await;
     authenticate(&caller, &token, identity("lena", 1)).await;
     pass(&stack, HOUR).await;
-    pass(&stack, 30 * DAY - HOUR - SECOND).await;
+    pass(&stack, DAY * 30 - HOUR - SECOND).await;
     assert_eq!(state(&caller, &anonymous).await, CartState::Active);
     pass(&stack, SECOND).await;
     assert_eq!(state(&caller, &anonymous).await, CartState::Expired);
     assert_eq!(state(&caller, &owned).await, CartState::Active);
     assert_eq!(kinds(&stack, &owned).await, ["cart.abandoned", "cart.lost"]);
-    pass(&stack, 60 * DAY - SECOND).await;
+    pass(&stack, DAY * 60 - SECOND).await;
     assert!(is_gone(&caller, &anonymous).await);
     assert_eq!(state(&caller, &owned).await, CartState::Active);
     pass(&stack, SECOND).await;
     assert_eq!(state(&caller, &owned).await, CartState::Expired);
     assert_eq!(kinds(&stack, &owned).await, ["cart.abandoned", "cart.lost", "cart.expired"]);
-    pass(&stack, 30 * DAY).await;
+    pass(&stack, DAY * 30).await;
     assert!(is_gone(&caller, &owned).await);
 }
 
@@ -102,7 +102,7 @@ async fn a_cart_in_checkout_does_not_go() {
     let cart = add_line(&caller, &token, "85123A", 1).await;
     begin_checkout(&caller, &token).await;
     pass(&stack, HOUR).await;
-    pass(&stack, 90 * DAY - HOUR - SECOND).await;
+    pass(&stack, DAY * 90 - HOUR - SECOND).await;
     assert_eq!(state(&caller, &cart).await, CartState::Checkout);
     assert_eq!(kinds(&stack, &cart).await, ["cart.abandoned"]);
     pass(&stack, SECOND).await;
@@ -119,17 +119,17 @@ async fn orders_are_kept_for_90_days_and_merged_carts_for_30() {
     let order = add_line(&caller, &token, "85123A", 1).await;
     let (_, guest) = create_session(&caller).await;
     let merged = add_line(&caller, &guest, "71053", 1).await;
-    pass(&stack, 20 * TimeDelta::minutes(1)).await;
+    pass(&stack, TimeDelta::minutes(20)).await;
     authenticate(&caller, &guest, identity("lena", 1)).await;
     begin_checkout(&caller, &token).await;
     let request = pb::CompleteCheckoutRequest { owner: Some(owner(&token)), ..completion(&token, "order-1") };
     caller.carts().complete_checkout(request).await.answer();
     pass(&stack, HOUR).await;
-    pass(&stack, 30 * DAY - HOUR - SECOND).await;
+    pass(&stack, DAY * 30 - HOUR - SECOND).await;
     assert_eq!(state(&caller, &merged).await, CartState::Merged);
     pass(&stack, SECOND).await;
     assert!(is_gone(&caller, &merged).await);
-    pass(&stack, 60 * DAY - SECOND).await;
+    pass(&stack, DAY * 60 - SECOND).await;
     assert_eq!(state(&caller, &order).await, CartState::Ordered);
     pass(&stack, SECOND).await;
     assert!(is_gone(&caller, &order).await);

@@ -101,15 +101,17 @@ impl App {
     ) -> Result<pb::RedeemCartRecoveryResponse, Failure> {
         let caller = Caller::of(&request)?;
         let text = std::mem::take(&mut request.get_mut().recovery_token);
-        let token = RecoveryToken::parse(&text).map_err(|_| unknown())?;
+        let token = RecoveryToken::parse(&text).ok();
         // What a repetition must equal names token and session, and is no credential.
-        request.get_mut().recovery_token = URL_SAFE_NO_PAD.encode(token.hash().bytes());
+        let name = token.as_ref().map(|token| URL_SAFE_NO_PAD.encode(token.hash().bytes()));
+        request.get_mut().recovery_token = name.unwrap_or_default();
         let session_token = name_session(&mut request.get_mut().session_token);
         let (call, message) = Call::of(request, "RedeemCartRecovery", |message| &mut message.request_id)?;
         let strategy: pb::MergeStrategy = known_or_default("merge_strategy", message.merge_strategy)?;
         if strategy == pb::MergeStrategy::None {
             return Err(Refusal::field("merge_strategy", "must not be NONE").into());
         }
+        let token = token.ok_or_else(unknown)?;
         let owner = pb::ShopperSelector { owner: Some(Owner::SessionToken(session_token)) };
         let shopper = self.shopper(&caller, Some(owner), self.clock.now()).await?;
         let work = match self.begin::<pb::RedeemCartRecoveryResponse>(call).await? {
