@@ -16,8 +16,8 @@ use tonic::Code;
 
 use crate::auth::{claims, header, key, list_with, other_key, write_issuer};
 use crate::harness::shop::{
-    create_session, create_touchpoint, revoke, seconds, session_id, validate, validate_strong, validation,
-    web,
+    add_line, create_session, create_touchpoint, revoke, seconds, session_id, validate, validate_strong,
+    validation, web,
 };
 use crate::harness::trust::{
     assertion, authenticate, disabling, elevation, end_own, identity, log_in, logout, refusals, rotate,
@@ -144,7 +144,14 @@ async fn asvs_9_2_2_a_token_of_one_kind_is_no_token_of_another() {
         .elevation_token;
     let issued = caller.sessions().issue_assertion(assertion(&token)).await.answer().assertion;
     let access = stack.token(&workload("storefront"));
-    for other in [&token, &page, &resume, &twin, &issued, &access] {
+    let cart = add_line(&caller, &token, "85123A", 1).await;
+    let request = pb::CreateCartRecoveryRequest {
+        shopper_id: cart.shopper_id,
+        cart_id: cart.cart_id,
+        ..Default::default()
+    };
+    let recovery = caller.carts().create_cart_recovery(request).await.answer().recovery_token;
+    for other in [&token, &page, &resume, &twin, &issued, &access, &recovery] {
         let elevation_token = other.clone();
         let request = pb::RedeemElevationRequest {
             elevation_token,
@@ -154,17 +161,26 @@ async fn asvs_9_2_2_a_token_of_one_kind_is_no_token_of_another() {
         let refused = caller.sessions().redeem_elevation(request).await;
         refused.refused(Code::FailedPrecondition, "ELEVATION_UNKNOWN");
     }
-    for other in [&page, &resume, &twin, &granted, &issued, &access] {
+    for other in [&token, &page, &resume, &twin, &granted, &issued, &access] {
+        let request = pb::RedeemCartRecoveryRequest {
+            recovery_token: other.clone(),
+            session_token: token.clone(),
+            ..Default::default()
+        };
+        let refused = caller.carts().redeem_cart_recovery(request).await;
+        refused.refused(Code::FailedPrecondition, "CART_RECOVERY_UNKNOWN");
+    }
+    for other in [&page, &resume, &twin, &granted, &issued, &access, &recovery] {
         assert_eq!(validate(&caller, other).await.verdict(), Verdict::SessionUnknown);
         for status in refusals(&caller, other, &session).await {
             assert_eq!(reason_of(&status), "SESSION_UNKNOWN");
         }
     }
-    for other in [&token, &page, &resume, &granted, &issued] {
+    for other in [&token, &page, &resume, &granted, &issued, &recovery] {
         let status = list_with(&caller, other).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
     }
-    for page_token in [&token, &resume, &granted, &issued, &access] {
+    for page_token in [&token, &resume, &granted, &issued, &access, &recovery] {
         let request = pb::ListSessionsRequest { page_token: page_token.clone(), ..Default::default() };
         let refused = caller.sessions().list_sessions(request).await;
         refused.refused(Code::InvalidArgument, "PAGE_TOKEN_INVALID");

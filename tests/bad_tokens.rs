@@ -1,8 +1,8 @@
 //! Bad tokens: of another kind, cut short, with a bit flipped, of another tenant or touchpoint. None is a bug, none does
 //! anything, and an answer does not tell an unknown session from a wrong secret.
 
-use session_svc::domain::token::{ElevationToken, SessionToken};
-use shared::id::SessionId;
+use session_svc::domain::token::{ElevationToken, RecoveryToken, SessionToken};
+use shared::id::{SessionId, ShopperId};
 use shared::issuer::Grant;
 use shared::pb::session as pb;
 use shared::pb::session::Verdict;
@@ -73,8 +73,10 @@ fn sample() -> String {
 async fn tokens_of_another_kind_are_of_no_session() {
     let id = SessionId::new(at(START), [1; 10]);
     let elevation = ElevationToken::new(id, [2; 32]).expose();
+    let recovery = RecoveryToken::new(ShopperId::from_uuid(id.uuid()), [2; 32]).expose();
     let texts = [
         elevation.clone(),
+        recovery,
         elevation.replace("tde_", "tds_").to_uppercase(),
         id.to_string(),
         id.uuid().to_string(),

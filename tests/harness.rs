@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) mod answer;
 pub(crate) mod caller;
+pub(crate) mod carts;
 pub(crate) mod database;
 pub(crate) mod hook;
 pub(crate) mod identity;

@@ -181,12 +181,13 @@ async fn a_place_with_a_token_in_it_is_refused() {
         let request = pb::ReportLeakedTokenRequest { found_at, ..found("nonsense") };
         caller.sessions().report_leaked_token(request).await
     };
-    for part in [&token[..], &token[..24], &elevation, &elevation[..24]] {
+    let recovery = elevation.replace("tde_", "tdr_");
+    for part in [&token[..], &token[..24], &elevation, &elevation[..24], &recovery[..24]] {
         send(format!("https://shop.example/tds_?t={part}&n=1"))
             .await
             .refused(Code::InvalidArgument, "FIELD_INVALID");
     }
-    for place in [&token[..23], "tds_", "tde_short and then some more words"] {
+    for place in [&token[..23], "tds_", "tde_short and then some more words", "tdr_ too"] {
         send(place.to_owned()).await.answer();
     }
 }

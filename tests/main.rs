@@ -2,6 +2,12 @@
 //! PostgreSQL.
 
 #[cfg(test)]
+mod abandonment;
+#[cfg(test)]
+mod abandonment_list;
+#[cfg(test)]
+mod abandonment_races;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;
@@ -70,11 +76,15 @@ mod page;
 #[cfg(test)]
 mod purge;
 #[cfg(test)]
+mod recovery;
+#[cfg(test)]
 mod release;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]
 mod request_id;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]

@@ -203,10 +203,10 @@ async fn the_second_open_cart_of_a_shopper_waits_for_the_first_and_is_not_made()
     let made = cart::find(&mut one, &tenant, shopper, id).await.unwrap().unwrap();
     sqlx::query("delete from session.carts").execute(&mut one).await.unwrap();
     let mut first = one.begin().await.unwrap();
-    assert!(cart::insert(&mut first, &tenant, &made).await.unwrap());
+    assert!(cart::insert(&mut first, &tenant, &made, made.created_at).await.unwrap());
     let mut other = made.clone();
     other.id = CartId::new(stack.now(), stack.entropy.bytes());
-    let second = cart::insert(&mut two, &tenant, &other);
+    let second = cart::insert(&mut two, &tenant, &other, other.created_at);
     tokio::pin!(second);
     assert!(timeout(Duration::from_millis(100), &mut second).await.is_err(), "it waits for the first");
     first.commit().await.unwrap();

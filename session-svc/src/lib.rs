@@ -24,13 +24,16 @@ use tokio::sync::Notify;
 
 pub mod domain {
     //! The rules, pure: no I/O, no clock, no randomness, no wire types.
+    pub mod abandonment;
     pub mod assurance;
     pub mod attribute;
     pub mod card_number;
     pub mod cart;
+    pub mod contact;
     pub mod elevation;
     pub mod lineage;
     pub mod merge;
+    pub mod recovery;
     pub mod session;
     pub mod token;
     pub mod touchpoint;
@@ -112,6 +115,7 @@ pub async fn serve(
         routes: routes::RouteTable::default(),
         started_at: clock.now(),
         purged_until: AtomicI64::new(clock.now().timestamp_micros()),
+        carts_looked_at_until: AtomicI64::new(clock.now().timestamp_micros()),
     });
     db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
@@ -175,6 +179,11 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
         let pass = || workers::purge_sessions(&walking);
         worker::run("purge_sessions", workers::WALK_INTERVAL, &Notify::new(), &stop, pass).await;
     });
+    let (looking, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || workers::carts::look_at_carts(&looking);
+        worker::run("look_at_carts", workers::carts::INTERVAL, &Notify::new(), &stop, pass).await;
+    });
     let (purging, stop) = (Arc::clone(app), lifecycle.stop.clone());
     lifecycle.workers.spawn(async move {
         let pass = || workers::purge_requests(&purging);
@@ -217,18 +226,24 @@ fn observe(app: &Arc<App>) {
         .u64_observable_gauge("tandem.cache.sessions")
         .with_callback(cached)
         .build();
+    observe_lag(app, "tandem.purge.lag", |app| &app.purged_until);
+    observe_lag(app, "tandem.carts.lag", |app| &app.carts_looked_at_until);
+    serve::observe_pool(&app.db);
+    serve::observe_feed(&app.feed, &app.clock);
+}
+
+/// How long ago a piece of background work was last done with everything.
+fn observe_lag(app: &Arc<App>, name: &'static str, until: fn(&App) -> &AtomicI64) {
     let watched = Arc::downgrade(app);
     let lag = move |gauge: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
         if let Some(app) = watched.upgrade() {
-            let until = from_micros(app.purged_until.load(Ordering::Relaxed));
+            let until = from_micros(until(&app).load(Ordering::Relaxed));
             gauge.observe((app.clock.now() - until).as_seconds_f64(), &[]);
         }
     };
-    meter
-        .f64_observable_gauge("tandem.purge.lag")
+    opentelemetry::global::meter("tandem")
+        .f64_observable_gauge(name)
         .with_unit("s")
         .with_callback(lag)
         .build();
-    serve::observe_pool(&app.db);
-    serve::observe_feed(&app.feed, &app.clock);
 }

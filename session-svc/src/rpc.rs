@@ -30,13 +30,14 @@ use crate::batch::Batcher;
 use crate::cache::{Cache, Entry};
 use crate::domain::cart::Refused;
 use crate::domain::session::{Ended, Session};
-use crate::domain::touchpoint::{BadPolicy, Touchpoint};
+use crate::domain::touchpoint::Touchpoint;
 use crate::known::Known;
 use crate::routes::RouteTable;
 use crate::store;
 use crate::store::session::Loaded;
 use crate::touches::Touches;
 
+pub(crate) mod abandonment;
 mod admission;
 mod assertion;
 mod attribute;
@@ -49,6 +50,7 @@ mod leak;
 mod live;
 mod merge;
 mod policy;
+mod recovery;
 mod revoke;
 mod rotate;
 mod secrets;
@@ -90,6 +92,8 @@ pub struct App {
     pub started_at: Time,
     /// When a walk of the purge last reached the end, in microseconds since 1970, as far as is known here.
     pub purged_until: AtomicI64,
+    /// When a pass here last found no cart due any more, in microseconds since 1970.
+    pub carts_looked_at_until: AtomicI64,
 }
 
 /// Something from the cache or the database.
@@ -264,11 +268,5 @@ impl From<Refused> for Failure {
             }
         }
         .into()
-    }
-}
-
-impl From<BadPolicy> for Refusal {
-    fn from(bad: BadPolicy) -> Self {
-        Self::field(format!("touchpoint.session_policy.{}", bad.field), bad.problem)
     }
 }

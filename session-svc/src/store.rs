@@ -1,11 +1,13 @@
 //! All SQL of session-svc: a function a statement, on a connection that the caller brings.
 
+pub mod abandonment;
 pub mod attribute;
 pub mod cart;
 pub mod elevation;
 pub mod id_token;
 mod lineage;
 pub mod purge;
+pub mod recovery;
 pub mod revocation;
 pub mod route;
 pub mod section;

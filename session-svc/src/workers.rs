@@ -17,6 +17,8 @@ use crate::store;
 use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
+pub mod carts;
+
 /// From one pass to the next: with what a pass takes, and `NOTE_INTERVAL`, within what idle deadlines allow for
 /// (`Timeouts::flush_interval`).
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(600);

@@ -283,6 +283,11 @@ pub const fn code(reason: Reason) -> Code {
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState
         | R::RolloutBlocked
+        | R::CartRecoveryUnknown
+        | R::CartRecoveryExpired
+        | R::CartRecoveryRedeemed
+        | R::CartRecoveryRevoked
+        | R::CartRecoverySubjectDiffers
         | R::WebhookTargetRefused => Code::FailedPrecondition,
     }
 }

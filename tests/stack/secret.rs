@@ -7,10 +7,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
-use shared::pb::common::{CreateWebhookRequest, PingWebhookRequest, Webhook};
+use shared::pb::common::{CreateWebhookRequest, Money, PingWebhookRequest, Webhook};
+use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{
-    CreateSessionRequest, GrantElevationRequest, IssueAssertionRequest, RedeemElevationRequest, RevokeReason,
-    RevokeSessionRequest, revoke_session_request,
+    AddCartLineRequest, CreateCartRecoveryRequest, CreateSessionRequest, GrantElevationRequest,
+    IssueAssertionRequest, RedeemCartRecoveryRequest, RedeemElevationRequest, RevokeReason,
+    RevokeSessionRequest, ShopperSelector, revoke_session_request,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -20,8 +22,8 @@ use crate::process::{self, said};
 
 const REPLAY_LIMIT: Duration = Duration::from_mins(1);
 /// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, a
-/// webhook's secret, and an access token or assertion with its signature.
-const SHAPES: [(&str, usize); 4] = [("tds_", 40), ("tde_", 40), ("whsec_", 40), ("eyJ", 100)];
+/// recovery token, a webhook's secret, and an access token or assertion with its signature.
+const SHAPES: [(&str, usize); 5] = [("tds_", 40), ("tde_", 40), ("tdr_", 40), ("whsec_", 40), ("eyJ", 100)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
@@ -96,6 +98,7 @@ async fn use_sessions(stack: &Stack) -> Vec<Secret> {
         // Version and id before it, a checksum after it, are no secrets.
         secrets.push(Secret::of_bytes("a session's secret", &bytes[17..bytes.len() - 4]));
         secrets.extend(use_grants(stack, &token, request_id).await);
+        secrets.extend(use_recovery(stack, &token, request_id).await);
         let request = RevokeSessionRequest {
             target: Some(revoke_session_request::Target::SessionToken(token)),
             reason: RevokeReason::Logout.into(),
@@ -137,6 +140,38 @@ async fn use_grants(stack: &Stack, token: &str, request_id: &str) -> Vec<Secret>
     let issued = stack.sessions().issue_assertion(stack.ask(request)).await;
     let assertion = issued.expect("an assertion is issued").into_inner().assertion;
     vec![elevation, kept_nowhere, Secret::of("an assertion", &assertion)]
+}
+
+/// Leave to open a cart, used up and used again.
+async fn use_recovery(stack: &Stack, token: &str, request_id: &str) -> Vec<Secret> {
+    let owner = ShopperSelector { owner: Some(Owner::SessionToken(token.to_owned())) };
+    let add = AddCartLineRequest {
+        owner: Some(owner),
+        sku: "85123A".to_owned(),
+        quantity: 1,
+        unit_price: Some(Money { currency_code: "EUR".to_owned(), minor_units: 255 }),
+        ..AddCartLineRequest::default()
+    };
+    let added = stack.carts().add_cart_line(stack.ask(add)).await;
+    let cart = added.expect("a line is added").into_inner().cart.unwrap_or_default();
+    let request = CreateCartRecoveryRequest {
+        shopper_id: cart.shopper_id,
+        cart_id: cart.cart_id,
+        request_id: request_id.to_owned(),
+        ..CreateCartRecoveryRequest::default()
+    };
+    let created = stack.carts().create_cart_recovery(stack.ask(request)).await;
+    let recovery_token = created.expect("a recovery is made").into_inner().recovery_token;
+    let request = RedeemCartRecoveryRequest {
+        recovery_token: recovery_token.clone(),
+        session_token: token.to_owned(),
+        ..RedeemCartRecoveryRequest::default()
+    };
+    let redeemed = stack.carts().redeem_cart_recovery(stack.ask(request.clone())).await;
+    redeemed.expect("the recovery is used up");
+    let again = stack.carts().redeem_cart_recovery(stack.ask(request)).await;
+    assert!(again.is_err(), "a recovery is good once");
+    vec![Secret::of("a recovery token", &recovery_token)]
 }
 
 /// Secrets where they do not belong, and bad ones, come back as errors.

@@ -2,9 +2,10 @@
 //!
 //! What the shopper does sets `updated_at`; what the shop's back end does, such as refreshing prices, does not.
 
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId};
+use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TouchpointId};
 use shared::time::Time;
 
+use super::abandonment::Abandonment;
 use super::merge::Merge;
 pub use applied::Applied;
 pub use currency::Currency;
@@ -53,10 +54,14 @@ pub struct Cart {
     pub newer: Vec<u8>,
     /// When it was made.
     pub created_at: Time,
-    /// When the shopper last changed it.
+    /// When the shopper last changed it. Changes that are not the shopper's leave it.
     pub updated_at: Time,
     /// Rises with every change.
     pub version: i64,
+    /// Where the shopper last changed it, as far as a session did.
+    pub touchpoint: Option<TouchpointId>,
+    /// Whether it is abandoned.
+    pub abandonment: Abandonment,
 }
 
 /// Where a cart stands.
@@ -81,7 +86,7 @@ pub enum State {
         /// What that did; none where an older release did it.
         merge: Option<Box<Merge>>,
     },
-    /// Was left alone for too long. Final.
+    /// Nobody came back to it. Final.
     Expired,
     /// Thrown away. Final.
     Discarded,
@@ -153,6 +158,8 @@ impl Cart {
             created_at: now,
             updated_at: now,
             version: 1,
+            touchpoint: None,
+            abandonment: Abandonment::default(),
         }
     }
 
@@ -358,4 +365,4 @@ fn together(one: i32, other: i32) -> Result<i32, Refused> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -126,6 +126,7 @@ pub fn merge(
         target.updated_at = now;
     }
     source.state = State::Merged { into: target.id, merge: Some(Box::new(merge)) };
+    source.updated_at = now;
     Ok(Outcome::Merged { left_out })
 }
 

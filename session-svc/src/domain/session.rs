@@ -218,6 +218,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::abandonment::CartPolicy;
     use crate::domain::token::TokenHash;
     use crate::domain::touchpoint::SessionPolicy;
     use chrono::TimeDelta;
@@ -231,6 +232,7 @@ mod tests {
             group: "web".parse().unwrap(),
             components: vec![],
             policy: SessionPolicy::default(),
+            cart_policy: CartPolicy::default(),
             has_shoppers: false,
             session_epoch: 0,
             sessions_revoked: None,

@@ -1,5 +1,5 @@
-//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the session's id, 32 secret bytes and a
-//! CRC-32.
+//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the id of the session or shopper that it is
+//! of, 32 secret bytes and a CRC-32.
 //!
 //! The id finds the row, the checksum lets scanners and typing mistakes be told apart from guesses, and only SHA-256 of
 //! the secret is ever stored. Kinds are types: no function that takes one can be given another.
@@ -8,19 +8,50 @@ use std::marker::PhantomData;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use shared::id::SessionId;
+use shared::id::{SessionId, ShopperId};
 use shared::secret::{Secret, sha256};
 use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
 
 const VERSION: u8 = 1;
 const BODY: usize = 1 + 16 + 32;
 
 /// What a token is for.
 pub trait Kind {
+    /// What it is of, by whose id its row is found.
+    type Owner: Owner;
     /// How its text begins.
     const PREFIX: &str;
     /// What its secret is hashed with, so that no two kinds share a hash.
     const LABEL: &[u8];
+}
+
+/// What a token is of.
+pub trait Owner: Copy {
+    /// With this UUID.
+    fn from_uuid(uuid: Uuid) -> Self;
+    /// Its UUID.
+    fn uuid(self) -> Uuid;
+}
+
+impl Owner for SessionId {
+    fn from_uuid(uuid: Uuid) -> Self {
+        Self::from_uuid(uuid)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.uuid()
+    }
+}
+
+impl Owner for ShopperId {
+    fn from_uuid(uuid: Uuid) -> Self {
+        Self::from_uuid(uuid)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.uuid()
+    }
 }
 
 /// Being a session.
@@ -31,20 +62,32 @@ pub struct OfSession;
 #[derive(Debug)]
 pub struct OfElevation;
 
+/// Opening a cart.
+#[derive(Debug)]
+pub struct OfRecovery;
+
 impl Kind for OfSession {
+    type Owner = SessionId;
     const PREFIX: &str = "tds_";
     const LABEL: &[u8] = b"session";
 }
 
 impl Kind for OfElevation {
+    type Owner = SessionId;
     const PREFIX: &str = "tde_";
     const LABEL: &[u8] = b"elevation";
+}
+
+impl Kind for OfRecovery {
+    type Owner = ShopperId;
+    const PREFIX: &str = "tdr_";
+    const LABEL: &[u8] = b"recovery";
 }
 
 /// A bearer secret. Shown to its holder once, never stored.
 #[derive(Debug)]
 pub struct Token<K> {
-    session: SessionId,
+    owner: Uuid,
     secret: Secret<[u8; 32]>,
     kind: PhantomData<K>,
 }
@@ -53,6 +96,8 @@ pub struct Token<K> {
 pub type SessionToken = Token<OfSession>;
 /// Stands for leave to do one thing.
 pub type ElevationToken = Token<OfElevation>;
+/// Stands for leave to open a cart.
+pub type RecoveryToken = Token<OfRecovery>;
 
 /// SHA-256 of a token's secret, what the database holds.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +109,9 @@ pub struct TokenHash([u8; 32]);
 pub struct NotAToken;
 
 impl<K: Kind> Token<K> {
-    /// The token of a session.
-    pub fn new(session: SessionId, secret: [u8; 32]) -> Self {
-        Self { session, secret: Secret::new(secret), kind: PhantomData }
+    /// The token of a session or shopper.
+    pub fn new(owner: K::Owner, secret: [u8; 32]) -> Self {
+        Self { owner: owner.uuid(), secret: Secret::new(secret), kind: PhantomData }
     }
 
     /// Reads the text form.
@@ -82,22 +127,17 @@ impl<K: Kind> Token<K> {
         let mut secret = [0; 32];
         id.copy_from_slice(&body[1..17]);
         secret.copy_from_slice(&body[17..]);
-        Ok(Self::new(SessionId::from_uuid(uuid::Uuid::from_bytes(id)), secret))
+        Ok(Self::new(K::Owner::from_uuid(Uuid::from_bytes(id)), secret))
     }
 
     /// The text form, for the holder only.
     pub fn expose(&self) -> String {
         let mut body = [0; BODY];
         body[0] = VERSION;
-        body[1..17].copy_from_slice(self.session.uuid().as_bytes());
+        body[1..17].copy_from_slice(self.owner.as_bytes());
         body[17..].copy_from_slice(self.secret.expose());
         let encoded = URL_SAFE_NO_PAD.encode([&body[..], &checksum_of(&body)].concat());
         format!("{}{encoded}", K::PREFIX)
-    }
-
-    /// The session that it claims to be of.
-    pub fn session_id(&self) -> SessionId {
-        self.session
     }
 
     /// The bare secret, which a successor's is derived from.
@@ -108,6 +148,20 @@ impl<K: Kind> Token<K> {
     /// What to store.
     pub fn hash(&self) -> TokenHash {
         TokenHash(sha256(&[K::LABEL, self.secret.expose()]))
+    }
+}
+
+impl<K: Kind<Owner = SessionId>> Token<K> {
+    /// The session that it claims to be of.
+    pub fn session_id(&self) -> SessionId {
+        SessionId::from_uuid(self.owner)
+    }
+}
+
+impl RecoveryToken {
+    /// The shopper whose cart it claims to open.
+    pub fn shopper_id(&self) -> ShopperId {
+        ShopperId::from_uuid(self.owner)
     }
 }
 
@@ -184,9 +238,18 @@ mod tests {
     #[test]
     fn kinds_share_neither_text_nor_hash() {
         let (session, elevation) = (token(), ElevationToken::new(token().session_id(), [9; 32]));
-        assert!(ElevationToken::parse(&session.expose()).is_err());
-        assert!(SessionToken::parse(&elevation.expose()).is_err());
-        assert!(session.hash() != elevation.hash());
+        let recovery = RecoveryToken::new(ShopperId::from_uuid(token().owner), [9; 32]);
+        for other in [elevation.expose(), recovery.expose()] {
+            assert!(SessionToken::parse(&other).is_err());
+        }
+        for other in [session.expose(), recovery.expose()] {
+            assert!(ElevationToken::parse(&other).is_err());
+        }
+        for other in [session.expose(), elevation.expose()] {
+            assert!(RecoveryToken::parse(&other).is_err());
+        }
+        assert!(session.hash() != elevation.hash() && session.hash() != recovery.hash());
+        assert!(elevation.hash() != recovery.hash());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::id::{ComponentId, GroupId, TouchpointId};
 use shared::time::Time;
 
+use super::abandonment::CartPolicy;
 use super::session::{RevokeReason, Timeouts};
 
 /// Most issuers that a policy names.
@@ -25,6 +26,8 @@ pub struct Touchpoint {
     pub components: Vec<ComponentId>,
     /// How long its sessions live.
     pub policy: SessionPolicy,
+    /// When carts that were last changed here count as what.
+    pub cart_policy: CartPolicy,
     /// Whether sessions have a shopper.
     pub has_shoppers: bool,
     /// Sessions of a lower epoch are revoked.

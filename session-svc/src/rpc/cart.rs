@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::convert::{cart_to_proto, empty_cart};
 use super::shopper::Shopper;
-use super::{App, overtaken};
+use super::{App, abandonment, overtaken};
 use crate::OUTBOX;
 use crate::domain::cart::{Applied, Cart, Currency, Line, Visiting};
 use crate::domain::visit::Visit;
@@ -144,7 +144,7 @@ impl App {
         }
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency };
         let mut tx = self.db.begin(change.deadline).await?;
-        let mut cart = self.lock_cart(&mut tx, &place, shopper.session_id(), &change, now).await?;
+        let mut cart = self.lock_cart(&mut tx, &place, &shopper, &change, now).await?;
         if let Some(id) = change.request_id
             && let Some(applied) = cart.applied(id)
         {
@@ -189,6 +189,9 @@ impl App {
         if let Some(request_id) = *request_id {
             cart.remember(Applied { request_id, body_hash: *body_hash, line, newer: vec![] });
         }
+        if let Some(touchpoint) = shopper.touchpoint() {
+            cart.touchpoint = Some(touchpoint.id.clone());
+        }
         cart.version += 1;
         if !store::cart::update(&mut tx, tenant, cart).await? {
             return Err(overtaken());
@@ -208,6 +211,9 @@ impl App {
         OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
         if !saved.is_empty() {
             self.continue_cart(&mut tx, &actor, cart, saved).await?;
+        }
+        if cart.updated_at == now {
+            abandonment::recover(&mut tx, &actor, cart).await?;
         }
         tx.commit().await?;
         if let Some(session) = held {
@@ -232,7 +238,7 @@ impl App {
             applied: ordered.applied.clone(),
             ..self.new_cart(ordered.shopper, ordered.group.clone(), ordered.currency, actor.now)
         };
-        if !store::cart::insert(tx, &actor.tenant, &next).await? {
+        if !store::cart::insert(tx, &actor.tenant, &next, actor.now).await? {
             return Err(overtaken());
         }
         let data = json!({"shopper_id": next.shopper.to_string(), "from_cart_id": ordered.id.to_string()});
@@ -242,21 +248,21 @@ impl App {
     }
 
     /// The open cart, locked. Where there is none, and a login did not just take `session` to another shopper, it is the
-    /// one that [`App::make_cart`] answers.
+    /// one that [`App::make_cart`] answers, which makes one if it is told when to look at it first.
     async fn lock_cart(
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
-        session: Option<SessionId>,
+        shopper: &Shopper,
         change: &Change,
         now: Time,
     ) -> Result<Cart, Failure> {
         if let Some(cart) = store::cart::lock_open(tx, place).await? {
             return Ok(cart);
         }
-        let cart = self.make_cart(tx, place, change, now).await?;
+        let cart = self.make_cart(tx, place, shopper, change, now).await?;
         // A login merges the carts that it finds, then waits for whoever was here first and looks again.
-        if let Some(session) = session
+        if let Some(session) = shopper.session_id()
             && !store::session::stays_of(tx, place.tenant, session, place.shopper).await?
         {
             return Err(overtaken());
@@ -270,6 +276,7 @@ impl App {
         &self,
         tx: &mut Tx,
         place: &Place<'_>,
+        shopper: &Shopper,
         change: &Change,
         now: Time,
     ) -> Result<Option<Cart>, Failure> {
@@ -280,7 +287,7 @@ impl App {
         }
         let applied = last.map(|cart| cart.applied).unwrap_or_default();
         let cart = Cart { applied, ..self.new_cart(place.shopper, place.group.clone(), place.currency, now) };
-        if store::cart::insert(tx, place.tenant, &cart).await? {
+        if store::cart::insert(tx, place.tenant, &cart, shopper.first_look(now)).await? {
             return Ok(Some(cart));
         }
         // Somebody else made it at the same time and has committed.
@@ -293,7 +300,7 @@ impl App {
     }
 }
 
-fn no_cart() -> Refusal {
+pub(super) fn no_cart() -> Refusal {
     Refusal::new(Reason::CartNotFound, "there is no such cart")
 }
 

@@ -12,8 +12,11 @@ use tonic::Request;
 
 use super::App;
 use crate::domain::lineage::{Grade, Presented};
+use crate::domain::recovery::End;
 use crate::domain::session::RevokeReason;
-use crate::domain::token::{ElevationToken, Kind as _, OfElevation, OfSession, SessionToken};
+use crate::domain::token::{
+    ElevationToken, Kind as _, OfElevation, OfRecovery, OfSession, RecoveryToken, SessionToken,
+};
 use crate::store;
 
 const FOUND_AT_MAX: usize = 255;
@@ -24,12 +27,15 @@ const TOKEN_PART: usize = 20;
 enum Leaked {
     Session(SessionToken),
     Elevation(ElevationToken),
+    Recovery(RecoveryToken),
 }
 
 impl Leaked {
     fn parse(text: &str) -> Option<Self> {
-        let elevation = || ElevationToken::parse(text).map(Self::Elevation);
-        SessionToken::parse(text).map(Self::Session).or_else(|_| elevation()).ok()
+        let elevation = |_| ElevationToken::parse(text).map(Self::Elevation);
+        let recovery = |_| RecoveryToken::parse(text).map(Self::Recovery);
+        let session = SessionToken::parse(text).map(Self::Session);
+        session.or_else(elevation).or_else(recovery).ok()
     }
 
     /// Tells tokens apart, and is none.
@@ -37,6 +43,7 @@ impl Leaked {
         let hash = match self {
             Self::Session(token) => token.hash(),
             Self::Elevation(token) => token.hash(),
+            Self::Recovery(token) => token.hash(),
         };
         URL_SAFE_NO_PAD.encode(hash.bytes())
     }
@@ -63,17 +70,18 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = work.actor.tenant.clone();
-        let (id, is_ended) = match &leaked {
+        let (session, is_ended) = match &leaked {
             Leaked::Session(token) => {
-                (token.session_id(), self.end_leaked(&mut work, token, &found_at).await?)
+                (Some(token.session_id()), self.end_leaked(&mut work, token, &found_at).await?)
             }
             Leaked::Elevation(token) => {
-                (token.session_id(), self.use_leaked_up(&mut work, token, &found_at).await?)
+                (Some(token.session_id()), self.use_leaked_up(&mut work, token, &found_at).await?)
             }
+            Leaked::Recovery(token) => (None, revoke_leaked(&mut work, token, &found_at).await?),
         };
         let answer = work.answer(outcome(is_ended)).await?;
         // Also where it lived no more: memory may not have heard of that.
-        self.forget(&tenant, &[id]);
+        self.forget(&tenant, session.as_slice());
         Ok(answer)
     }
 
@@ -128,6 +136,20 @@ impl App {
     }
 }
 
+/// Takes a recovery out of use that was open.
+async fn revoke_leaked(work: &mut Mutation, token: &RecoveryToken, found_at: &str) -> Result<bool, Failure> {
+    let (tenant, now) = (work.actor.tenant.clone(), work.now);
+    let Some(recovery) = store::recovery::find(&mut work.tx, &tenant, token).await? else {
+        return Ok(false);
+    };
+    if !store::recovery::end(&mut work.tx, &tenant, token, End::Revoked, now).await? {
+        return Ok(false);
+    }
+    let data = with_place(json!({"shopper_id": token.shopper_id().to_string()}), found_at);
+    work.tell("cart.recovery_leaked", recovery.cart.to_string(), data);
+    Ok(true)
+}
+
 /// Whether a text has what looks like a token of ours in it.
 fn holds_token(text: &str) -> bool {
     let is_part = |b: &u8| b.is_ascii_alphanumeric() || b"-_".contains(b);
@@ -137,7 +159,9 @@ fn holds_token(text: &str) -> bool {
             rest.take(TOKEN_PART).filter(|b| is_part(b)).count() == TOKEN_PART
         })
     };
-    begins(OfSession::PREFIX) || begins(OfElevation::PREFIX)
+    [OfSession::PREFIX, OfElevation::PREFIX, OfRecovery::PREFIX]
+        .into_iter()
+        .any(begins)
 }
 
 fn outcome(is_ended: bool) -> pb::ReportLeakedTokenResponse {

@@ -8,11 +8,11 @@ use shared::pb::session as pb;
 use shared::status::{Failure, Reason, Refusal};
 use sqlx::Connection as _;
 
-use super::{App, overtaken};
+use super::{App, abandonment, overtaken};
 use crate::domain::cart::{Cart, State};
 use crate::domain::merge::{InCheckout, Merge, Outcome, Strategy, merge};
 use crate::store;
-use crate::store::cart::Place;
+use crate::store::cart::{Key, Place};
 
 /// How often a login looks for carts that were made meanwhile.
 const LOOKS_MAX: usize = 3;
@@ -78,8 +78,9 @@ async fn lock_carts(
     Err(overtaken())
 }
 
-/// Brings one cart to the subject's shopper; answers what was done, where it is now and how much was left out.
-async fn bring(
+/// Brings one cart to the subject's shopper; answers what was done, where it is now and how much was left out. To abandoned
+/// carts that it ends or changes their shopper came back.
+pub(super) async fn bring(
     work: &mut Mutation,
     tenant: &TenantId,
     source: &mut Cart,
@@ -101,9 +102,11 @@ async fn bring(
         None => {
             let merge = Some(Box::new(Merge::handing_over(source, work.now)));
             source.state = State::Merged { into: source.id, merge };
+            source.updated_at = work.now;
             (pb::CartMergeOutcome::Moved, source.id, 0)
         }
         Some(mut target) => {
+            let changed_at = target.updated_at;
             let left_out = match merge(&mut target, source, strategy, work.now)? {
                 Outcome::Merged { left_out } => left_out,
                 Outcome::KeptApart => return Ok((pb::CartMergeOutcome::KeptApart, None, 0)),
@@ -111,6 +114,9 @@ async fn bring(
             };
             target.version += 1;
             write(work, tenant, &target).await?;
+            if target.updated_at != changed_at {
+                abandonment::recover(&mut work.tx, &work.actor, &mut target).await?;
+            }
             let data = json!({"shopper_id": into.to_string(), "from_cart_id": source.id.to_string()});
             work.tell("cart.lines_merged", target.id.to_string(), data);
             (pb::CartMergeOutcome::Merged, target.id, left_out)
@@ -118,6 +124,9 @@ async fn bring(
     };
     source.version += 1;
     write(work, tenant, source).await?;
+    let key = |shopper, cart| Key { tenant: tenant.clone(), shopper, cart };
+    let (from, to) = (key(source.shopper, source.id), key(into, id));
+    store::abandonment::bring_contact(&mut work.tx, &from, &to).await?;
     let data = json!({
         "shopper_id": source.shopper.to_string(),
         "into_shopper_id": into.to_string(),
@@ -126,17 +135,21 @@ async fn bring(
         "left_out_quantity": left_out,
     });
     work.tell("cart.merged", source.id.to_string(), data);
+    abandonment::recover(&mut work.tx, &work.actor, source).await?;
     Ok((outcome, Some(id), left_out))
 }
 
 /// Gives the shopper the cart as it is, which knows the request ids of the shopper's last cart from then on, as every new
-/// cart does; false if the shopper has one by now. The shopper is part of the key, so it is a row of its own.
+/// cart does; false if the shopper has one by now. The shopper is part of the key, so it is a row of its own, which is
+/// looked at at once.
 async fn hand_over(work: &mut Mutation, place: &Place<'_>, source: &Cart) -> Result<bool, Failure> {
-    let mut cart = Cart { shopper: place.shopper, ..source.clone() };
+    let mut cart = Cart { shopper: place.shopper, updated_at: work.now, ..source.clone() };
+    // That of the row it was is told of.
+    cart.abandonment.recover(work.now);
     if let Some(last) = store::cart::find_last_ended(&mut work.tx, place).await? {
         cart.remember_all(&last.applied);
     }
-    Ok(store::cart::insert(&mut work.tx, place.tenant, &cart).await?)
+    Ok(store::cart::insert(&mut work.tx, place.tenant, &cart, work.now).await?)
 }
 
 /// Writes a locked cart.

@@ -1,10 +1,11 @@
-//! Session policies on the wire. What is unset is the default.
+//! Session and cart policies on the wire. What is unset is the default.
 
 use shared::parse::{duration, known, line, within};
 use shared::pb::session as pb;
 use shared::status::Refusal;
 use shared::time::duration_to_proto;
 
+use crate::domain::abandonment::CartPolicy;
 use crate::domain::session::Timeouts;
 use crate::domain::touchpoint::{LimitAction, SessionLimit, SessionPolicy};
 
@@ -41,7 +42,8 @@ pub(super) fn policy_from_proto(policy: pb::SessionPolicy) -> Result<SessionPoli
         rotation_grace: span("rotation_grace", rotation_grace, or.rotation_grace)?,
         allowed_issuers: allowed_issuers.into_iter().map(issuer).collect::<Result<_, _>>()?,
     };
-    Ok(policy.check()?)
+    let checked = policy.check();
+    checked.map_err(|bad| Refusal::field(field(bad.field), bad.problem))
 }
 
 fn field(name: &str) -> String {
@@ -92,5 +94,33 @@ pub(super) fn policy_to_proto(policy: &SessionPolicy) -> pb::SessionPolicy {
         session_limit: policy.session_limit.map(limit),
         rotation_grace: span(policy.rotation_grace),
         allowed_issuers: policy.allowed_issuers.clone(),
+    }
+}
+
+/// From the wire, checked.
+pub(super) fn cart_policy_from_proto(policy: pb::CartPolicy) -> Result<CartPolicy, Refusal> {
+    let pb::CartPolicy { idle_after, abandoned_after, lost_after, checkout_timeout } = policy;
+    let field = |name: &str| format!("touchpoint.cart_policy.{name}");
+    let span = |name: &str, value, or| Ok::<_, Refusal>(duration(&field(name), value)?.unwrap_or(or));
+    let or = CartPolicy::default();
+    let or = CartPolicy::new(span("abandoned_after", abandoned_after, or.abandoned_after)?);
+    let policy = CartPolicy {
+        idle_after: span("idle_after", idle_after, or.idle_after)?,
+        abandoned_after: or.abandoned_after,
+        lost_after: span("lost_after", lost_after, or.lost_after)?,
+        checkout_timeout: span("checkout_timeout", checkout_timeout, or.checkout_timeout)?,
+    };
+    let checked = policy.check();
+    checked.map_err(|bad| Refusal::field(field(bad.field), bad.problem))
+}
+
+/// To the wire, with the defaults that apply.
+pub(super) fn cart_policy_to_proto(policy: &CartPolicy) -> pb::CartPolicy {
+    let span = |duration| Some(duration_to_proto(duration));
+    pb::CartPolicy {
+        idle_after: span(policy.idle_after),
+        abandoned_after: span(policy.abandoned_after),
+        lost_after: span(policy.lost_after),
+        checkout_timeout: span(policy.checkout_timeout),
     }
 }

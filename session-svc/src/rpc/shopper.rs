@@ -13,6 +13,7 @@ use shared::time::Time;
 use super::App;
 use super::live::Seen;
 use crate::cache::Entry;
+use crate::domain::abandonment::CartPolicy;
 use crate::domain::lineage::Presented;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
@@ -28,6 +29,23 @@ pub(super) struct Shopper {
 impl Shopper {
     pub(super) fn session_id(&self) -> Option<SessionId> {
         self.named_by.as_ref().map(|(seen, _)| seen.session.id)
+    }
+
+    /// Whether nobody is logged in to the session that named it.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.named_by.as_ref().is_some_and(|(seen, _)| seen.session.identity.is_none())
+    }
+
+    /// Where it was named.
+    pub(super) fn touchpoint(&self) -> Option<&Touchpoint> {
+        self.named_by.as_ref().map(|(_, touchpoint)| &touchpoint.value)
+    }
+
+    /// When a cart that it makes now may be due for the first time.
+    pub(super) fn first_look(&self, now: Time) -> Time {
+        now + self
+            .touchpoint()
+            .map_or(CartPolicy::IDLE_MIN, |touchpoint| touchpoint.cart_policy.idle_after)
     }
 
     pub(super) fn has_superseded_token(&self) -> bool {

@@ -12,7 +12,7 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Time, to_proto};
 use tonic::{Request, Response, Status};
 
-use super::policy::{policy_from_proto, policy_to_proto};
+use super::policy::{cart_policy_from_proto, cart_policy_to_proto, policy_from_proto, policy_to_proto};
 use super::{App, no_touchpoint, overtaken};
 use crate::domain::touchpoint::Touchpoint;
 use crate::store;
@@ -127,6 +127,7 @@ fn touchpoint_from_proto(touchpoint: Option<pb::Touchpoint>) -> Result<(Touchpoi
         has_shoppers,
         create_time: _,
         etag,
+        cart_policy,
     } = required("touchpoint", touchpoint)?;
     let id: TouchpointId = parse("touchpoint.touchpoint", &touchpoint)?;
     at_most("touchpoint.components", &components, COMPONENTS_MAX)?;
@@ -141,6 +142,7 @@ fn touchpoint_from_proto(touchpoint: Option<pb::Touchpoint>) -> Result<(Touchpoi
         display_name: line("touchpoint.display_name", display_name, 0, 200)?,
         components,
         policy: policy_from_proto(session_policy.unwrap_or_default())?,
+        cart_policy: cart_policy_from_proto(cart_policy.unwrap_or_default())?,
         has_shoppers,
         session_epoch: 0,
         sessions_revoked: None,
@@ -161,6 +163,7 @@ impl From<&Touchpoint> for pb::Touchpoint {
             has_shoppers: touchpoint.has_shoppers,
             create_time: Some(to_proto(touchpoint.created_at)),
             etag: etag_of(touchpoint.version),
+            cart_policy: Some(cart_policy_to_proto(&touchpoint.cart_policy)),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `session.carts`.
 
 use shared::db::broken_constraint;
-use shared::id::{CartId, GroupId, SessionId, ShopperId, TenantId};
+use shared::id::{CartId, GroupId, SessionId, ShopperId, TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use self::content::Content;
+use crate::domain::abandonment::{Abandonment, Kind, Raised};
 use crate::domain::cart::{Cart, Currency, State};
 use crate::store::corrupt;
 
@@ -24,6 +25,17 @@ pub struct Place<'a> {
     pub currency: Currency,
 }
 
+/// What a cart is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Whose tenant's.
+    pub tenant: TenantId,
+    /// Whose.
+    pub shopper: ShopperId,
+    /// Which.
+    pub cart: CartId,
+}
+
 struct Row {
     shopper_id: Uuid,
     cart_id: Uuid,
@@ -38,6 +50,12 @@ struct Row {
     created_at: Time,
     updated_at: Time,
     version: i64,
+    touchpoint_id: Option<String>,
+    activity_epoch: i32,
+    abandoned_at: Option<Time>,
+    abandoned_kind: Option<String>,
+    lost_at: Option<Time>,
+    recovered_at: Option<Time>,
 }
 
 impl TryFrom<Row> for Cart {
@@ -62,6 +80,12 @@ impl TryFrom<Row> for Cart {
         };
         let Content { lines, codes, pricing, applied, newer } =
             content::read(&row.content).ok_or_else(|| bad("content"))?;
+        let touchpoint = row.touchpoint_id.as_deref().map(str::parse).transpose();
+        let raised = match (row.abandoned_at, row.abandoned_kind.as_deref().map(Kind::from_name)) {
+            (None, _) => None,
+            (Some(at), Some(Some(kind))) => Some(Raised { kind, at, lost_at: row.lost_at }),
+            (Some(_), _) => return Err(bad("abandoned_kind")),
+        };
         Ok(Self {
             id: CartId::from_uuid(row.cart_id),
             shopper: ShopperId::from_uuid(row.shopper_id),
@@ -76,6 +100,8 @@ impl TryFrom<Row> for Cart {
             created_at: row.created_at,
             updated_at: row.updated_at,
             version: row.version,
+            touchpoint: touchpoint.map_err(|_| bad("touchpoint_id"))?,
+            abandonment: Abandonment { epoch: row.activity_epoch, raised, recovered_at: row.recovered_at },
         })
     }
 }
@@ -91,7 +117,8 @@ pub async fn find(
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3",
         tenant.as_str(),
@@ -110,7 +137,8 @@ pub async fn find_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')",
@@ -131,7 +159,8 @@ pub async fn lock_open(db: &mut PgConnection, place: &Place<'_>) -> sqlx::Result
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ACTIVE', 'CHECKOUT')
@@ -158,7 +187,8 @@ pub async fn lock_all_open(
     let rows = sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = any($2) and state in ('ACTIVE', 'CHECKOUT')
         order by shopper_id, cart_id
@@ -192,7 +222,8 @@ pub async fn find_last_ended(db: &mut PgConnection, place: &Place<'_>) -> sqlx::
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4
             and state in ('ORDERED', 'EXPIRED', 'DISCARDED')
@@ -219,7 +250,8 @@ pub async fn find_ordered(
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and group_id = $3 and currency_code = $4 and state = 'ORDERED'
             and order_ref = $5
@@ -237,14 +269,38 @@ pub async fn find_ordered(
     .transpose()
 }
 
-/// Adds an open cart; false if there is one by now.
+/// Those of the carts that are there, of any tenants, each as far as it can be read; in no order.
+#[tracing::instrument(name = "db.cart.find_many", skip_all, fields(count = keys.len()))]
+pub async fn find_many(db: &mut PgConnection, keys: &[Key]) -> sqlx::Result<Vec<sqlx::Result<Cart>>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select cart.shopper_id, cart.cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
+        from unnest($1::text[], $2::uuid[], $3::uuid[]) as key (tenant_id, shopper_id, cart_id)
+        join session.carts cart using (tenant_id, shopper_id, cart_id)",
+        &keys.iter().map(|key| key.tenant.to_string()).collect::<Vec<_>>(),
+        &keys.iter().map(|key| key.shopper.uuid()).collect::<Vec<_>>(),
+        &keys.iter().map(|key| key.cart.uuid()).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Cart::try_from).collect())
+}
+
+/// Adds an open cart, to be looked at first at `due_at`; false if there is one by now.
 #[tracing::instrument(name = "db.cart.insert", skip_all)]
-pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
+pub async fn insert(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    cart: &Cart,
+    due_at: Time,
+) -> sqlx::Result<bool> {
     let Columns { checkout_session, .. } = Columns::of(&cart.state)?;
     let done = sqlx::query!(
         "insert into session.carts (tenant_id, shopper_id, cart_id, group_id, currency_code, state, content,
-            checkout_session_id, created_at, updated_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            checkout_session_id, created_at, updated_at, version, touchpoint_id, activity_epoch, recovered_at, due_at)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
         on conflict (tenant_id, shopper_id, group_id, currency_code) where state in ('ACTIVE', 'CHECKOUT') do nothing",
         tenant.as_str(),
         cart.shopper.uuid(),
@@ -257,20 +313,25 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
         cart.created_at,
         cart.updated_at,
         cart.version,
+        cart.touchpoint.as_ref().map(TouchpointId::as_str),
+        cart.abandonment.epoch,
+        cart.abandonment.recovered_at,
+        due_at,
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Writes an open one of version `cart.version - 1`; false if it is not, or has another.
+/// Writes an open one of version `cart.version - 1`, but for its abandonment; false if it is not, or has another. Neither
+/// here nor by what else a change of a line writes is an index moved.
 #[tracing::instrument(name = "db.cart.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
     let Columns { order_ref, checkout_session, merged_into, merge_record } = Columns::of(&cart.state)?;
     let done = sqlx::query!(
         "update session.carts
         set state = $4, content = $5, order_ref = $6, checkout_session_id = $7, updated_at = $8, version = $9,
-            merged_into_cart_id = $10, merge_record = $11
+            merged_into_cart_id = $10, merge_record = $11, touchpoint_id = $12
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $9::bigint - 1
             and state in ('ACTIVE', 'CHECKOUT')",
         tenant.as_str(),
@@ -284,6 +345,7 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
         cart.version,
         merged_into,
         merge_record,
+        cart.touchpoint.as_ref().map(TouchpointId::as_str),
     )
     .execute(db)
     .await?;
@@ -301,7 +363,8 @@ pub async fn lock(
     sqlx::query_as!(
         Row,
         "select shopper_id, cart_id, group_id, currency_code, state, content, order_ref, checkout_session_id,
-            merged_into_cart_id, merge_record, created_at, updated_at, version
+            merged_into_cart_id, merge_record, created_at, updated_at, version, touchpoint_id, activity_epoch, abandoned_at,
+            abandoned_kind, lost_at, recovered_at
         from session.carts
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3
         for update",
@@ -315,13 +378,14 @@ pub async fn lock(
     .transpose()
 }
 
-/// Opens a merged one of version `cart.version - 1` again, with its contents as they were; false if its shopper has an open
+/// Opens a merged one of version `cart.version - 1` again, with its contents as they were, to be looked at at once; false if its shopper has an open
 /// one of the group and currency by now.
 #[tracing::instrument(name = "db.cart.reopen", skip_all)]
 pub async fn reopen(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update session.carts
-        set state = 'ACTIVE', merged_into_cart_id = null, merge_record = null, updated_at = $4, version = $5
+        set state = 'ACTIVE', merged_into_cart_id = null, merge_record = null, updated_at = $4, version = $5,
+            due_at = $4
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and version = $5::bigint - 1 and state = 'MERGED'
             and not exists (
                 select from session.carts other

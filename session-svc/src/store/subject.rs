@@ -76,6 +76,23 @@ pub async fn set_shopper(
     .map(drop)
 }
 
+/// Which of these shoppers are subjects'.
+#[tracing::instrument(name = "db.subject.owned", skip_all, fields(count = shoppers.len()))]
+pub async fn owned(
+    db: &mut PgConnection,
+    shoppers: &[(&TenantId, ShopperId)],
+) -> sqlx::Result<Vec<ShopperId>> {
+    sqlx::query_scalar!(
+        r#"select distinct subject.shopper_id as "shopper_id!: ShopperId"
+        from unnest($1::text[], $2::uuid[]) as shopper (tenant_id, shopper_id)
+        join session.subjects subject using (tenant_id, shopper_id)"#,
+        &shoppers.iter().map(|(tenant, _)| tenant.to_string()).collect::<Vec<_>>(),
+        &shoppers.iter().map(|(_, shopper)| shopper.uuid()).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Disables or enables a locked subject.
 #[tracing::instrument(name = "db.subject.set_disabled", skip_all)]
 pub async fn set_disabled(

@@ -6,6 +6,7 @@ use shared::id::{TenantId, TouchpointId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
+use crate::domain::abandonment::CartPolicy;
 use crate::domain::session::{RevokeReason, Timeouts};
 use crate::domain::touchpoint::{LimitAction, SessionLimit, SessionPolicy, Touchpoint};
 use crate::store::corrupt;
@@ -29,6 +30,10 @@ struct Row {
     session_limit_action: Option<String>,
     rotation_grace_secs: i32,
     allowed_issuers: Vec<String>,
+    cart_idle_after_secs: i32,
+    cart_abandoned_after_secs: i32,
+    cart_lost_after_secs: i32,
+    cart_checkout_timeout_secs: i32,
     session_epoch: i32,
     sessions_revoked_at: Option<Time>,
     sessions_revoke_reason: Option<String>,
@@ -37,9 +42,18 @@ struct Row {
 }
 
 impl Row {
+    /// The cart policy, or which column is corrupt.
+    fn cart_policy(&self) -> Result<CartPolicy, &'static str> {
+        Ok(CartPolicy {
+            idle_after: secs(self.cart_idle_after_secs, "cart_idle_after_secs")?,
+            abandoned_after: secs(self.cart_abandoned_after_secs, "cart_abandoned_after_secs")?,
+            lost_after: secs(self.cart_lost_after_secs, "cart_lost_after_secs")?,
+            checkout_timeout: secs(self.cart_checkout_timeout_secs, "cart_checkout_timeout_secs")?,
+        })
+    }
+
     /// The policy, or which column is corrupt.
     fn policy(&self) -> Result<SessionPolicy, &'static str> {
-        let secs = |secs: i32, column| u64::try_from(secs).map(Duration::from_secs).map_err(|_| column);
         let remember_me = match (self.remember_idle_timeout_secs, self.remember_absolute_lifetime_secs) {
             (Some(idle), Some(absolute)) => Some(Timeouts {
                 idle: secs(idle, "remember_idle_timeout_secs")?,
@@ -77,6 +91,10 @@ impl Row {
     }
 }
 
+fn secs(secs: i32, column: &'static str) -> Result<Duration, &'static str> {
+    u64::try_from(secs).map(Duration::from_secs).map_err(|_| column)
+}
+
 impl TryFrom<Row> for Touchpoint {
     type Error = sqlx::Error;
 
@@ -90,6 +108,7 @@ impl TryFrom<Row> for Touchpoint {
             group: row.group_id.parse().map_err(|_| bad("group_id"))?,
             components: components.collect::<sqlx::Result<_>>()?,
             policy: row.policy().map_err(bad)?,
+            cart_policy: row.cart_policy().map_err(bad)?,
             session_epoch: row.session_epoch,
             sessions_revoked: revoked
                 .map(|(at, name)| Ok::<_, sqlx::Error>((at, reason(name)?)))
@@ -114,8 +133,8 @@ pub async fn find(
         "select touchpoint_id, display_name, group_id, components, has_shoppers, idle_timeout_secs, absolute_lifetime_secs,
             visit_gap_secs, staleness_bound_ms, outage_bound_secs, remember_idle_timeout_secs,
             remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs, session_limit, session_limit_action,
-            rotation_grace_secs, allowed_issuers, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at,
-            version
+            rotation_grace_secs, allowed_issuers, cart_idle_after_secs, cart_abandoned_after_secs, cart_lost_after_secs,
+            cart_checkout_timeout_secs, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at, version
         from session.touchpoints
         where tenant_id = $1 and touchpoint_id = $2",
         tenant.as_str(),
@@ -140,8 +159,8 @@ pub async fn list(
         "select touchpoint_id, display_name, group_id, components, has_shoppers, idle_timeout_secs, absolute_lifetime_secs,
             visit_gap_secs, staleness_bound_ms, outage_bound_secs, remember_idle_timeout_secs,
             remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs, session_limit, session_limit_action,
-            rotation_grace_secs, allowed_issuers, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at,
-            version
+            rotation_grace_secs, allowed_issuers, cart_idle_after_secs, cart_abandoned_after_secs, cart_lost_after_secs,
+            cart_checkout_timeout_secs, session_epoch, sessions_revoked_at, sessions_revoke_reason, created_at, version
         from session.touchpoints
         where tenant_id = $1 and touchpoint_id > $2
         order by touchpoint_id
@@ -163,8 +182,10 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
         "insert into session.touchpoints (tenant_id, touchpoint_id, display_name, group_id, components, has_shoppers,
             idle_timeout_secs, absolute_lifetime_secs, visit_gap_secs, staleness_bound_ms, outage_bound_secs, created_at, version,
             remember_idle_timeout_secs, remember_absolute_lifetime_secs, level_2_max_age_secs, level_3_max_age_secs,
-            session_limit, session_limit_action, rotation_grace_secs, allowed_issuers)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+            session_limit, session_limit_action, rotation_grace_secs, allowed_issuers, cart_idle_after_secs,
+            cart_abandoned_after_secs, cart_lost_after_secs, cart_checkout_timeout_secs)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+            $25)
         on conflict (tenant_id, touchpoint_id) do nothing",
         tenant.as_str(),
         touchpoint.id.as_str(),
@@ -187,6 +208,10 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
         columns.session_limit_action,
         columns.rotation_grace_secs,
         &touchpoint.policy.allowed_issuers,
+        columns.cart_idle_after_secs,
+        columns.cart_abandoned_after_secs,
+        columns.cart_lost_after_secs,
+        columns.cart_checkout_timeout_secs,
     )
     .execute(db)
     .await?;
@@ -203,7 +228,8 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
             absolute_lifetime_secs = $8, visit_gap_secs = $9, staleness_bound_ms = $10, outage_bound_secs = $11, version = $12,
             remember_idle_timeout_secs = $13, remember_absolute_lifetime_secs = $14, level_2_max_age_secs = $15,
             level_3_max_age_secs = $16, session_limit = $17, session_limit_action = $18, rotation_grace_secs = $19,
-            allowed_issuers = $20
+            allowed_issuers = $20, cart_idle_after_secs = $21, cart_abandoned_after_secs = $22, cart_lost_after_secs = $23,
+            cart_checkout_timeout_secs = $24
         where tenant_id = $1 and touchpoint_id = $2 and version = $12::bigint - 1",
         tenant.as_str(),
         touchpoint.id.as_str(),
@@ -225,6 +251,10 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, touchpoint: &Touch
         columns.session_limit_action,
         columns.rotation_grace_secs,
         &touchpoint.policy.allowed_issuers,
+        columns.cart_idle_after_secs,
+        columns.cart_abandoned_after_secs,
+        columns.cart_lost_after_secs,
+        columns.cart_checkout_timeout_secs,
     )
     .execute(db)
     .await?;
@@ -279,13 +309,17 @@ struct Columns {
     session_limit: Option<i32>,
     session_limit_action: Option<&'static str>,
     rotation_grace_secs: i32,
+    cart_idle_after_secs: i32,
+    cart_abandoned_after_secs: i32,
+    cart_lost_after_secs: i32,
+    cart_checkout_timeout_secs: i32,
 }
 
 impl Columns {
     /// The policy's limits keep all of these well within 32 bits.
     fn of(touchpoint: &Touchpoint) -> Self {
         let secs = |duration: Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
-        let policy = &touchpoint.policy;
+        let (policy, carts) = (&touchpoint.policy, &touchpoint.cart_policy);
         Self {
             components: touchpoint.components.iter().map(ToString::to_string).collect(),
             idle_timeout_secs: secs(policy.timeouts.idle),
@@ -303,6 +337,10 @@ impl Columns {
                 LimitAction::EvictLeastRecent => "EVICT_LEAST_RECENT",
             }),
             rotation_grace_secs: secs(policy.rotation_grace),
+            cart_idle_after_secs: secs(carts.idle_after),
+            cart_abandoned_after_secs: secs(carts.abandoned_after),
+            cart_lost_after_secs: secs(carts.lost_after),
+            cart_checkout_timeout_secs: secs(carts.checkout_timeout),
         }
     }
 }

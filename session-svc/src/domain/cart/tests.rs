@@ -5,12 +5,12 @@ use proptest::prelude::*;
 use shared::time::at;
 use uuid::Uuid;
 
-fn cart() -> Cart {
+pub(in crate::domain) fn cart() -> Cart {
     let (id, shopper) = (CartId::new(at(0), [0; 10]), ShopperId::new(at(0), [0; 10]));
     Cart::new(id, shopper, "web".parse().unwrap(), "EUR".parse().unwrap(), at(0))
 }
 
-fn line(n: u8, quantity: i32, unit_price: i64) -> Line {
+pub(in crate::domain) fn line(n: u8, quantity: i32, unit_price: i64) -> Line {
     Line {
         id: LineId::new(at(0), [n; 10]),
         sku: format!("sku-{n}"),

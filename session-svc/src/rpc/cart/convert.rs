@@ -57,6 +57,7 @@ pub(in crate::rpc) fn cart_to_proto(cart: &Cart, moment: &Moment) -> pb::Cart {
         codes: cart.codes.clone(),
         pricing_context: pricing.map(Into::into),
         minor_unit_digits: cart.currency.digits.into(),
+        abandonment: Some((&cart.abandonment).into()),
     }
 }
 

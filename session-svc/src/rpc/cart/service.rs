@@ -105,4 +105,39 @@ impl CartService for App {
     ) -> Result<Response<pb::UndoCartMergeResponse>, Status> {
         Ok(Response::new(self.undo_cart_merge(request).await?))
     }
+
+    async fn set_cart_contact(
+        &self,
+        request: Request<pb::SetCartContactRequest>,
+    ) -> Result<Response<pb::SetCartContactResponse>, Status> {
+        Ok(Response::new(self.set_cart_contact(request).await?))
+    }
+
+    async fn list_abandoned_carts(
+        &self,
+        request: Request<pb::ListAbandonedCartsRequest>,
+    ) -> Result<Response<pb::ListAbandonedCartsResponse>, Status> {
+        Ok(Response::new(self.list_abandoned_carts(request).await?))
+    }
+
+    async fn create_cart_recovery(
+        &self,
+        request: Request<pb::CreateCartRecoveryRequest>,
+    ) -> Result<Response<pb::CreateCartRecoveryResponse>, Status> {
+        Ok(Response::new(self.create_cart_recovery(request).await?))
+    }
+
+    async fn redeem_cart_recovery(
+        &self,
+        request: Request<pb::RedeemCartRecoveryRequest>,
+    ) -> Result<Response<pb::RedeemCartRecoveryResponse>, Status> {
+        Ok(Response::new(self.redeem_cart_recovery(request).await?))
+    }
+
+    async fn revoke_cart_recoveries(
+        &self,
+        request: Request<pb::RevokeCartRecoveriesRequest>,
+    ) -> Result<Response<pb::RevokeCartRecoveriesResponse>, Status> {
+        Ok(Response::new(self.revoke_cart_recoveries(request).await?))
+    }
 }

@@ -14,7 +14,7 @@ use super::convert::cart_to_proto;
 use super::{Moment, no_cart};
 use crate::domain::cart::{Cart, State};
 use crate::domain::merge::{Final, undo};
-use crate::rpc::{App, overtaken};
+use crate::rpc::{App, abandonment, overtaken};
 use crate::store;
 
 impl App {
@@ -80,6 +80,7 @@ async fn take_back(
             .with("problem", "SHOPPER_HAS_CART")
             .into());
     }
+    abandonment::recover(&mut work.tx, &work.actor, &mut target).await?;
     let data = json!({"shopper_id": target.shopper.to_string(), "from_cart_id": source.id.to_string()});
     work.tell("cart.lines_unmerged", target.id.to_string(), data);
     let data = json!({
