@@ -8,6 +8,7 @@ mod lineage;
 pub mod purge;
 pub mod revocation;
 pub mod route;
+pub mod section;
 pub mod session;
 pub mod subject;
 pub mod touchpoint;
