@@ -23,6 +23,7 @@ pub mod domain {
     //! The rules, pure: no I/O, no clock, no randomness, no wire types.
     pub mod assurance;
     pub mod attribute;
+    pub mod card_number;
     pub mod cart;
     pub mod elevation;
     pub mod lineage;
