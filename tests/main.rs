@@ -38,6 +38,8 @@ mod floors;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod id_token;
 #[cfg(test)]
 mod isolation;
@@ -51,6 +53,8 @@ mod limits;
 mod merge;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
+mod preferences;
 #[cfg(test)]
 mod purge;
 #[cfg(test)]
@@ -68,6 +72,12 @@ mod session;
 #[cfg(test)]
 mod session_limit;
 #[cfg(test)]
+mod shopper_context;
+#[cfg(test)]
+mod shopper_merge;
+#[cfg(test)]
+mod shopper_section;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod threads;
@@ -77,3 +87,7 @@ mod tls;
 mod touchpoint;
 #[cfg(test)]
 mod trust_properties;
+#[cfg(test)]
+mod wishlist;
+#[cfg(test)]
+mod wishlist_share;

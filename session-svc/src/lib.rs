@@ -25,13 +25,17 @@ pub mod domain {
     pub mod attribute;
     pub mod card_number;
     pub mod cart;
+    pub mod consent;
     pub mod elevation;
+    pub mod history;
     pub mod lineage;
     pub mod merge;
+    pub mod preferences;
     pub mod session;
     pub mod token;
     pub mod touchpoint;
     pub mod visit;
+    pub mod wishlist;
 }
 pub mod batch;
 pub mod cache;
@@ -59,6 +63,7 @@ const SERVICES: &[&str] = &[
     "tandem.session.v1.SessionService",
     "tandem.session.v1.TouchpointService",
     "tandem.session.v1.CartService",
+    "tandem.session.v1.ShopperService",
     "tandem.common.v1.EventService",
 ];
 const SESSIONS_CACHED: u64 = 100_000;

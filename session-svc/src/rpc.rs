@@ -14,6 +14,7 @@ use shared::mutation::{Begun, Call};
 use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::session::cart_service_server::CartServiceServer;
 use shared::pb::session::session_service_server::SessionServiceServer;
+use shared::pb::session::shopper_service_server::ShopperServiceServer;
 use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
@@ -111,6 +112,10 @@ pub fn routes(app: &Arc<App>, events: Events) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let shopper = ShopperServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -118,6 +123,7 @@ pub fn routes(app: &Arc<App>, events: Events) -> Routes {
     Routes::new(session)
         .add_service(touchpoint)
         .add_service(cart)
+        .add_service(shopper)
         .add_service(event)
 }
 

@@ -229,7 +229,9 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartLimit
         | R::SessionLimitReached
         | R::AttributeLimit
-        | R::ElevationLimit => Code::ResourceExhausted,
+        | R::ElevationLimit
+        | R::WishlistLimit
+        | R::ShopperLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -247,6 +249,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::SessionNotFound
         | R::CartNotFound
         | R::CartLineNotFound
+        | R::WishlistNotFound
+        | R::WishlistItemNotFound
         | R::ComponentNotFound
         | R::EnvironmentNotFound
         | R::ApprovalPolicyNotFound
@@ -276,6 +280,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartWrongState
         | R::CartEmpty
         | R::CartCurrencyMismatch
+        | R::WishlistItemTaken
+        | R::ShopperMerged
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState

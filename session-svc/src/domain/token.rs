@@ -1,5 +1,5 @@
-//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the session's id, 32 secret bytes and a
-//! CRC-32.
+//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the id of the session or shopper, 32 secret
+//! bytes and a CRC-32.
 //!
 //! The id finds the row, the checksum lets scanners and typing mistakes be told apart from guesses, and only SHA-256 of
 //! the secret is ever stored. Kinds are types: no function that takes one can be given another.
@@ -8,15 +8,18 @@ use std::marker::PhantomData;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use shared::id::SessionId;
+use shared::id::{SessionId, ShopperId};
 use shared::secret::{Secret, sha256};
 use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
 
 const VERSION: u8 = 1;
 const BODY: usize = 1 + 16 + 32;
 
 /// What a token is for.
 pub trait Kind {
+    /// What the id in it is of: what its row is found by, and distributed by.
+    type Id: From<Uuid> + Into<Uuid>;
     /// How its text begins.
     const PREFIX: &str;
     /// What its secret is hashed with, so that no two kinds share a hash.
@@ -31,20 +34,32 @@ pub struct OfSession;
 #[derive(Debug)]
 pub struct OfElevation;
 
+/// Seeing a wishlist that is shared.
+#[derive(Debug)]
+pub struct OfWishlist;
+
 impl Kind for OfSession {
+    type Id = SessionId;
     const PREFIX: &str = "tds_";
     const LABEL: &[u8] = b"session";
 }
 
 impl Kind for OfElevation {
+    type Id = SessionId;
     const PREFIX: &str = "tde_";
     const LABEL: &[u8] = b"elevation";
+}
+
+impl Kind for OfWishlist {
+    type Id = ShopperId;
+    const PREFIX: &str = "tdw_";
+    const LABEL: &[u8] = b"wishlist";
 }
 
 /// A bearer secret. Shown to its holder once, never stored.
 #[derive(Debug)]
 pub struct Token<K> {
-    session: SessionId,
+    id: Uuid,
     secret: Secret<[u8; 32]>,
     kind: PhantomData<K>,
 }
@@ -53,6 +68,8 @@ pub struct Token<K> {
 pub type SessionToken = Token<OfSession>;
 /// Stands for leave to do one thing.
 pub type ElevationToken = Token<OfElevation>;
+/// Shows a wishlist; it names the list's owner.
+pub type WishlistToken = Token<OfWishlist>;
 
 /// SHA-256 of a token's secret, what the database holds.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +81,9 @@ pub struct TokenHash([u8; 32]);
 pub struct NotAToken;
 
 impl<K: Kind> Token<K> {
-    /// The token of a session.
-    pub fn new(session: SessionId, secret: [u8; 32]) -> Self {
-        Self { session, secret: Secret::new(secret), kind: PhantomData }
+    /// The token of a session or shopper.
+    pub fn new(id: K::Id, secret: [u8; 32]) -> Self {
+        Self { id: id.into(), secret: Secret::new(secret), kind: PhantomData }
     }
 
     /// Reads the text form.
@@ -82,22 +99,22 @@ impl<K: Kind> Token<K> {
         let mut secret = [0; 32];
         id.copy_from_slice(&body[1..17]);
         secret.copy_from_slice(&body[17..]);
-        Ok(Self::new(SessionId::from_uuid(uuid::Uuid::from_bytes(id)), secret))
+        Ok(Self::new(Uuid::from_bytes(id).into(), secret))
     }
 
     /// The text form, for the holder only.
     pub fn expose(&self) -> String {
         let mut body = [0; BODY];
         body[0] = VERSION;
-        body[1..17].copy_from_slice(self.session.uuid().as_bytes());
+        body[1..17].copy_from_slice(self.id.as_bytes());
         body[17..].copy_from_slice(self.secret.expose());
         let encoded = URL_SAFE_NO_PAD.encode([&body[..], &checksum_of(&body)].concat());
         format!("{}{encoded}", K::PREFIX)
     }
 
-    /// The session that it claims to be of.
-    pub fn session_id(&self) -> SessionId {
-        self.session
+    /// The session or shopper that it claims to be of.
+    pub fn id(&self) -> K::Id {
+        self.id.into()
     }
 
     /// The bare secret, which a successor's is derived from.
@@ -108,6 +125,13 @@ impl<K: Kind> Token<K> {
     /// What to store.
     pub fn hash(&self) -> TokenHash {
         TokenHash(sha256(&[K::LABEL, self.secret.expose()]))
+    }
+}
+
+impl<K: Kind<Id = SessionId>> Token<K> {
+    /// The session that it claims to be of.
+    pub fn session_id(&self) -> SessionId {
+        self.id()
     }
 }
 
@@ -184,9 +208,19 @@ mod tests {
     #[test]
     fn kinds_share_neither_text_nor_hash() {
         let (session, elevation) = (token(), ElevationToken::new(token().session_id(), [9; 32]));
-        assert!(ElevationToken::parse(&session.expose()).is_err());
-        assert!(SessionToken::parse(&elevation.expose()).is_err());
-        assert!(session.hash() != elevation.hash());
+        let wishlist = WishlistToken::new(ShopperId::from_uuid(session.id), [9; 32]);
+        let texts = [session.expose(), elevation.expose(), wishlist.expose()];
+        let read = |text: &String| {
+            [
+                SessionToken::parse(text).is_ok(),
+                ElevationToken::parse(text).is_ok(),
+                WishlistToken::parse(text).is_ok(),
+            ]
+        };
+        let diagonal = [[true, false, false], [false, true, false], [false, false, true]];
+        assert_eq!(texts.each_ref().map(read), diagonal);
+        assert!(session.hash() != elevation.hash() && wishlist.hash() != session.hash());
+        assert!(wishlist.hash() != elevation.hash());
     }
 
     #[test]

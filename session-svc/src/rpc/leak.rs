@@ -13,7 +13,9 @@ use tonic::Request;
 use super::App;
 use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::RevokeReason;
-use crate::domain::token::{ElevationToken, Kind as _, OfElevation, OfSession, SessionToken};
+use crate::domain::token::{
+    ElevationToken, Kind as _, OfElevation, OfSession, OfWishlist, SessionToken, WishlistToken,
+};
 use crate::store;
 
 const FOUND_AT_MAX: usize = 255;
@@ -24,12 +26,15 @@ const TOKEN_PART: usize = 20;
 enum Leaked {
     Session(SessionToken),
     Elevation(ElevationToken),
+    Wishlist(WishlistToken),
 }
 
 impl Leaked {
     fn parse(text: &str) -> Option<Self> {
+        let session = SessionToken::parse(text).map(Self::Session);
         let elevation = || ElevationToken::parse(text).map(Self::Elevation);
-        SessionToken::parse(text).map(Self::Session).or_else(|_| elevation()).ok()
+        let wishlist = || WishlistToken::parse(text).map(Self::Wishlist);
+        session.or_else(|_| elevation()).or_else(|_| wishlist()).ok()
     }
 
     /// Tells tokens apart, and is none.
@@ -37,6 +42,7 @@ impl Leaked {
         let hash = match self {
             Self::Session(token) => token.hash(),
             Self::Elevation(token) => token.hash(),
+            Self::Wishlist(token) => token.hash(),
         };
         URL_SAFE_NO_PAD.encode(hash.bytes())
     }
@@ -65,15 +71,19 @@ impl App {
         let tenant = work.actor.tenant.clone();
         let (id, is_ended) = match &leaked {
             Leaked::Session(token) => {
-                (token.session_id(), self.end_leaked(&mut work, token, &found_at).await?)
+                (Some(token.session_id()), self.end_leaked(&mut work, token, &found_at).await?)
             }
             Leaked::Elevation(token) => {
-                (token.session_id(), self.use_leaked_up(&mut work, token, &found_at).await?)
+                (Some(token.session_id()), self.use_leaked_up(&mut work, token, &found_at).await?)
+            }
+            Leaked::Wishlist(token) => {
+                let data = with_place(json!({"reason": RevokeReason::Leaked.name()}), &found_at);
+                (None, self.unshare_leaked(&mut work, token, data).await?)
             }
         };
         let answer = work.answer(outcome(is_ended)).await?;
         // Also where it lived no more: memory may not have heard of that.
-        self.forget(&tenant, &[id]);
+        self.forget(&tenant, id.as_slice());
         Ok(answer)
     }
 
@@ -137,7 +147,7 @@ fn holds_token(text: &str) -> bool {
             rest.take(TOKEN_PART).filter(|b| is_part(b)).count() == TOKEN_PART
         })
     };
-    begins(OfSession::PREFIX) || begins(OfElevation::PREFIX)
+    begins(OfSession::PREFIX) || begins(OfElevation::PREFIX) || begins(OfWishlist::PREFIX)
 }
 
 fn outcome(is_ended: bool) -> pb::ReportLeakedTokenResponse {

@@ -1,13 +1,14 @@
 //! Secrets that are derived, so that a repeated request gets the same one and the database holds none: HMAC-SHA256 under a
 //! key of the ring. And the pseudonyms of subjects, derived alike.
 
-use shared::id::{SessionId, TenantId};
+use shared::id::{SessionId, ShopperId, TenantId, WishlistId};
 use shared::keyring::Purpose;
 use shared::status::Failure;
+use uuid::Uuid;
 
 use super::App;
 use crate::domain::session::Subject;
-use crate::domain::token::{ElevationToken, SessionToken};
+use crate::domain::token::{ElevationToken, SessionToken, WishlistToken};
 
 /// Random bytes that a secret is derived from, beside the id of the key.
 const SALT: usize = 16;
@@ -26,7 +27,7 @@ impl App {
         id: SessionId,
         salt: &[u8],
     ) -> Result<SessionToken, Failure> {
-        let secret = self.derive(b"session", tenant, id, &[], salt)?;
+        let secret = self.derive(b"session", tenant, id.uuid(), &[], salt)?;
         Ok(SessionToken::new(id, secret))
     }
 
@@ -38,7 +39,7 @@ impl App {
         salt: &[u8],
     ) -> Result<SessionToken, Failure> {
         let id = parent.session_id();
-        Ok(SessionToken::new(id, self.derive(b"child", tenant, id, parent.secret(), salt)?))
+        Ok(SessionToken::new(id, self.derive(b"child", tenant, id.uuid(), parent.secret(), salt)?))
     }
 
     /// Leave to do one thing.
@@ -48,20 +49,31 @@ impl App {
         id: SessionId,
         salt: &[u8],
     ) -> Result<ElevationToken, Failure> {
-        let secret = self.derive(b"elevation", tenant, id, &[], salt)?;
+        let secret = self.derive(b"elevation", tenant, id.uuid(), &[], salt)?;
         Ok(ElevationToken::new(id, secret))
+    }
+
+    /// Shows a wishlist.
+    pub(super) fn wishlist_token(
+        &self,
+        tenant: &TenantId,
+        owner: ShopperId,
+        id: WishlistId,
+        salt: &[u8],
+    ) -> Result<WishlistToken, Failure> {
+        let secret = self.derive(b"wishlist", tenant, id.uuid(), &[], salt)?;
+        Ok(WishlistToken::new(owner, secret))
     }
 
     fn derive(
         &self,
         label: &[u8],
         tenant: &TenantId,
-        id: SessionId,
+        id: Uuid,
         parent: &[u8],
         salt: &[u8],
     ) -> Result<[u8; 32], Failure> {
-        let uuid = id.uuid();
-        let parts: [&[u8]; 5] = [label, tenant.as_str().as_bytes(), uuid.as_bytes(), parent, salt];
+        let parts: [&[u8]; 5] = [label, tenant.as_str().as_bytes(), id.as_bytes(), parent, salt];
         let key = salt.first_chunk().map(|id| u32::from_be_bytes(*id));
         key.and_then(|key| self.keys.load().mac(Purpose::Token, key, &parts))
             .ok_or_else(|| Failure::Bug("the ring lacks the key that a token was derived with".to_owned()))

@@ -22,19 +22,19 @@ pub struct Place<'a> {
     pub currency: &'a Currency,
 }
 
-struct Row {
-    shopper_id: Uuid,
-    cart_id: Uuid,
-    group_id: String,
-    currency_code: String,
-    state: String,
-    content: Vec<u8>,
-    order_ref: Option<String>,
-    checkout_session_id: Option<Uuid>,
-    merged_into_cart_id: Option<Uuid>,
-    created_at: Time,
-    updated_at: Time,
-    version: i64,
+pub(super) struct Row {
+    pub(super) shopper_id: Uuid,
+    pub(super) cart_id: Uuid,
+    pub(super) group_id: String,
+    pub(super) currency_code: String,
+    pub(super) state: String,
+    pub(super) content: Vec<u8>,
+    pub(super) order_ref: Option<String>,
+    pub(super) checkout_session_id: Option<Uuid>,
+    pub(super) merged_into_cart_id: Option<Uuid>,
+    pub(super) created_at: Time,
+    pub(super) updated_at: Time,
+    pub(super) version: i64,
 }
 
 impl TryFrom<Row> for Cart {
