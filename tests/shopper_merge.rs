@@ -110,8 +110,8 @@ async fn private_lists_of_one_name_are_united_and_the_newest_note_wins() {
     let first = caller.sessions().authenticate_session(request.clone()).await.answer();
     assert_eq!(first.shopper_merge.as_ref().unwrap().wishlists[0].target_wishlist_id, mine.wishlist_id);
     let united = get_wishlist(&caller, &phone, &mine).await;
-    let notes: Vec<_> = united.items.iter().map(|item| (&*item.sku, &*item.note)).collect();
-    assert_eq!(notes, [("lamp", "new"), ("rug", "new"), ("vase", "")]);
+    let said: Vec<_> = united.items.iter().map(|item| (&*item.sku, &*item.note)).collect();
+    assert_eq!(said, [("lamp", "new"), ("rug", "new"), ("vase", "")]);
     // Repeated, the login answers alike and changes nothing.
     let again = caller.sessions().authenticate_session(request).await.answer();
     assert_eq!(

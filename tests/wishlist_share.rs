@@ -45,24 +45,24 @@ async fn unshare(caller: &Caller, token: &str, list: &pb::Wishlist) -> pb::Wishl
     caller.shoppers().unshare_wishlist(request).await.answer().wishlist.unwrap()
 }
 
-fn by_token(share_token: &str) -> Option<pb::WishlistShare> {
-    Some(pb::WishlistShare { share: Some(Share::ShareToken(share_token.to_owned())) })
+fn by_token(share_token: &str) -> pb::WishlistShare {
+    pb::WishlistShare { share: Some(Share::ShareToken(share_token.to_owned())) }
 }
 
-fn by_id(list: &pb::Wishlist) -> Option<pb::WishlistShare> {
+fn by_id(list: &pb::Wishlist) -> pb::WishlistShare {
     let named =
         pb::PublicWishlist { shopper_id: list.shopper_id.clone(), wishlist_id: list.wishlist_id.clone() };
-    Some(pb::WishlistShare { share: Some(Share::PublicWishlist(named)) })
+    pb::WishlistShare { share: Some(Share::PublicWishlist(named)) }
 }
 
 /// What somebody sees of a list.
 pub(crate) async fn look(
     caller: &Caller,
-    share: Option<pb::WishlistShare>,
+    share: pb::WishlistShare,
 ) -> Result<Response<pb::GetSharedWishlistResponse>, Status> {
     caller
         .shoppers()
-        .get_shared_wishlist(pb::GetSharedWishlistRequest { share, guest: None })
+        .get_shared_wishlist(pb::GetSharedWishlistRequest { share: Some(share), guest: None })
         .await
 }
 
@@ -72,7 +72,7 @@ pub(crate) async fn look_by(caller: &Caller, share_token: &str) -> pb::SharedWis
 
 fn interest(share_token: &str, guest: &str, sku: &str, quantity: i32) -> pb::NoteWishlistInterestRequest {
     pb::NoteWishlistInterestRequest {
-        share: by_token(share_token),
+        share: Some(by_token(share_token)),
         guest: Some(owner(guest)),
         sku: sku.to_owned(),
         quantity,
@@ -233,9 +233,10 @@ async fn two_guests_do_not_buy_the_same() {
             .await
     }))
     .await;
-    let (won, lost): (Vec<_>, Vec<_>) = noted.into_iter().zip(&guests).partition(|(noted, _)| noted.is_ok());
-    assert_eq!((won.len(), lost.len()), (2, 4));
-    for (noted, _) in lost {
+    let (won, beaten): (Vec<_>, Vec<_>) =
+        noted.into_iter().zip(&guests).partition(|(noted, _)| noted.is_ok());
+    assert_eq!((won.len(), beaten.len()), (2, 4));
+    for (noted, _) in beaten {
         let status = noted.refused(Code::FailedPrecondition, "WISHLIST_ITEM_TAKEN");
         assert_eq!(status.get_details_error_info().unwrap().metadata["open_quantity"], "0");
     }
@@ -298,7 +299,8 @@ async fn a_guest_is_known_again_after_logging_in() {
         .await
         .answer();
     let (_, guest) = authenticate(&caller, &guest, identity("bob", 1)).await;
-    let request = pb::GetSharedWishlistRequest { share: by_token(&share_token), guest: Some(owner(&guest)) };
+    let request =
+        pb::GetSharedWishlistRequest { share: Some(by_token(&share_token)), guest: Some(owner(&guest)) };
     let seen = caller.shoppers().get_shared_wishlist(request).await.answer().wishlist.unwrap();
     assert_eq!((seen.items[0].own_quantity, seen.items[0].open_quantity), (2, 0));
     let fewer = caller

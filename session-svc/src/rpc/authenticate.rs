@@ -106,10 +106,10 @@ impl App {
             && from != into
         {
             let login = Login { session: before.id, from, into };
-            let locked = shopper::merge::lock(&mut work, &login).await?;
+            let has_more = shopper::merge::lock(&mut work, &login).await?;
             merges = self.merge_carts(&mut work, before.id, from, into, strategy).await?;
             if strategy != Strategy::None {
-                shopper_merge = shopper::merge::merge(&mut work, &login, &locked).await?;
+                shopper_merge = shopper::merge::merge(&mut work, &login, has_more).await?;
             }
         }
         let evicted = self.evict(&mut work, admitted.excess).await?;

@@ -2,7 +2,7 @@
 //! before the session.
 
 use serde_json::json;
-use shared::id::{SessionId, ShopperId, TenantId};
+use shared::id::{SessionId, ShopperId, TenantId, WishlistId};
 use shared::mutation::Mutation;
 use shared::pb::session as pb;
 use shared::status::Failure;
@@ -23,28 +23,32 @@ pub(in crate::rpc) struct Login {
     pub(in crate::rpc) into: ShopperId,
 }
 
-/// Locks those of the two shoppers that have more than carts; answers which they are.
-pub(in crate::rpc) async fn lock(work: &mut Mutation, login: &Login) -> Result<Vec<ShopperId>, Failure> {
-    let tenant = work.actor.tenant.clone();
-    Ok(store::shopper::lock_both(&mut work.tx, &tenant, [login.from, login.into]).await?)
+/// Locks both shoppers, if the anonymous one has more than carts; answers whether that is so.
+pub(in crate::rpc) async fn lock(work: &mut Mutation, login: &Login) -> Result<bool, Failure> {
+    let (tenant, now, Login { from, into, .. }) = (work.actor.tenant.clone(), work.now, login);
+    let locked = store::shopper::lock_both(&mut work.tx, &tenant, [*from, *into]).await?;
+    let has_more = locked.contains(from);
+    if has_more
+        && !locked.contains(into)
+        && store::shopper::lock(&mut work.tx, &tenant, *into, now).await?.is_some()
+    {
+        return Err(overtaken());
+    }
+    Ok(has_more)
 }
 
-/// Brings all of it to the subject's shopper, once `lock` and then the session are locked; none where there is nothing.
+/// Brings all of it to the subject's shopper, once [`lock`] and then the session are locked; none where there is nothing.
 pub(in crate::rpc) async fn merge(
     work: &mut Mutation,
     login: &Login,
-    locked: &[ShopperId],
+    has_more: bool,
 ) -> Result<Option<pb::ShopperMerge>, Failure> {
     let (tenant, Login { session, from, into }) = (work.actor.tenant.clone(), login);
-    if !locked.contains(from) {
+    if !has_more {
         // A change that was sent with a token of before may have come between; the next try takes it along. Later ones wait
         // for the session, and find that it is of another shopper.
         let is_late = store::shopper::exists(&mut work.tx, &tenant, *from).await?;
         return if is_late { Err(overtaken()) } else { Ok(None) };
-    }
-    if !locked.contains(into) && store::shopper::lock(&mut work.tx, &tenant, *into, work.now).await?.is_some()
-    {
-        return Err(overtaken());
     }
     let whose = Whose { tenant, id: *into, session: Some(*session) };
     let wishlists = merge_wishlists(work, &whose, *from).await?;
@@ -129,7 +133,7 @@ async fn bring(
     whose: &Whose,
     source: &mut Wishlist,
     targets: &mut Vec<Wishlist>,
-) -> Result<Option<shared::id::WishlistId>, Failure> {
+) -> Result<Option<WishlistId>, Failure> {
     let tenant = &whose.tenant;
     // What is shown to others takes nothing in, and is taken in by nothing: it would be shown to more than it was.
     let is_same = |target: &&mut Wishlist| {
