@@ -12,6 +12,7 @@ use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
+use shared::pb::session::shopper_service_client::ShopperServiceClient;
 use shared::pb::session::{
     Consistency, CreateSessionRequest, CreateSessionResponse, ValidateSessionRequest, ValidateSessionResponse,
 };
@@ -136,6 +137,10 @@ impl Stack {
 
     pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(channel(self.listen[0]))
+    }
+
+    pub(crate) fn shoppers(&self) -> ShopperServiceClient<Channel> {
+        ShopperServiceClient::new(channel(self.listen[0]))
     }
 
     pub(crate) fn catalog(&self) -> CatalogServiceClient<Channel> {

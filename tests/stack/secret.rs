@@ -6,9 +6,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
+use shared::pb::session::shopper_selector::Owner;
+use shared::pb::session::wishlist_share::Share;
 use shared::pb::session::{
-    CreateSessionRequest, GrantElevationRequest, IssueAssertionRequest, RedeemElevationRequest, RevokeReason,
-    RevokeSessionRequest, revoke_session_request,
+    CreateSessionRequest, CreateWishlistRequest, GetSharedWishlistRequest, GrantElevationRequest,
+    IssueAssertionRequest, NoteWishlistInterestRequest, RedeemElevationRequest, RevokeReason,
+    RevokeSessionRequest, ShareWishlistRequest, ShopperSelector, WishlistShare, revoke_session_request,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -17,9 +20,9 @@ use crate::observed::Observed;
 use crate::process::{self, said};
 
 const REPLAY_LIMIT: Duration = Duration::from_mins(1);
-/// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, and
-/// an access token or assertion with its signature.
-const SHAPES: [(&str, usize); 3] = [("tds_", 40), ("tde_", 40), ("eyJ", 100)];
+/// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, a
+/// wishlist's share token, and an access token or assertion with its signature.
+const SHAPES: [(&str, usize); 4] = [("tds_", 40), ("tde_", 40), ("tdw_", 40), ("eyJ", 100)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
@@ -74,6 +77,7 @@ async fn use_sessions(stack: &Stack) -> Vec<Secret> {
         // Version and id before it, a checksum after it, are no secrets.
         secrets.push(Secret::of_bytes("a session's secret", &bytes[17..bytes.len() - 4]));
         secrets.extend(use_grants(stack, &token, request_id).await);
+        secrets.push(share_wishlist(stack, &token, request_id).await);
         let request = RevokeSessionRequest {
             target: Some(revoke_session_request::Target::SessionToken(token)),
             reason: RevokeReason::Logout.into(),
@@ -115,6 +119,48 @@ async fn use_grants(stack: &Stack, token: &str, request_id: &str) -> Vec<Secret>
     let issued = stack.sessions().issue_assertion(stack.ask(request)).await;
     let assertion = issued.expect("an assertion is issued").into_inner().assertion;
     vec![elevation, kept_nowhere, Secret::of("an assertion", &assertion)]
+}
+
+/// What guests are shown a wishlist by.
+async fn share_wishlist(stack: &Stack, token: &str, request_id: &str) -> Secret {
+    let owner = || Some(ShopperSelector { owner: Some(Owner::SessionToken(token.to_owned())) });
+    let (name, request_id) = ("Birthday".to_owned(), request_id.to_owned());
+    let request = CreateWishlistRequest {
+        owner: owner(),
+        name,
+        request_id: request_id.clone(),
+        ..CreateWishlistRequest::default()
+    };
+    let made = stack.shoppers().create_wishlist(stack.ask(request)).await;
+    let wishlist_id = made
+        .expect("a wishlist is made")
+        .into_inner()
+        .wishlist
+        .unwrap_or_default()
+        .wishlist_id;
+    let request = ShareWishlistRequest {
+        owner: owner(),
+        wishlist_id,
+        request_id: request_id.clone(),
+        ..ShareWishlistRequest::default()
+    };
+    let shared = stack.shoppers().share_wishlist(stack.ask(request)).await;
+    let share_token = shared.expect("it is shared").into_inner().share_token;
+    let share = WishlistShare { share: Some(Share::ShareToken(share_token.clone())) };
+    let request = GetSharedWishlistRequest { share: Some(share.clone()), guest: owner() };
+    let seen = stack.shoppers().get_shared_wishlist(stack.ask(request)).await;
+    seen.expect("it is shown");
+    let request = NoteWishlistInterestRequest {
+        share: Some(share),
+        guest: owner(),
+        sku: "85123A".to_owned(),
+        quantity: 1,
+        request_id,
+        ..NoteWishlistInterestRequest::default()
+    };
+    let noted = stack.shoppers().note_wishlist_interest(stack.ask(request)).await;
+    assert!(noted.is_err(), "nothing is on the list");
+    Secret::of("a share token", &share_token)
 }
 
 /// Secrets where they do not belong, and bad ones, come back as errors.

@@ -1,5 +1,5 @@
-//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the id of the session or shopper, 32 secret
-//! bytes and a CRC-32.
+//! Bearer secrets: a prefix that names the kind, and base64url of a version byte, the id of the session or shopper that it is
+//! of, 32 secret bytes and a CRC-32.
 //!
 //! The id finds the row, the checksum lets scanners and typing mistakes be told apart from guesses, and only SHA-256 of
 //! the secret is ever stored. Kinds are types: no function that takes one can be given another.
@@ -18,12 +18,40 @@ const BODY: usize = 1 + 16 + 32;
 
 /// What a token is for.
 pub trait Kind {
-    /// What the id in it is of: what its row is found by, and distributed by.
-    type Id: From<Uuid> + Into<Uuid>;
+    /// What it is of, by whose id its row is found.
+    type Owner: Owner;
     /// How its text begins.
     const PREFIX: &str;
     /// What its secret is hashed with, so that no two kinds share a hash.
     const LABEL: &[u8];
+}
+
+/// What a token is of.
+pub trait Owner: Copy {
+    /// With this UUID.
+    fn from_uuid(uuid: Uuid) -> Self;
+    /// Its UUID.
+    fn uuid(self) -> Uuid;
+}
+
+impl Owner for SessionId {
+    fn from_uuid(uuid: Uuid) -> Self {
+        Self::from_uuid(uuid)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.uuid()
+    }
+}
+
+impl Owner for ShopperId {
+    fn from_uuid(uuid: Uuid) -> Self {
+        Self::from_uuid(uuid)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.uuid()
+    }
 }
 
 /// Being a session.
@@ -39,19 +67,19 @@ pub struct OfElevation;
 pub struct OfWishlist;
 
 impl Kind for OfSession {
-    type Id = SessionId;
+    type Owner = SessionId;
     const PREFIX: &str = "tds_";
     const LABEL: &[u8] = b"session";
 }
 
 impl Kind for OfElevation {
-    type Id = SessionId;
+    type Owner = SessionId;
     const PREFIX: &str = "tde_";
     const LABEL: &[u8] = b"elevation";
 }
 
 impl Kind for OfWishlist {
-    type Id = ShopperId;
+    type Owner = ShopperId;
     const PREFIX: &str = "tdw_";
     const LABEL: &[u8] = b"wishlist";
 }
@@ -59,7 +87,7 @@ impl Kind for OfWishlist {
 /// A bearer secret. Shown to its holder once, never stored.
 #[derive(Debug)]
 pub struct Token<K> {
-    id: Uuid,
+    owner: Uuid,
     secret: Secret<[u8; 32]>,
     kind: PhantomData<K>,
 }
@@ -82,8 +110,8 @@ pub struct NotAToken;
 
 impl<K: Kind> Token<K> {
     /// The token of a session or shopper.
-    pub fn new(id: K::Id, secret: [u8; 32]) -> Self {
-        Self { id: id.into(), secret: Secret::new(secret), kind: PhantomData }
+    pub fn new(owner: K::Owner, secret: [u8; 32]) -> Self {
+        Self { owner: owner.uuid(), secret: Secret::new(secret), kind: PhantomData }
     }
 
     /// Reads the text form.
@@ -99,22 +127,17 @@ impl<K: Kind> Token<K> {
         let mut secret = [0; 32];
         id.copy_from_slice(&body[1..17]);
         secret.copy_from_slice(&body[17..]);
-        Ok(Self::new(Uuid::from_bytes(id).into(), secret))
+        Ok(Self::new(K::Owner::from_uuid(Uuid::from_bytes(id)), secret))
     }
 
     /// The text form, for the holder only.
     pub fn expose(&self) -> String {
         let mut body = [0; BODY];
         body[0] = VERSION;
-        body[1..17].copy_from_slice(self.id.as_bytes());
+        body[1..17].copy_from_slice(self.owner.as_bytes());
         body[17..].copy_from_slice(self.secret.expose());
         let encoded = URL_SAFE_NO_PAD.encode([&body[..], &checksum_of(&body)].concat());
         format!("{}{encoded}", K::PREFIX)
-    }
-
-    /// The session or shopper that it claims to be of.
-    pub fn id(&self) -> K::Id {
-        self.id.into()
     }
 
     /// The bare secret, which a successor's is derived from.
@@ -128,10 +151,17 @@ impl<K: Kind> Token<K> {
     }
 }
 
-impl<K: Kind<Id = SessionId>> Token<K> {
+impl<K: Kind<Owner = SessionId>> Token<K> {
     /// The session that it claims to be of.
     pub fn session_id(&self) -> SessionId {
-        self.id()
+        SessionId::from_uuid(self.owner)
+    }
+}
+
+impl WishlistToken {
+    /// The shopper whose list it claims to show.
+    pub fn shopper_id(&self) -> ShopperId {
+        ShopperId::from_uuid(self.owner)
     }
 }
 
@@ -208,7 +238,7 @@ mod tests {
     #[test]
     fn kinds_share_neither_text_nor_hash() {
         let (session, elevation) = (token(), ElevationToken::new(token().session_id(), [9; 32]));
-        let wishlist = WishlistToken::new(ShopperId::from_uuid(session.id), [9; 32]);
+        let wishlist = WishlistToken::new(ShopperId::from_uuid(session.owner), [9; 32]);
         let texts = [session.expose(), elevation.expose(), wishlist.expose()];
         let read = |text: &String| {
             [

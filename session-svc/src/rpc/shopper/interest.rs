@@ -113,7 +113,7 @@ fn parse_share(share: Option<&pb::WishlistShare>) -> Result<(ShopperId, Shown), 
     match share {
         wishlist_share::Share::ShareToken(text) => {
             let token = WishlistToken::parse(text).map_err(|_| no_wishlist())?;
-            Ok((token.id(), Shown::By(token.hash())))
+            Ok((token.shopper_id(), Shown::By(token.hash())))
         }
         wishlist_share::Share::PublicWishlist(pb::PublicWishlist { shopper_id, wishlist_id }) => {
             let owner = parse("share.public_wishlist.shopper_id", shopper_id)?;

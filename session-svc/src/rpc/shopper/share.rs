@@ -68,7 +68,7 @@ impl App {
         token: &WishlistToken,
         mut data: Value,
     ) -> Result<bool, Failure> {
-        let Some(mut list) = lock_shown(work, token.id(), Shown::By(token.hash())).await? else {
+        let Some(mut list) = lock_shown(work, token.shopper_id(), Shown::By(token.hash())).await? else {
             return Ok(false);
         };
         list.visibility = Visibility::Private;
