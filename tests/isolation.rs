@@ -12,10 +12,14 @@ use crate::harness::shop::{
     log_in, owner, ship, validate, web,
 };
 use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of};
+use crate::history::{append, list, view};
+use crate::preferences::{consent, get_preferences, set_locale};
+use crate::shopper_context::context_of;
+use crate::wishlist::{add_item, create_wishlist, list_wishlists, shopper};
 
 /// Methods that name nothing of another tenant's by id: they make something, list, watch, or go by token or subject, which
 /// `asvs_token` looks at.
-const NAMING_NOTHING: [&str; 32] = [
+const NAMING_NOTHING: [&str; 44] = [
     "AuthenticateSession",
     "RotateSession",
     "RevokeSubjectSessions",
@@ -37,6 +41,18 @@ const NAMING_NOTHING: [&str; 32] = [
     "SetCartContact",
     "ListAbandonedCarts",
     "RedeemCartRecovery",
+    "GetShopperContext",
+    "CreateWishlist",
+    "ListWishlists",
+    "GetSharedWishlist",
+    "NoteWishlistInterest",
+    "GetPreferences",
+    "UpdatePreferences",
+    "UpdateConsent",
+    "ListConsentDecisions",
+    "AppendHistory",
+    "ListHistory",
+    "ClearHistory",
     "ListComponents",
     "CreateEnvironment",
     "ListEnvironments",
@@ -61,6 +77,8 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
     let (_, anonymous) = create_session(caller).await;
     let guests = add_line(caller, &anonymous, "85123A", 1).await;
     log_in(caller, &anonymous, "ann", pb::MergeStrategy::SumCapped).await;
+    let wishlist = create_wishlist(caller, &token, "Birthday").await;
+    add_item(caller, &token, &wishlist, "71053").await;
     create_catalog(caller).await;
     create_policy(caller, "strict", 1).await;
     ship(caller, "1.0", &[]).await;
@@ -81,6 +99,7 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("session_token", token),
         ("shopper_id", cart.shopper_id),
         ("cart_id", cart.cart_id),
+        ("wishlist_id", wishlist.wishlist_id),
         ("line_id", cart.lines[0].line_id.clone()),
         ("source_shopper_id", guests.shopper_id),
         ("source_cart_id", guests.cart_id),
@@ -204,4 +223,33 @@ async fn another_tenants_token_is_of_no_session_and_lists_are_empty() {
     // The same names and versions are free.
     create_catalog(&acme).await;
     ship(&acme, "1.0", &[]).await;
+}
+
+/// What a shopper has is read and changed under the tenant's own key, so that the same id is another shopper elsewhere.
+#[tokio::test]
+async fn another_tenants_shopper_is_another_shopper() {
+    let stack = Stack::sessions();
+    let shop = stack.caller(&person("ada"));
+    create_touchpoint(&shop, web()).await;
+    let (session, token) = create_session(&shop).await;
+    let mine = || shopper(&session.shopper_id);
+    create_wishlist(&shop, &token, "Birthday").await;
+    set_locale(&shop, mine(), "de").await;
+    consent(&shop, mine(), true).await;
+    append(&shop, mine(), vec![view("lamp")]).await;
+    let acme = stack.caller(&Grant { tenant: "acme".to_owned(), ..person("ada") });
+    let none = pb::GetShopperContextResponse {
+        shopper_id: session.shopper_id.clone(),
+        preferences: Some(pb::Preferences { etag: "v0".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    assert_eq!(context_of(&acme, mine()).await, none);
+    assert_eq!((list_wishlists(&acme, mine()).await, list(&acme, mine()).await), (vec![], vec![]));
+    set_locale(&acme, mine(), "fr").await;
+    consent(&acme, mine(), false).await;
+    assert_eq!(get_preferences(&shop, mine()).await.preferences.unwrap().locale, "de");
+    assert_eq!(list(&shop, mine()).await.len(), 1);
+    let request = pb::ListWishlistsRequest { owner: Some(owner(&token)) };
+    let status = acme.shoppers().list_wishlists(request).await;
+    status.refused(Code::FailedPrecondition, "SESSION_UNKNOWN");
 }

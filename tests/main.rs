@@ -58,6 +58,8 @@ mod floors;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod id_token;
 #[cfg(test)]
 mod isolation;
@@ -73,6 +75,8 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
+mod preferences;
 #[cfg(test)]
 mod purge;
 #[cfg(test)]
@@ -94,6 +98,12 @@ mod session;
 #[cfg(test)]
 mod session_limit;
 #[cfg(test)]
+mod shopper_context;
+#[cfg(test)]
+mod shopper_merge;
+#[cfg(test)]
+mod shopper_section;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod threads;
@@ -111,3 +121,6 @@ mod webhook_delivery;
 mod webhook_faults;
 #[cfg(test)]
 mod webhook_guard;
+mod wishlist;
+#[cfg(test)]
+mod wishlist_share;

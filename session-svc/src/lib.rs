@@ -29,15 +29,19 @@ pub mod domain {
     pub mod attribute;
     pub mod card_number;
     pub mod cart;
+    pub mod consent;
     pub mod contact;
     pub mod elevation;
+    pub mod history;
     pub mod lineage;
     pub mod merge;
+    pub mod preferences;
     pub mod recovery;
     pub mod session;
     pub mod token;
     pub mod touchpoint;
     pub mod visit;
+    pub mod wishlist;
 }
 pub mod batch;
 pub mod cache;
@@ -67,6 +71,7 @@ const SERVICES: &[&str] = &[
     "tandem.session.v1.SessionService",
     "tandem.session.v1.TouchpointService",
     "tandem.session.v1.CartService",
+    "tandem.session.v1.ShopperService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];

@@ -15,6 +15,7 @@ use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::session::cart_service_server::CartServiceServer;
 use shared::pb::session::session_service_server::SessionServiceServer;
+use shared::pb::session::shopper_service_server::ShopperServiceServer;
 use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
@@ -118,6 +119,10 @@ pub fn routes(app: &Arc<App>, events: Events, webhooks: Arc<Webhooks>) -> Routes
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let shopper = ShopperServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -129,6 +134,7 @@ pub fn routes(app: &Arc<App>, events: Events, webhooks: Arc<Webhooks>) -> Routes
     Routes::new(session)
         .add_service(touchpoint)
         .add_service(cart)
+        .add_service(shopper)
         .add_service(event)
         .add_service(webhook)
 }

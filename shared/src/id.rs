@@ -78,6 +78,8 @@ ids! {
     CartId "crt";
     /// One line of a cart.
     LineId "lin";
+    /// One wishlist.
+    WishlistId "wsl";
     /// One version of one component.
     ReleaseId "rel";
     /// One release moving into one environment.

@@ -230,6 +230,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::SessionLimitReached
         | R::AttributeLimit
         | R::ElevationLimit
+        | R::WishlistLimit
+        | R::ShopperLimit
         | R::WebhookLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
@@ -248,6 +250,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::SessionNotFound
         | R::CartNotFound
         | R::CartLineNotFound
+        | R::WishlistNotFound
+        | R::WishlistItemNotFound
         | R::ComponentNotFound
         | R::EnvironmentNotFound
         | R::ApprovalPolicyNotFound
@@ -279,6 +283,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartEmpty
         | R::CartCurrencyMismatch
         | R::CartMergeFinal
+        | R::WishlistItemTaken
+        | R::ShopperMerged
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState

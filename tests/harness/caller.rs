@@ -9,6 +9,7 @@ use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
+use shared::pb::session::shopper_service_client::ShopperServiceClient;
 use shared::pb::session::touchpoint_service_client::TouchpointServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -75,6 +76,7 @@ impl Caller {
         sessions: SessionServiceClient of session;
         touchpoints: TouchpointServiceClient of session;
         carts: CartServiceClient of session;
+        shoppers: ShopperServiceClient of session;
         session_events: EventServiceClient of session;
         webhooks: WebhookServiceClient of session;
         catalog: CatalogServiceClient of release;

@@ -13,6 +13,7 @@ use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
+use shared::pb::session::shopper_service_client::ShopperServiceClient;
 use shared::pb::session::{
     Consistency, CreateSessionRequest, CreateSessionResponse, ValidateSessionRequest, ValidateSessionResponse,
 };
@@ -141,6 +142,10 @@ impl Stack {
 
     pub(crate) fn carts(&self) -> CartServiceClient<Channel> {
         CartServiceClient::new(channel(self.listen[0]))
+    }
+
+    pub(crate) fn shoppers(&self) -> ShopperServiceClient<Channel> {
+        ShopperServiceClient::new(channel(self.listen[0]))
     }
 
     pub(crate) fn catalog(&self) -> CatalogServiceClient<Channel> {

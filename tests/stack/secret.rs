@@ -9,10 +9,12 @@ use serde_json::Value;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::common::{CreateWebhookRequest, Money, PingWebhookRequest, Webhook};
 use shared::pb::session::shopper_selector::Owner;
+use shared::pb::session::wishlist_share::Share;
 use shared::pb::session::{
-    AddCartLineRequest, CreateCartRecoveryRequest, CreateSessionRequest, GrantElevationRequest,
-    IssueAssertionRequest, RedeemCartRecoveryRequest, RedeemElevationRequest, RevokeReason,
-    RevokeSessionRequest, ShopperSelector, revoke_session_request,
+    AddCartLineRequest, CreateCartRecoveryRequest, CreateSessionRequest, CreateWishlistRequest,
+    GetSharedWishlistRequest, GrantElevationRequest, IssueAssertionRequest, NoteWishlistInterestRequest,
+    RedeemCartRecoveryRequest, RedeemElevationRequest, RevokeReason, RevokeSessionRequest,
+    ShareWishlistRequest, ShopperSelector, WishlistShare, revoke_session_request,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -22,8 +24,9 @@ use crate::process::{self, said};
 
 const REPLAY_LIMIT: Duration = Duration::from_mins(1);
 /// Text that is a secret wherever it is seen, also of those that others have made: a session token, an elevation token, a
-/// recovery token, a webhook's secret, and an access token or assertion with its signature.
-const SHAPES: [(&str, usize); 5] = [("tds_", 40), ("tde_", 40), ("tdr_", 40), ("whsec_", 40), ("eyJ", 100)];
+/// recovery token, a wishlist's share token, a webhook's secret, and an access token or assertion with its signature.
+const SHAPES: [(&str, usize); 6] =
+    [("tds_", 40), ("tde_", 40), ("tdr_", 40), ("tdw_", 40), ("whsec_", 40), ("eyJ", 100)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_in_no_log_no_telemetry_and_no_column() {
@@ -99,6 +102,7 @@ async fn use_sessions(stack: &Stack) -> Vec<Secret> {
         secrets.push(Secret::of_bytes("a session's secret", &bytes[17..bytes.len() - 4]));
         secrets.extend(use_grants(stack, &token, request_id).await);
         secrets.extend(use_recovery(stack, &token, request_id).await);
+        secrets.push(share_wishlist(stack, &token, request_id).await);
         let request = RevokeSessionRequest {
             target: Some(revoke_session_request::Target::SessionToken(token)),
             reason: RevokeReason::Logout.into(),
@@ -172,6 +176,48 @@ async fn use_recovery(stack: &Stack, token: &str, request_id: &str) -> Vec<Secre
     let again = stack.carts().redeem_cart_recovery(stack.ask(request)).await;
     assert!(again.is_err(), "a recovery is good once");
     vec![Secret::of("a recovery token", &recovery_token)]
+}
+
+/// What guests are shown a wishlist by.
+async fn share_wishlist(stack: &Stack, token: &str, request_id: &str) -> Secret {
+    let owner = || Some(ShopperSelector { owner: Some(Owner::SessionToken(token.to_owned())) });
+    let (name, request_id) = ("Birthday".to_owned(), request_id.to_owned());
+    let request = CreateWishlistRequest {
+        owner: owner(),
+        name,
+        request_id: request_id.clone(),
+        ..CreateWishlistRequest::default()
+    };
+    let made = stack.shoppers().create_wishlist(stack.ask(request)).await;
+    let wishlist_id = made
+        .expect("a wishlist is made")
+        .into_inner()
+        .wishlist
+        .unwrap_or_default()
+        .wishlist_id;
+    let request = ShareWishlistRequest {
+        owner: owner(),
+        wishlist_id,
+        request_id: request_id.clone(),
+        ..ShareWishlistRequest::default()
+    };
+    let shared = stack.shoppers().share_wishlist(stack.ask(request)).await;
+    let share_token = shared.expect("it is shared").into_inner().share_token;
+    let share = WishlistShare { share: Some(Share::ShareToken(share_token.clone())) };
+    let request = GetSharedWishlistRequest { share: Some(share.clone()), guest: owner() };
+    let seen = stack.shoppers().get_shared_wishlist(stack.ask(request)).await;
+    seen.expect("it is shown");
+    let request = NoteWishlistInterestRequest {
+        share: Some(share),
+        guest: owner(),
+        sku: "85123A".to_owned(),
+        quantity: 1,
+        request_id,
+        ..NoteWishlistInterestRequest::default()
+    };
+    let noted = stack.shoppers().note_wishlist_interest(stack.ask(request)).await;
+    assert!(noted.is_err(), "nothing is on the list");
+    Secret::of("a share token", &share_token)
 }
 
 /// Secrets where they do not belong, and bad ones, come back as errors.

@@ -66,6 +66,10 @@ pub struct OfElevation;
 #[derive(Debug)]
 pub struct OfRecovery;
 
+/// Seeing a wishlist that is shared.
+#[derive(Debug)]
+pub struct OfWishlist;
+
 impl Kind for OfSession {
     type Owner = SessionId;
     const PREFIX: &str = "tds_";
@@ -84,6 +88,12 @@ impl Kind for OfRecovery {
     const LABEL: &[u8] = b"recovery";
 }
 
+impl Kind for OfWishlist {
+    type Owner = ShopperId;
+    const PREFIX: &str = "tdw_";
+    const LABEL: &[u8] = b"wishlist";
+}
+
 /// A bearer secret. Shown to its holder once, never stored.
 #[derive(Debug)]
 pub struct Token<K> {
@@ -98,6 +108,8 @@ pub type SessionToken = Token<OfSession>;
 pub type ElevationToken = Token<OfElevation>;
 /// Stands for leave to open a cart.
 pub type RecoveryToken = Token<OfRecovery>;
+/// Shows a wishlist; it names the list's owner.
+pub type WishlistToken = Token<OfWishlist>;
 
 /// SHA-256 of a token's secret, what the database holds.
 #[derive(Debug, Clone, Copy)]
@@ -158,8 +170,8 @@ impl<K: Kind<Owner = SessionId>> Token<K> {
     }
 }
 
-impl RecoveryToken {
-    /// The shopper whose cart it claims to open.
+impl<K: Kind<Owner = ShopperId>> Token<K> {
+    /// The shopper whose cart or list it claims to open.
     pub fn shopper_id(&self) -> ShopperId {
         ShopperId::from_uuid(self.owner)
     }
@@ -238,18 +250,24 @@ mod tests {
     #[test]
     fn kinds_share_neither_text_nor_hash() {
         let (session, elevation) = (token(), ElevationToken::new(token().session_id(), [9; 32]));
-        let recovery = RecoveryToken::new(ShopperId::from_uuid(token().owner), [9; 32]);
-        for other in [elevation.expose(), recovery.expose()] {
-            assert!(SessionToken::parse(&other).is_err());
+        let of_shopper = ShopperId::from_uuid(session.owner);
+        let (recovery, wishlist) =
+            (RecoveryToken::new(of_shopper, [9; 32]), WishlistToken::new(of_shopper, [9; 32]));
+        let texts = [session.expose(), elevation.expose(), recovery.expose(), wishlist.expose()];
+        let read = |text: &String| {
+            [
+                SessionToken::parse(text).is_ok(),
+                ElevationToken::parse(text).is_ok(),
+                RecoveryToken::parse(text).is_ok(),
+                WishlistToken::parse(text).is_ok(),
+            ]
+        };
+        let only = |n| [0, 1, 2, 3].map(|kind| kind == n);
+        assert_eq!(texts.each_ref().map(read), [0, 1, 2, 3].map(only));
+        let hashes = [session.hash(), elevation.hash(), recovery.hash(), wishlist.hash()];
+        for (n, hash) in hashes.iter().enumerate() {
+            assert!(hashes[..n].iter().all(|other| other != hash));
         }
-        for other in [session.expose(), recovery.expose()] {
-            assert!(ElevationToken::parse(&other).is_err());
-        }
-        for other in [session.expose(), elevation.expose()] {
-            assert!(RecoveryToken::parse(&other).is_err());
-        }
-        assert!(session.hash() != elevation.hash() && session.hash() != recovery.hash());
-        assert!(elevation.hash() != recovery.hash());
     }
 
     #[test]

@@ -20,7 +20,8 @@ use tonic::Request;
 use super::convert::{parse_subject, pins_to_proto, session_to_proto, without_person};
 use super::live::{Seen, name_session};
 use super::session::require_remembering;
-use super::{App, overtaken};
+use super::shopper::merge::Login;
+use super::{App, overtaken, shopper};
 use crate::cache::Entry;
 use crate::domain::assurance::{Authentication, Level};
 use crate::domain::lineage::Presented;
@@ -99,12 +100,17 @@ impl App {
         {
             return Err(Refusal::new(Reason::IdTokenReplayed, "the ID token was used before").into());
         }
-        let shopper = self.shopper_of(&mut work, &digest, &admitted, before.shopper).await?;
-        let mut merges = vec![];
-        if let (Some(from), Some(into)) = (before.shopper, shopper)
+        let owner = self.shopper_of(&mut work, &digest, &admitted, before.shopper).await?;
+        let (mut merges, mut shopper_merge) = (vec![], None);
+        if let (Some(from), Some(into)) = (before.shopper, owner)
             && from != into
         {
+            let login = Login { session: before.id, from, into };
+            let has_more = shopper::merge::lock(&mut work, &login).await?;
             merges = self.merge_carts(&mut work, before.id, from, into, strategy).await?;
+            if strategy != Strategy::None {
+                shopper_merge = shopper::merge::merge(&mut work, &login, has_more).await?;
+            }
         }
         let evicted = self.evict(&mut work, admitted.excess).await?;
         let salt = self.new_salt()?;
@@ -113,7 +119,7 @@ impl App {
         let level = identity.authentication.level.number();
         let after = Session {
             lineage: before.lineage.clone().cut_off(token.hash()),
-            shopper,
+            shopper: owner,
             identity: Some(identity.into()),
             is_remembered,
             absolute_deadline: session_end.map_or(lifetime, |end| lifetime.min(end)),
@@ -132,6 +138,7 @@ impl App {
             pins: pins_to_proto(&after.visit.pins),
             cart_merges: merges,
             evicted_session_ids: evicted.iter().map(SessionId::to_string).collect(),
+            shopper_merge,
         };
         let person = answer.session.as_ref().map(without_person);
         let kept = pb::AuthenticateSessionResponse { session: person, ..answer.clone() };

@@ -78,7 +78,7 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    pub(super) fn of(shopper: &Shopper, visit: Option<&Visit>, now: Time) -> Self {
+    pub(super) fn of<G>(shopper: &Shopper<G>, visit: Option<&Visit>, now: Time) -> Self {
         let visiting = shopper.session_id().zip(visit);
         let visiting = visiting.map(|(session, visit)| Visiting { session, since: visit.started_at });
         Self { now, visiting }

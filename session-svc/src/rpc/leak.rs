@@ -15,7 +15,8 @@ use crate::domain::lineage::{Grade, Presented};
 use crate::domain::recovery::End;
 use crate::domain::session::RevokeReason;
 use crate::domain::token::{
-    ElevationToken, Kind as _, OfElevation, OfRecovery, OfSession, RecoveryToken, SessionToken,
+    ElevationToken, Kind as _, OfElevation, OfRecovery, OfSession, OfWishlist, RecoveryToken, SessionToken,
+    WishlistToken,
 };
 use crate::store;
 
@@ -28,14 +29,20 @@ enum Leaked {
     Session(SessionToken),
     Elevation(ElevationToken),
     Recovery(RecoveryToken),
+    Wishlist(WishlistToken),
 }
 
 impl Leaked {
     fn parse(text: &str) -> Option<Self> {
-        let elevation = |_| ElevationToken::parse(text).map(Self::Elevation);
-        let recovery = |_| RecoveryToken::parse(text).map(Self::Recovery);
         let session = SessionToken::parse(text).map(Self::Session);
-        session.or_else(elevation).or_else(recovery).ok()
+        let elevation = || ElevationToken::parse(text).map(Self::Elevation);
+        let recovery = || RecoveryToken::parse(text).map(Self::Recovery);
+        let wishlist = || WishlistToken::parse(text).map(Self::Wishlist);
+        session
+            .or_else(|_| elevation())
+            .or_else(|_| recovery())
+            .or_else(|_| wishlist())
+            .ok()
     }
 
     /// Tells tokens apart, and is none.
@@ -44,6 +51,7 @@ impl Leaked {
             Self::Session(token) => token.hash(),
             Self::Elevation(token) => token.hash(),
             Self::Recovery(token) => token.hash(),
+            Self::Wishlist(token) => token.hash(),
         };
         URL_SAFE_NO_PAD.encode(hash.bytes())
     }
@@ -76,6 +84,10 @@ impl App {
             }
             Leaked::Elevation(token) => {
                 (Some(token.session_id()), self.use_leaked_up(&mut work, token, &found_at).await?)
+            }
+            Leaked::Wishlist(token) => {
+                let data = with_place(json!({"reason": RevokeReason::Leaked.name()}), &found_at);
+                (None, self.unshare_leaked(&mut work, token, data).await?)
             }
             Leaked::Recovery(token) => (None, revoke_leaked(&mut work, token, &found_at).await?),
         };
@@ -159,7 +171,7 @@ fn holds_token(text: &str) -> bool {
             rest.take(TOKEN_PART).filter(|b| is_part(b)).count() == TOKEN_PART
         })
     };
-    [OfSession::PREFIX, OfElevation::PREFIX, OfRecovery::PREFIX]
+    [OfSession::PREFIX, OfElevation::PREFIX, OfRecovery::PREFIX, OfWishlist::PREFIX]
         .into_iter()
         .any(begins)
 }

@@ -121,12 +121,12 @@ impl App {
         };
         let visit = self.require_live_shopper(&caller.tenant, &shopper, work.now)?;
         let moment = Moment::of(&shopper, visit.as_ref(), work.now);
-        self.open(work, &token, (&shopper, &moment), strategy.into()).await
+        self.redeem(work, &token, (&shopper, &moment), strategy.into()).await
     }
 
     /// Opens the cart, and uses the token up for it. Whether it is good is looked at before anything is locked, so that a
     /// token that somebody made up locks nothing; that it still is, its write says.
-    async fn open(
+    async fn redeem(
         &self,
         mut work: Box<Mutation>,
         token: &RecoveryToken,

@@ -1,14 +1,14 @@
 //! Secrets that are derived, so that a repeated request gets the same one and the database holds none: HMAC-SHA256 under a
 //! key of the ring. And the pseudonyms of subjects, derived alike.
 
-use shared::id::{SessionId, ShopperId, TenantId};
+use shared::id::{SessionId, ShopperId, TenantId, WishlistId};
 use shared::keyring::Purpose;
 use shared::status::Failure;
 use uuid::Uuid;
 
 use super::App;
 use crate::domain::session::Subject;
-use crate::domain::token::{ElevationToken, RecoveryToken, SessionToken};
+use crate::domain::token::{ElevationToken, RecoveryToken, SessionToken, WishlistToken};
 
 /// Random bytes that a secret is derived from, beside the id of the key.
 const SALT: usize = 16;
@@ -62,6 +62,18 @@ impl App {
     ) -> Result<RecoveryToken, Failure> {
         let secret = self.derive(b"recovery", tenant, id.uuid(), &[], salt)?;
         Ok(RecoveryToken::new(id, secret))
+    }
+
+    /// Shows a wishlist.
+    pub(super) fn wishlist_token(
+        &self,
+        tenant: &TenantId,
+        owner: ShopperId,
+        id: WishlistId,
+        salt: &[u8],
+    ) -> Result<WishlistToken, Failure> {
+        let secret = self.derive(b"wishlist", tenant, id.uuid(), &[], salt)?;
+        Ok(WishlistToken::new(owner, secret))
     }
 
     fn derive(

@@ -1,10 +1,13 @@
-//! Whose state a request is about: named by a session's token, or by id.
+//! Whose state a request is about, named by a session's token or by id; and `ShopperService`, the state that all of a
+//! tenant's touchpoints share.
+//!
+//! Locks are taken in this order: subject, shoppers, carts, sessions. A change of anything here locks its shopper first.
 
 use std::sync::Arc;
 
 use shared::auth::Caller;
 use shared::id::{GroupId, SessionId, ShopperId, TenantId};
-use shared::parse::{parse, required};
+use shared::parse::{optional, parse, required};
 use shared::pb::session as pb;
 use shared::pb::session::shopper_selector::Owner;
 use shared::status::{Failure, Reason, Refusal};
@@ -18,15 +21,26 @@ use crate::domain::lineage::Presented;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 
+mod change;
+mod context;
+mod convert;
+mod history;
+mod interest;
+pub(super) mod merge;
+mod preferences;
+mod service;
+mod share;
+mod wishlist;
+
 /// Whose state, and, for carts, at which touchpoints.
-pub(super) struct Shopper {
+pub(super) struct Shopper<G = GroupId> {
     pub(super) id: ShopperId,
-    pub(super) group: GroupId,
+    pub(super) group: G,
     /// The session that named it, and its touchpoint; whether it lives is not asked yet.
     pub(super) named_by: Option<(Seen, Arc<Entry<Touchpoint>>)>,
 }
 
-impl Shopper {
+impl<G> Shopper<G> {
     pub(super) fn session_id(&self) -> Option<SessionId> {
         self.named_by.as_ref().map(|(seen, _)| seen.session.id)
     }
@@ -55,37 +69,49 @@ impl Shopper {
 }
 
 impl App {
-    /// The shopper that a request names.
+    /// The shopper that a request about carts names.
     pub(super) async fn shopper(
         &self,
         caller: &Caller,
         owner: Option<pb::ShopperSelector>,
         now: Time,
     ) -> Result<Shopper, Failure> {
+        let Shopper { id, group, named_by } = self.shopper_anywhere(caller, owner, now).await?;
+        let group = required("owner.shopper.touchpoint_group", group)?;
+        Ok(Shopper { id, group, named_by })
+    }
+
+    /// The shopper that a request names; by id without a group, too.
+    pub(super) async fn shopper_anywhere(
+        &self,
+        caller: &Caller,
+        owner: Option<pb::ShopperSelector>,
+        now: Time,
+    ) -> Result<Shopper<Option<GroupId>>, Failure> {
         match required("owner", required("owner", owner)?.owner)? {
             Owner::SessionToken(token) => {
                 let (seen, touchpoint) = self.session_of(caller, &token, now).await?;
                 let text = "the session's touchpoint has no shoppers";
                 let id = seen.session.shopper;
                 let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
-                let group = touchpoint.value.group.clone();
+                let group = Some(touchpoint.value.group.clone());
                 Ok(Shopper { id, group, named_by: Some((seen, touchpoint)) })
             }
             Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group }) => {
                 caller.require_scope("shopper.any")?;
                 caller.require_unlimited()?;
                 let id = parse("owner.shopper.shopper_id", &shopper_id)?;
-                let group = parse("owner.shopper.touchpoint_group", &touchpoint_group)?;
+                let group = optional("owner.shopper.touchpoint_group", &touchpoint_group)?;
                 Ok(Shopper { id, group, named_by: None })
             }
         }
     }
 
     /// Refuses a shopper whose session does not live; answers the visit that it is in.
-    pub(super) fn require_live_shopper(
+    pub(super) fn require_live_shopper<G>(
         &self,
         tenant: &TenantId,
-        shopper: &Shopper,
+        shopper: &Shopper<G>,
         now: Time,
     ) -> Result<Option<Visit>, Failure> {
         let Some((seen, touchpoint)) = &shopper.named_by else { return Ok(None) };
