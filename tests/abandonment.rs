@@ -14,10 +14,12 @@ use crate::harness::shop::{
     add_line, begin_checkout, completion, create_session, create_touchpoint, get_cart, owner, seconds, web,
 };
 use crate::harness::trust::{authenticate, identity};
-use crate::harness::{Answer as _, Caller, Stack, Watch, workload};
+use crate::harness::{Answer as _, Caller, Options, Stack, Watch, workload};
 
 pub(crate) async fn start() -> (Stack, Caller) {
-    let stack = Stack::sessions();
+    // Months pass in some tests, and what was told is looked at in the end.
+    let year = Options { event_retention: Some(TimeDelta::days(365)), ..Options::default() };
+    let stack = Stack::sessions_with(&year);
     let caller = stack.caller(&workload("storefront"));
     create_touchpoint(&caller, web()).await;
     (stack, caller)

@@ -24,6 +24,7 @@ fn event(stack: &Stack, subject: &str, n: i64) -> Event {
         principal: "system".to_owned(),
         at: stack.now(),
         data: json!({"n": n}),
+        trace_parent: String::new(),
     }
 }
 

@@ -27,6 +27,7 @@ async fn write_padded(stack: &Stack, db: &mut PgConnection, count: usize, paddin
         principal: "system".to_owned(),
         at: stack.now(),
         data: json!({"n": n, "padding": "x".repeat(padding)}),
+        trace_parent: String::new(),
     };
     let events: Vec<_> = (0..count).map(event).collect();
     session_svc::OUTBOX.append_all(db, &events).await.unwrap();

@@ -183,8 +183,13 @@ impl Stack {
 
     /// session-svc by itself.
     pub(crate) fn sessions() -> Self {
+        Self::sessions_with(&Options::default())
+    }
+
+    /// The same with these options.
+    pub(crate) fn sessions_with(options: &Options) -> Self {
         let mut stack = Self::prepare();
-        stack.session = Some(stack.session_svc(&Options::default()));
+        stack.session = Some(stack.session_svc(options));
         stack
     }
 

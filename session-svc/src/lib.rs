@@ -60,6 +60,7 @@ pub use config::{Args, Config};
 use domain::session::Session;
 pub use kinds::KINDS;
 use rpc::App;
+use rpc::cart::batch::{Answer, Question, change_all};
 use store::session::Loaded;
 
 /// The schema's history.
@@ -115,6 +116,7 @@ pub async fn serve(
         sessions: cache::Cache::new(SESSIONS_CACHED),
         loads: loads(&db),
         creations: creations(&db),
+        cart_changes: Arc::new(cart_changes(&db)),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
@@ -215,6 +217,15 @@ fn creations(db: &Db) -> Batcher<(TenantId, Session), ()> {
             store::session::insert(&mut *db.connection().await?, &rows).await?;
             Ok(vec![(); sessions.len()])
         }
+    })
+}
+
+/// As [`loads`], a transaction.
+fn cart_changes(db: &Db) -> Batcher<Question, Answer> {
+    let db = db.clone();
+    Batcher::new("cart_changes", move |questions: Arc<[Question]>| {
+        let db = db.clone();
+        async move { change_all(&db, &questions).await }
     })
 }
 

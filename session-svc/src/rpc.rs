@@ -26,6 +26,7 @@ use shared::webhook::{WebhookRpc, Webhooks};
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
+use self::cart::batch::{Answer, Question};
 use crate::OUTBOX;
 use crate::batch::Batcher;
 use crate::cache::{Cache, Entry};
@@ -43,7 +44,7 @@ mod admission;
 mod assertion;
 mod attribute;
 mod authenticate;
-mod cart;
+pub mod cart;
 mod convert;
 mod elevation;
 mod free;
@@ -83,6 +84,8 @@ pub struct App {
     pub loads: Batcher<(TenantId, SessionId), Option<Loaded>>,
     /// Writes new anonymous sessions, many at once.
     pub creations: Batcher<(TenantId, Session), ()>,
+    /// Makes changes of carts, many at once.
+    pub cart_changes: Arc<Batcher<Question, Answer>>,
     /// Touchpoints read lately.
     pub touchpoints: Cache<(TenantId, TouchpointId), Touchpoint>,
     /// What validations saw.

@@ -9,6 +9,7 @@ use shared::id::{SessionId, TenantId};
 use shared::outbox::Event;
 use shared::replay;
 use shared::status::is_away;
+use shared::telemetry;
 use shared::time::Time;
 
 use crate::OUTBOX;
@@ -89,7 +90,8 @@ pub fn pinned(tenant: &TenantId, session: SessionId, at: Time) -> Event {
 
 /// Something that nobody in particular did.
 pub fn system(tenant: &TenantId, kind: &'static str, subject: String, data: Value, at: Time) -> Event {
-    Event { tenant: tenant.clone(), kind, subject, principal: "system".to_owned(), at, data }
+    let (principal, trace_parent) = ("system".to_owned(), telemetry::trace_parent());
+    Event { tenant: tenant.clone(), kind, subject, principal, at, data, trace_parent }
 }
 
 /// Goes on with the walk that deletes sessions long dead. Whether a session lives is never asked of it.

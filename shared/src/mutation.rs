@@ -15,6 +15,7 @@ use crate::id::TenantId;
 use crate::outbox::{Event, Outbox};
 use crate::replay::{Replay, Replayed};
 use crate::status::{Failure, Refusal};
+use crate::telemetry;
 use crate::time::Time;
 
 /// A mutation that was asked for.
@@ -125,6 +126,7 @@ impl Actor {
     /// Something that it did.
     pub fn event(&self, kind: &'static str, subject: String, data: Value) -> Event {
         let (tenant, principal) = (self.tenant.clone(), self.principal.clone());
-        Event { tenant, kind, subject, principal, at: self.now, data }
+        let trace_parent = telemetry::trace_parent();
+        Event { tenant, kind, subject, principal, at: self.now, data, trace_parent }
     }
 }

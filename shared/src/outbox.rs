@@ -27,6 +27,8 @@ pub struct Event {
     pub at: Time,
     /// The rest; never a secret, never personal data.
     pub data: Value,
+    /// W3C trace context of the request that caused it.
+    pub trace_parent: String,
 }
 
 /// An event as it was stored.
@@ -90,9 +92,9 @@ macro_rules! outbox {
             kinds: $kinds,
             append: concat!(
                 "insert into ", $schema, ".events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent) ",
-                "select tenant_id, kind, subject, principal, occurred_at, data, $7 ",
-                "from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[]) with ordinality ",
-                "as event (tenant_id, kind, subject, principal, occurred_at, data, position) order by position"
+                "select tenant_id, kind, subject, principal, occurred_at, data, trace_parent ",
+                "from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[]) with ordinality ",
+                "as event (tenant_id, kind, subject, principal, occurred_at, data, trace_parent, position) order by position"
             ),
             // One snapshot serves the position and the rows: a statement sees what its snapshot sees.
             read: concat!(
@@ -166,7 +168,7 @@ impl Outbox {
             .bind(texts(|event| event.principal.clone()))
             .bind(events.iter().map(|event| event.at).collect::<Vec<_>>())
             .bind(texts(|event| event.data.to_string()))
-            .bind(crate::telemetry::trace_parent())
+            .bind(texts(|event| event.trace_parent.clone()))
             .execute(db)
             .await?;
         Ok(())

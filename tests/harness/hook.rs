@@ -67,6 +67,7 @@ pub(crate) fn event(stack: &Stack, subject: &str, n: usize) -> Event {
         principal: "system".to_owned(),
         at: stack.now(),
         data: json!({"n": n}),
+        trace_parent: String::new(),
     }
 }
 

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use shared::auth::Caller;
 use shared::db::Tx;
 use shared::edge::Deadline;
-use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId};
+use shared::id::{CartId, GroupId, LineId, SessionId, ShopperId, TenantId};
 use shared::mutation::Actor;
+use shared::outbox::Event;
 use shared::parse::{optional, parse};
 use shared::pb::session as pb;
 use shared::replay::{parse_request_id, reused};
@@ -20,6 +21,7 @@ use shared::time::Time;
 use tonic::Request;
 use uuid::Uuid;
 
+use self::batch::Answer;
 use self::convert::{cart_to_proto, empty_cart};
 use super::shopper::Shopper;
 use super::{App, abandonment, overtaken};
@@ -29,6 +31,7 @@ use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::Place;
 
+pub mod batch;
 mod checkout;
 mod code;
 pub(super) mod convert;
@@ -49,6 +52,8 @@ struct Change {
     request_id: Option<Uuid>,
     /// First half of SHA-256 of kind and body: what a repetition must equal.
     body_hash: [u8; 16],
+    /// Whether it does more than change the cart.
+    goes_alone: bool,
 }
 
 impl Change {
@@ -65,14 +70,89 @@ impl Change {
         let hash = sha256(&[kind.as_bytes(), &message.encode_to_vec()]);
         let mut body_hash = [0; 16];
         body_hash.copy_from_slice(&hash[..16]);
-        let (makes_cart, order_ref) = (false, None);
-        let change = Self { caller, deadline, kind, makes_cart, order_ref, owner, request_id, body_hash };
+        let change = Self {
+            caller,
+            deadline,
+            kind,
+            makes_cart: false,
+            order_ref: None,
+            owner,
+            request_id,
+            body_hash,
+            goes_alone: false,
+        };
         Ok((change, message))
+    }
+
+    /// As it goes where it does more than change the cart.
+    fn alone(self) -> Self {
+        Self { goes_alone: true, ..self }
+    }
+}
+
+/// A change, and whose cart it is of.
+pub struct Wish {
+    change: Change,
+    shopper: Shopper,
+    currency: Currency,
+    now: Time,
+    decide: Box<dyn Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync>,
+}
+
+impl Wish {
+    fn tenant(&self) -> &TenantId {
+        &self.change.caller.tenant
+    }
+
+    fn place(&self) -> (ShopperId, &GroupId, Currency) {
+        (self.shopper.id, &self.shopper.group, self.currency)
+    }
+
+    fn actor(&self) -> Actor {
+        let principal = self.change.caller.principal.clone();
+        Actor { tenant: self.tenant().clone(), principal, now: self.now }
+    }
+
+    /// The line that the change was about, if it was made before.
+    fn made_before(&self, cart: &Cart) -> Result<Option<Option<LineId>>, Refusal> {
+        let Some((id, applied)) = self.change.request_id.and_then(|id| Some((id, cart.applied(id)?))) else {
+            return Ok(None);
+        };
+        if applied.body_hash == self.change.body_hash { Ok(Some(applied.line)) } else { Err(reused(id)) }
+    }
+
+    /// The open cart after the change, and what else it does.
+    fn make(&self, cart: &Cart, moment: &Moment) -> Result<(Cart, Outcome), Failure> {
+        let mut cart = cart.clone();
+        let outcome = (self.decide)(&mut cart, moment)?;
+        let (line, body_hash) = (outcome.line, self.change.body_hash);
+        if let Some(request_id) = self.change.request_id {
+            cart.remember(Applied { request_id, body_hash, line, newer: vec![] });
+        }
+        if let Some(touchpoint) = self.shopper.touchpoint() {
+            cart.touchpoint = Some(touchpoint.id.clone());
+        }
+        cart.version += 1;
+        Ok((cart, outcome))
+    }
+
+    fn event(&self, cart: &Cart, outcome: &Outcome) -> Event {
+        let mut data = outcome.data.clone();
+        data["shopper_id"] = cart.shopper.to_string().into();
+        if let Some(line) = outcome.line {
+            data["line_id"] = line.to_string().into();
+        }
+        let held = if outcome.holds { self.shopper.session_id() } else { outcome.lets_go };
+        if let Some(session) = held {
+            data["session_id"] = session.to_string().into();
+        }
+        self.actor().event(self.change.kind, cart.id.to_string(), data)
     }
 }
 
 /// When something is asked, and by which visit, if by any.
-pub(super) struct Moment {
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
     now: Time,
     visiting: Option<Visiting>,
 }
@@ -130,28 +210,40 @@ impl App {
     /// Makes one change, once: answers the cart after it, and the line that it was about.
     async fn change_cart(
         &self,
-        change: Change,
+        mut change: Change,
         currency: &str,
-        decide: impl FnOnce(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send,
+        decide: impl Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync + 'static,
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
-        let mut change = change;
         let shopper = self.shopper(&change.caller, change.owner.take(), now).await?;
-        let tenant = &change.caller.tenant;
+        let wish = Arc::new(Wish { change, shopper, currency, now, decide: Box::new(decide) });
+        let Wish { change, shopper, .. } = &*wish;
+        let is_live = self.require_live_shopper(wish.tenant(), shopper, now);
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {
-            self.require_live_shopper(tenant, &shopper, now)?;
+            is_live?;
+            return self.change_alone(&wish).await;
         }
-        let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency };
-        let mut tx = self.db.begin(change.deadline).await?;
-        let mut cart = self.lock_cart(&mut tx, &place, &shopper, &change, now).await?;
-        if let Some(id) = change.request_id
-            && let Some(applied) = cart.applied(id)
-        {
-            if applied.body_hash != change.body_hash {
-                return Err(reused(id).into());
+        if let (Ok(visit), false) = (is_live, change.goes_alone) {
+            let moment = Moment::of(shopper, visit.as_ref(), now);
+            match self.change_together(&wish, moment).await? {
+                Answer::Made(cart, line) => return Ok((cart_to_proto(&cart, &moment), line)),
+                Answer::Refused(failure) => return Err(failure),
+                Answer::Alone => {}
             }
-            let (line, moment) = (applied.line, Moment::of(&shopper, None, now));
+        }
+        self.change_alone(&wish).await
+    }
+
+    /// As [`App::change_cart`], in a transaction of its own.
+    async fn change_alone(&self, wish: &Wish) -> Result<(pb::Cart, Option<LineId>), Failure> {
+        let Wish { change, shopper, currency, now, .. } = wish;
+        let (tenant, now) = (wish.tenant(), *now);
+        let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: *currency };
+        let mut tx = self.db.begin(change.deadline).await?;
+        let mut cart = self.lock_cart(&mut tx, &place, shopper, change, now).await?;
+        if let Some(line) = wish.made_before(&cart)? {
+            let moment = Moment::of(shopper, None, now);
             // The next cart knows what the order knew.
             if let Some(order_ref) = &change.order_ref
                 && let Some(order) = store::cart::find_ordered(&mut tx, &place, order_ref).await?
@@ -160,16 +252,15 @@ impl App {
             }
             return Ok((cart_to_proto(&cart, &moment), line));
         }
-        let visit = self.require_live_shopper(tenant, &shopper, now)?;
+        let visit = self.require_live_shopper(tenant, shopper, now)?;
         // The last one that ended stands in for a cart only to answer what was asked before.
         if !cart.state.is_open() {
             return Err(no_cart().into());
         }
-        let moment = Moment::of(&shopper, visit.as_ref(), now);
-        let outcome = decide(&mut cart, &moment)?;
+        let moment = Moment::of(shopper, visit.as_ref(), now);
+        let (mut cart, outcome) = wish.make(&cart, &moment)?;
         let line = outcome.line;
-        self.write_change(tx, &change, (&shopper, visit), &mut cart, outcome, now)
-            .await?;
+        self.write_change(tx, wish, visit, &mut cart, outcome).await?;
         Ok((cart_to_proto(&cart, &moment), line))
     }
 
@@ -177,25 +268,17 @@ impl App {
     async fn write_change(
         &self,
         mut tx: Tx,
-        change: &Change,
-        (shopper, visit): (&Shopper, Option<Visit>),
+        wish: &Wish,
+        visit: Option<Visit>,
         cart: &mut Cart,
         outcome: Outcome,
-        now: Time,
     ) -> Result<(), Failure> {
-        let Outcome { line, data, holds, lets_go, saved } = outcome;
-        let Change { caller, kind, request_id, body_hash, .. } = change;
-        let tenant = &caller.tenant;
-        if let Some(request_id) = *request_id {
-            cart.remember(Applied { request_id, body_hash: *body_hash, line, newer: vec![] });
-        }
-        if let Some(touchpoint) = shopper.touchpoint() {
-            cart.touchpoint = Some(touchpoint.id.clone());
-        }
-        cart.version += 1;
+        let (tenant, shopper) = (wish.tenant(), &wish.shopper);
         if !store::cart::update(&mut tx, tenant, cart).await? {
             return Err(overtaken());
         }
+        let event = wish.event(cart, &outcome);
+        let Outcome { holds, lets_go, saved, .. } = outcome;
         if holds
             && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit)
             && !store::visit::hold(&mut tx, tenant, seen.session.id, cart.id, &seen.stored, visit).await?
@@ -205,18 +288,16 @@ impl App {
         if let Some(session) = lets_go {
             store::visit::release_hold(&mut tx, tenant, session, cart.id).await?;
         }
-        let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
-        let held = if holds { shopper.session_id() } else { lets_go };
-        let data = event_data(data, cart, line, held);
-        OUTBOX.append(&mut tx, &actor.event(kind, cart.id.to_string(), data)).await?;
+        OUTBOX.append(&mut tx, &event).await?;
+        let actor = wish.actor();
         if !saved.is_empty() {
             self.continue_cart(&mut tx, &actor, cart, saved).await?;
         }
-        if cart.updated_at == now {
+        if cart.updated_at == wish.now {
             abandonment::recover(&mut tx, &actor, cart).await?;
         }
         tx.commit().await?;
-        if let Some(session) = held {
+        if let Some(session) = if holds { shopper.session_id() } else { lets_go } {
             if holds {
                 self.touches.moved(tenant, session);
             }
@@ -302,15 +383,4 @@ impl App {
 
 pub(super) fn no_cart() -> Refusal {
     Refusal::new(Reason::CartNotFound, "there is no such cart")
-}
-
-fn event_data(mut data: Value, cart: &Cart, line: Option<LineId>, held: Option<SessionId>) -> Value {
-    data["shopper_id"] = cart.shopper.to_string().into();
-    if let Some(line) = line {
-        data["line_id"] = line.to_string().into();
-    }
-    if let Some(session) = held {
-        data["session_id"] = session.to_string().into();
-    }
-    data
 }

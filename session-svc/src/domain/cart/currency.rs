@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 /// A currency that prices can be in (ISO 4217): one with a minor unit, or with none, but no metal, fund or test code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Currency {
     code: &'static str,
     /// Digits behind the decimal point.

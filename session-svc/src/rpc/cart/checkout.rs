@@ -18,12 +18,12 @@ impl App {
         let (change, message) =
             Change::of(request, "cart.checkout_begun", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::BeginCheckoutRequest { currency_code, etag: seen, owner: _, request_id: _ } = message;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             etag(&seen, cart.version)?;
             cart.begin_checkout(moment.visiting.map(|visiting| visiting.session), moment.now)?;
             Ok(Outcome { holds: true, data: json!({}), ..Outcome::default() })
         };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
+        let (cart, _) = self.change_cart(change.alone(), &currency_code, decide).await?;
         Ok(pb::BeginCheckoutResponse { cart: Some(cart) })
     }
 
@@ -35,11 +35,11 @@ impl App {
             Change::of(request, "cart.checkout_completed", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::CompleteCheckoutRequest { currency_code, order_ref, owner: _, request_id: _ } = message;
         let order_ref = line("order_ref", order_ref, 1, 128)?;
-        let change = Change { order_ref: Some(order_ref.clone()), ..change };
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let change = Change { order_ref: Some(order_ref.clone()), ..change.alone() };
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             let (total, currency) = (cart.total(), cart.currency.as_str());
             let data = json!({"order_ref": order_ref, "total_minor_units": total, "currency_code": currency});
-            let (lets_go, saved) = cart.complete_checkout(order_ref, moment.now)?;
+            let (lets_go, saved) = cart.complete_checkout(order_ref.clone(), moment.now)?;
             Ok(Outcome { data, lets_go, saved, ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
@@ -54,11 +54,11 @@ impl App {
             Change::of(request, "cart.checkout_failed", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::FailCheckoutRequest { currency_code, reason, owner: _, request_id: _ } = message;
         let reason: pb::CheckoutFailure = known("reason", reason)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             let lets_go = cart.fail_checkout(moment.now)?;
             Ok(Outcome { data: json!({"reason": reason.as_str_name()}), lets_go, ..Outcome::default() })
         };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
+        let (cart, _) = self.change_cart(change.alone(), &currency_code, decide).await?;
         Ok(pb::FailCheckoutResponse { cart: Some(cart) })
     }
 
@@ -68,12 +68,12 @@ impl App {
     ) -> Result<pb::DiscardCartResponse, Failure> {
         let (change, message) = Change::of(request, "cart.discarded", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::DiscardCartRequest { currency_code, etag: seen, owner: _, request_id: _ } = message;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             etag(&seen, cart.version)?;
             cart.discard(moment.now)?;
             Ok(Outcome { data: json!({}), ..Outcome::default() })
         };
-        let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
+        let (cart, _) = self.change_cart(change.alone(), &currency_code, decide).await?;
         Ok(pb::DiscardCartResponse { cart: Some(cart) })
     }
 }

@@ -27,7 +27,7 @@ impl App {
         let pb::PinPricingContextRequest { currency_code, pricing_context, replace, owner: _, request_id: _ } =
             message;
         let pricing = parse_pricing(required("pricing_context", pricing_context)?)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             if pricing.expires_at <= moment.now {
                 return Err(Refusal::field("pricing_context.expire_time", "must be ahead").into());
             }
@@ -37,7 +37,7 @@ impl App {
                 let pin = moment
                     .visiting
                     .map(|visiting| Pin { session: visiting.session, at: moment.now });
-                cart.pin_pricing(Pricing { pin, ..pricing })?;
+                cart.pin_pricing(Pricing { pin, ..pricing.clone() })?;
             }
             Ok(Outcome { data: json!({"is_new": !stays}), ..Outcome::default() })
         };
@@ -54,8 +54,8 @@ impl App {
             Change::of(request, "cart.code_applied", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::ApplyCartCodeRequest { currency_code, code, owner: _, request_id: _ } = message;
         let code = free_line("code", code, 1, 64)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
-            cart.apply_code(code, moment.now)?;
+        let decide = move |cart: &mut Cart, moment: &Moment| {
+            cart.apply_code(code.clone(), moment.now)?;
             // Which code, events do not tell: some are worth money.
             Ok(Outcome { data: json!({}), ..Outcome::default() })
         };
@@ -72,7 +72,7 @@ impl App {
             Change::of(request, "cart.code_removed", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::RemoveCartCodeRequest { currency_code, code, owner: _, request_id: _ } = message;
         let code = free_line("code", code, 1, 64)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             cart.remove_code(&code, moment.now)?;
             Ok(Outcome { data: json!({}), ..Outcome::default() })
         };

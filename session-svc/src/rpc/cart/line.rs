@@ -49,19 +49,19 @@ impl App {
         let catalogue_version = line("catalogue_version", catalogue_version, 0, 64)?;
         let source = free_line("source", source, 0, 128)?;
         let random = self.entropy.bytes();
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             let data = json!({"sku": sku, "quantity": quantity});
             let added = Line {
                 id: LineId::new(moment.now, random),
-                sku,
+                sku: sku.clone(),
                 quantity,
                 unit_price,
                 price_observed_at: moment.now,
                 created_at: moment.now,
-                attributes,
-                fulfilment,
-                catalogue_version,
-                source,
+                attributes: attributes.clone(),
+                fulfilment: fulfilment.clone(),
+                catalogue_version: catalogue_version.clone(),
+                source: source.clone(),
                 saved_for_later: false,
                 newer: vec![],
             };
@@ -81,7 +81,7 @@ impl App {
             message;
         let id = parse("line_id", &line_id)?;
         let quantity = within("quantity", quantity, 1, QUANTITY_MAX)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             cart.set_quantity(id, quantity, moment.now)?;
             Ok(Outcome { line: Some(id), data: json!({"quantity": quantity}), ..Outcome::default() })
         };
@@ -97,7 +97,7 @@ impl App {
             Change::of(request, "cart.line_removed", |m| (&mut m.owner, &mut m.request_id))?;
         let pb::RemoveCartLineRequest { currency_code, line_id, owner: _, request_id: _ } = message;
         let id = parse("line_id", &line_id)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             cart.remove(id, moment.now)?;
             Ok(Outcome { line: Some(id), data: json!({}), ..Outcome::default() })
         };
@@ -114,7 +114,7 @@ impl App {
         let pb::MoveCartLineRequest { currency_code, line_id, saved_for_later, owner: _, request_id: _ } =
             message;
         let id = parse("line_id", &line_id)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             let line = Some(cart.move_line(id, saved_for_later, moment.now)?);
             Ok(Outcome { line, data: json!({"saved_for_later": saved_for_later}), ..Outcome::default() })
         };
@@ -143,7 +143,7 @@ impl App {
         };
         let prices: Vec<_> = prices.into_iter().enumerate().map(price).collect::<Result<_, Refusal>>()?;
         let catalogue_version = line("catalogue_version", catalogue_version, 1, 64)?;
-        let decide = |cart: &mut Cart, moment: &Moment| {
+        let decide = move |cart: &mut Cart, moment: &Moment| {
             cart.refresh_prices(&prices, &catalogue_version, moment.now)?;
             Ok(Outcome { data: json!({"catalogue_version": catalogue_version}), ..Outcome::default() })
         };
