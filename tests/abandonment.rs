@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use serde_json::json;
 use shared::pb::session as pb;
-use shared::pb::session::{AbandonmentKind, CartState};
+use shared::pb::session::{AbandonmentKind, CartState, CheckoutFailure};
 use shared::time::to_proto;
 use tonic::Code;
 
@@ -15,6 +15,7 @@ use crate::harness::shop::{
 };
 use crate::harness::trust::{authenticate, identity};
 use crate::harness::{Answer as _, Caller, Options, Stack, Watch, workload};
+use crate::preferences::consenting;
 
 pub(crate) async fn start() -> (Stack, Caller) {
     // Months pass in some tests, and what was told is looked at in the end.
@@ -81,6 +82,7 @@ async fn a_cart_is_idle_then_abandoned_then_lost_and_each_is_told_once() {
             "last_activity_time": "2027-01-15T08:00:00.000000Z",
             "channels": ["EMAIL"],
             "consent": {"granted": true, "policy_version": "2027-01"},
+            "marketing_consent": null,
             "contactable": true,
         });
         assert_eq!(data, &expected);
@@ -131,6 +133,78 @@ async fn who_goes_on_is_never_idle_and_who_stops_is_idle_again() {
     add(&caller, &cart, 1).await;
     pass(&stack, MINUTE * 40).await;
     assert_eq!(kinds(&stack, &cart).await, ["cart.idle", "cart.idle"]);
+}
+
+#[tokio::test]
+async fn a_cart_that_was_emptied_and_looked_at_is_told_of_in_time_when_it_is_filled_again() {
+    let (stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    let cart = add_line(&caller, &token, "85123A", 2).await;
+    let remove = pb::RemoveCartLineRequest {
+        owner: Some(owner(&token)),
+        currency_code: "EUR".to_owned(),
+        line_id: cart.lines[0].line_id.clone(),
+        request_id: String::new(),
+    };
+    caller.carts().remove_cart_line(remove).await.answer();
+    pass(&stack, MINUTE * 31).await;
+    add(&caller, &cart, 1).await;
+    pass(&stack, HOUR - TimeDelta::seconds(1)).await;
+    assert_eq!(kinds(&stack, &cart).await, ["cart.idle"]);
+    pass(&stack, TimeDelta::seconds(1)).await;
+    assert_eq!(kinds(&stack, &cart).await, ["cart.idle", "cart.abandoned"]);
+}
+
+#[tokio::test]
+async fn that_a_payment_failed_is_no_coming_back_and_that_the_shopper_gave_up_is() {
+    let (stack, caller) = start().await;
+    for (reason, expected) in [
+        (CheckoutFailure::PaymentDeclined, vec!["cart.abandoned", "cart.checkout_failed"]),
+        (CheckoutFailure::Cancelled, vec!["cart.abandoned", "cart.checkout_failed", "cart.recovered"]),
+    ] {
+        let (_, token) = create_session(&caller).await;
+        let cart = add_line(&caller, &token, "85123A", 2).await;
+        begin_checkout(&caller, &token).await;
+        pass(&stack, HOUR).await;
+        let fail = pb::FailCheckoutRequest {
+            owner: Some(by_id(&cart)),
+            currency_code: "EUR".to_owned(),
+            reason: reason.into(),
+            request_id: String::new(),
+        };
+        caller.carts().fail_checkout(fail).await.answer();
+        assert_eq!(kinds(&stack, &cart).await, expected, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn consent_to_marketing_counts_beside_that_of_the_cart_and_its_withdrawal_rules() {
+    let (stack, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    let cart = add_line(&caller, &token, "85123A", 2).await;
+    let asked = pb::CartContact { consent: None, ..reachable(true) };
+    for (of_cart, marketing, contactable) in [
+        (asked.clone(), true, true),
+        (asked, false, false),
+        (reachable(true), false, false),
+        (reachable(true), true, true),
+    ] {
+        // By id, as the session does not live for so long.
+        let to = pb::SetCartContactRequest { owner: Some(by_id(&cart)), ..contact(&token, of_cart) };
+        caller.carts().set_cart_contact(to).await.answer();
+        let request = consenting(by_id(&cart), pb::ConsentPurpose::Marketing, marketing);
+        caller.shoppers().update_consent(request).await.answer();
+        pass(&stack, HOUR).await;
+        let (kind, data) = told(&stack, &cart).await.pop().unwrap();
+        assert_eq!((kind.as_str(), &data["contactable"]), ("cart.abandoned", &contactable.into()));
+        assert_eq!(data["marketing_consent"], marketing);
+        for asked in [true, false] {
+            let list = pb::ListAbandonedCartsRequest { contactable: Some(asked), ..Default::default() };
+            let listed = caller.carts().list_abandoned_carts(list).await.answer().carts;
+            assert_eq!(listed.len(), usize::from(asked == contactable));
+        }
+        add(&caller, &cart, 1).await;
+    }
 }
 
 #[tokio::test]

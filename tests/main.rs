@@ -34,6 +34,8 @@ mod cart;
 #[cfg(test)]
 mod cart_bad_input;
 #[cfg(test)]
+mod cart_batch;
+#[cfg(test)]
 mod cart_interleaving;
 #[cfg(test)]
 mod cart_invoice;

@@ -18,6 +18,7 @@ alter table session.carts
         and abandoned_kind in ('CART', 'CHECKOUT') and (lost_at is null or abandoned_at is not null)) not valid,
     add constraint carts_consent_check check ((consent_granted is null) = (consent_version is null)) not valid;
 create index carts_due_idx on session.carts (due_at);
+create index carts_checkout_due_idx on session.carts (due_at) where state = 'CHECKOUT';
 create index carts_abandoned_idx on session.carts (tenant_id, abandoned_at, shopper_id, cart_id)
     where abandoned_at is not null and state in ('ACTIVE', 'CHECKOUT');
 comment on column session.carts.due_at is 'Nothing becomes of the cart by time alone before; moved by who looks at it then, and by who comes back to it.';

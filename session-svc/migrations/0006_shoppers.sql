@@ -7,6 +7,7 @@ create table session.shoppers (
     preferences bytea,
     preferences_version bigint not null,
     preferences_updated_at timestamptz,
+    marketing_consent boolean,
     history bytea,
     merged_into_shopper_id uuid,
     created_at timestamptz not null,
@@ -16,6 +17,7 @@ create table session.shoppers (
 comment on table session.shoppers is 'One a shopper who has more than carts. Whoever changes anything of theirs, wishlists included, locks it first.';
 comment on column session.shoppers.preferences is 'tandem.session.storage.v1.PreferencesContent; null until something is set.';
 comment on column session.shoppers.preferences_version is 'Rises with every change of preferences or consent.';
+comment on column session.shoppers.marketing_consent is 'What stands in preferences of the consent to marketing; null where nothing was said.';
 comment on column session.shoppers.history is 'tandem.session.storage.v1.HistoryContent; null where there is none.';
 comment on column session.shoppers.merged_into_shopper_id is 'Whose what this one had is since a login; nothing changes here any more.';
 

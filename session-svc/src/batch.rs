@@ -15,8 +15,8 @@ use tracing::{Instrument as _, Span};
 
 /// Questions that may wait; more than calls can be in flight.
 const WAITING_MAX: usize = 100_000;
-/// Longer than a statement may take.
-const WORK_LIMIT: Duration = Duration::from_secs(3);
+/// Longer than a transaction of a few statements may take, the wait for a connection included.
+const WORK_LIMIT: Duration = Duration::from_secs(10);
 /// Questions of one statement.
 const BATCH_MAX: usize = 256;
 
@@ -142,9 +142,7 @@ where
     }
 
     async fn answer(&self, questions: Arc<[Q]>, answers: Vec<oneshot::Sender<sqlx::Result<A>>>) {
-        // Nobody may be waiting any more. The server's own limits do not help where it does not answer at all.
-        let found = tokio::time::timeout(WORK_LIMIT, (self.work)(Arc::clone(&questions))).await;
-        match found.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+        match self.work(Arc::clone(&questions)).await {
             Ok(found) => {
                 for (answer, found) in answers.into_iter().zip(found) {
                     drop(answer.send(Ok(found)));
@@ -165,13 +163,19 @@ where
             }
             Err(_) => {
                 let alone = questions.iter().zip(answers).map(async |(question, answer)| {
-                    let found = (self.work)(Arc::new([question.clone()])).await;
+                    let found = self.work(Arc::new([question.clone()])).await;
                     let one = found.and_then(|mut found| found.pop().ok_or(sqlx::Error::RowNotFound));
                     drop(answer.send(one));
                 });
                 join_all(alone).await;
             }
         }
+    }
+
+    /// The server's own limits do not help where it does not answer at all.
+    async fn work(&self, questions: Arc<[Q]>) -> sqlx::Result<Vec<A>> {
+        let found = tokio::time::timeout(WORK_LIMIT, (self.work)(questions)).await;
+        found.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     fn line(&self) -> MutexGuard<'_, Line<Q, A>> {

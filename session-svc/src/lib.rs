@@ -116,7 +116,7 @@ pub async fn serve(
         sessions: cache::Cache::new(SESSIONS_CACHED),
         loads: loads(&db),
         creations: creations(&db),
-        cart_changes: Arc::new(cart_changes(&db)),
+        cart_changes: cart_changes(&db),
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),

@@ -85,7 +85,7 @@ pub struct App {
     /// Writes new anonymous sessions, many at once.
     pub creations: Batcher<(TenantId, Session), ()>,
     /// Makes changes of carts, many at once.
-    pub cart_changes: Arc<Batcher<Question, Answer>>,
+    pub cart_changes: Batcher<Question, Answer>,
     /// Touchpoints read lately.
     pub touchpoints: Cache<(TenantId, TouchpointId), Touchpoint>,
     /// What validations saw.

@@ -96,14 +96,16 @@ macro_rules! outbox {
                 "from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[]) with ordinality ",
                 "as event (tenant_id, kind, subject, principal, occurred_at, data, trace_parent, position) order by position"
             ),
-            // One snapshot serves the position and the rows: a statement sees what its snapshot sees.
+            // One snapshot serves the position and the rows: a statement sees what its snapshot sees. The first bound follows
+            // from the second; without it, on a table that has no statistics yet, the whole index is read.
             read: concat!(
                 "with at as (select coalesce($2::text::pg_snapshot, pg_current_snapshot()) as snapshot) ",
                 "select at.snapshot::text as snapshot, (select position from ", $schema, ".outbox_positions ",
                 "where name = 'purge' and cluster = $6) as purged, event.* from at left join lateral (",
                 "select event_id, xid::text as xid, tenant_id, kind, subject, principal, occurred_at, data, trace_parent from ",
                 $schema, ".events ",
-                "where (xid >= pg_snapshot_xmax($1::text::pg_snapshot) or xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot)))) ",
+                "where xid >= pg_snapshot_xmin($1::text::pg_snapshot) ",
+                "and (xid >= pg_snapshot_xmax($1::text::pg_snapshot) or xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot)))) ",
                 "and pg_visible_in_snapshot(xid, at.snapshot) and event_id > $3 ",
                 "and ($4::text is null or tenant_id = $4) order by event_id limit $5) event on true order by event_id"
             ),

@@ -104,6 +104,23 @@ impl Client {
         answer.cart.ok_or_else(|| "no cart in the answer".into())
     }
 
+    /// Sets the quantity of a line in the cart of a session of the population.
+    pub(crate) async fn set_line(&self, turn: Turn, line_id: &str) -> Outcome<()> {
+        let (count, most) = (self.population.count, 1_000);
+        let number = turn.number % count;
+        let owner = pb::shopper_selector::Owner::SessionToken(token_of(number).expose());
+        let request = pb::SetCartLineQuantityRequest {
+            owner: Some(pb::ShopperSelector { owner: Some(owner) }),
+            currency_code: "EUR".to_owned(),
+            line_id: line_id.to_owned(),
+            quantity: i32::try_from(turn.number / count % most)? + 1,
+            ..pb::SetCartLineQuantityRequest::default()
+        };
+        let mut carts = CartServiceClient::new(self.channel(turn));
+        carts.set_cart_line_quantity(self.request(number, request)).await?;
+        Ok(())
+    }
+
     /// Logs an anonymous session of the population in; says how many carts were merged.
     pub(crate) async fn authenticate(&self, turn: Turn, who: u64) -> Outcome<usize> {
         let asserted =

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::process::Command;
 
 use crate::Outcome;
@@ -39,13 +39,27 @@ from bench.selected
 where tenant_id = 'tenant-0' and number = :number;
 ";
 
+/// The carts that are there, by number, as they are stored, and with the same contents as JSON.
+const CARTS: &str = "create schema bench;
+    create table bench.carts with (fillfactor = 80) as select row_number() over () as number, tenant_id, content, updated_at, version
+        from session.carts;
+    create table bench.json_carts with (fillfactor = 80) as select number, tenant_id, null::jsonb as content, updated_at, version from bench.carts;
+    alter table bench.carts add primary key (tenant_id, number);
+    alter table bench.json_carts add primary key (tenant_id, number)";
+
+/// Needs the table, the number of rows, and the content.
+const UPDATE: &str = r"\set number random(1, :rows)
+update bench.{table} set content = {content}, updated_at = clock_timestamp(), version = version + 1
+where tenant_id = 'tenant-0' and number = :number and version < 1000000000;
+";
+
 /// The tool, ready for one database.
 #[derive(Clone)]
 pub(crate) struct Pgbench {
     program: PathBuf,
     url: String,
-    insert: PathBuf,
-    select: PathBuf,
+    /// Of scripts.
+    folder: PathBuf,
     rows: u64,
 }
 
@@ -57,31 +71,65 @@ impl Pgbench {
             sqlx::raw_sql(sql).execute(&mut db).await?;
         }
         db.close().await?;
-        let script = |name: &str, text: &str| {
-            let path = stand.folder.0.join(name);
-            std::fs::write(&path, text).map(|()| path)
+        let tool = Self::new(stand, url, rows);
+        std::fs::write(tool.folder.join("insert.sql"), INSERT)?;
+        std::fs::write(tool.folder.join("select.sql"), SELECT)?;
+        Ok(tool)
+    }
+
+    /// As [`Pgbench::prepare`], of carts that all have this content, and these as JSON.
+    pub(crate) async fn prepare_carts(
+        stand: &Stand,
+        url: &str,
+        rows: u64,
+        json: &str,
+    ) -> Outcome<[Variant; 2]> {
+        let mut db = PgConnection::connect(url).await?;
+        for sql in CARTS.split(';') {
+            sqlx::raw_sql(sql).execute(&mut db).await?;
+        }
+        let fill = sqlx::query("update bench.json_carts set content = $1::text::jsonb");
+        fill.bind(json).execute(&mut db).await?;
+        for table in ["bench.carts", "bench.json_carts"] {
+            sqlx::raw_sql(AssertSqlSafe(format!("vacuum (full, analyze) {table}")))
+                .execute(&mut db)
+                .await?;
+        }
+        let bytes: Vec<u8> = sqlx::query_scalar("select content from bench.carts limit 1")
+            .fetch_one(&mut db)
+            .await?;
+        db.close().await?;
+        let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let tool = Self::new(stand, url, rows);
+        let update = |what: &str, table: &str, content: String| {
+            let script = format!("{table}.sql");
+            let text = UPDATE.replace("{table}", table).replace("{content}", &content);
+            std::fs::write(tool.folder.join(&script), text)?;
+            Outcome::Ok(tool.variant(what, &script))
         };
-        Ok(Self {
-            program: stand.database.programs.join("pgbench"),
-            url: url.to_owned(),
-            insert: script("insert.sql", INSERT)?,
-            select: script("select.sql", SELECT)?,
-            rows,
-        })
+        Ok([
+            update("update", "carts", format!(r"'\x{bytes}'::bytea"))?,
+            update("update of jsonb", "json_carts", format!("'{json}'::jsonb"))?,
+        ])
     }
 
     /// Inserts one row a transaction, durably.
     pub(crate) fn inserting(&self) -> Variant {
-        self.variant("insert", self.insert.clone())
+        self.variant("insert", "insert.sql")
     }
 
     /// Selects one row by its primary key.
     pub(crate) fn selecting(&self) -> Variant {
-        self.variant("select", self.select.clone())
+        self.variant("select", "select.sql")
     }
 
-    fn variant(&self, what: &str, script: PathBuf) -> Variant {
-        let tool = self.clone();
+    fn new(stand: &Stand, url: &str, rows: u64) -> Self {
+        let program = stand.database.programs.join("pgbench");
+        Self { program, url: url.to_owned(), folder: stand.folder.0.clone(), rows }
+    }
+
+    fn variant(&self, what: &str, script: &str) -> Variant {
+        let (tool, script) = (self.clone(), self.folder.join(script));
         Variant::new(format!("pgbench {what}, {CLIENTS} clients"), None, move |time| {
             let (tool, script) = (tool.clone(), script.clone());
             async move { tool.run(&script, time).await }

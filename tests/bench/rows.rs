@@ -7,6 +7,7 @@ use crate::page::Section;
 use crate::stand::Stand;
 
 mod authenticate;
+mod cart;
 mod create;
 mod growth;
 mod lone;
@@ -23,6 +24,7 @@ pub(crate) enum Row {
     ValidateCached,
     ValidateStrong,
     Create,
+    Cart,
     Authenticate,
     Lone,
     Revocation,
@@ -46,6 +48,7 @@ impl Row {
             Self::ValidateCached => validate::cached(stand).await,
             Self::ValidateStrong => validate::strong(stand).await,
             Self::Create => create::create(stand).await,
+            Self::Cart => cart::cart(stand).await,
             Self::Authenticate => authenticate::authenticate(stand).await,
             Self::Lone => lone::lone(stand).await,
             Self::Revocation => revocation::revocation(stand).await,

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use shared::pb::session::Consistency;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::Outcome;
 use crate::client::Client;
 use crate::load::{self, Turn};
-use crate::population::{Population, Size};
+use crate::population::{Population, Size, copy_into};
 use crate::rounds::SETTLING;
 use crate::server::Server;
 use crate::stand::{Stand, note};
@@ -58,6 +58,24 @@ impl Shop {
         load::each(sessions, WARMING, call).await?;
         tokio::time::sleep(SETTLING).await;
         Ok(())
+    }
+
+    /// Gives every other shopper a copy of the one cart that there is.
+    pub(crate) async fn copy_cart(&self) -> Outcome<()> {
+        let mut db = PgConnection::connect(&self.url).await?;
+        let own = [("shopper_id", "owner.shopper_id"), ("cart_id", "owner.shopper_id")];
+        let copy = copy_into(&mut db, "session.carts", &own).await?;
+        let sql = format!(
+            "{copy} from session.carts model, session.sessions owner
+            where owner.tenant_id = model.tenant_id and owner.shopper_id <> model.shopper_id"
+        );
+        let copied = sqlx::query(AssertSqlSafe(sql)).execute(&mut db).await?.rows_affected();
+        if copied + 1 < self.client.population.count {
+            return Err(format!("only {copied} carts were copied").into());
+        }
+        sqlx::raw_sql("vacuum (analyze) session.carts").execute(&mut db).await?;
+        sqlx::raw_sql("checkpoint").execute(&mut db).await?;
+        Ok(db.close().await?)
     }
 
     /// Stops session-svc and drops its database, so that no later row is measured beside what PostgreSQL still does there.

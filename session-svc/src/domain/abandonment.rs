@@ -205,8 +205,7 @@ fn look_at_open(cart: &Cart, around: Circumstances, policy: &CartPolicy, now: Ti
     let is_paying = matches!(cart.state, State::Checkout { .. });
     let raised = cart.abandonment.raised;
     let mut is_abandoned = raised.is_some();
-    // What is saved for later, nobody left behind.
-    if !is_abandoned && cart.lines.iter().any(|line| !line.saved_for_later) {
+    if !is_abandoned && cart.has_goods() {
         if has_come(since + policy.abandoned_after) {
             due.push(Due::Abandoned(Kind::of(cart)));
             is_abandoned = true;

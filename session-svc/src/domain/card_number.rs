@@ -37,7 +37,7 @@ pub fn is_in(text: &str) -> bool {
     let mut begins_anew = vec![];
     let mut gap = GAP_MAX + 1;
     for c in text.chars() {
-        if let Some(digit) = c.to_digit(10) {
+        if let Some(digit) = digit_of(c) {
             if gap > 0 {
                 groups.push(vec![]);
                 begins_anew.push(gap > GAP_MAX);
@@ -61,6 +61,14 @@ pub fn is_in(text: &str) -> bool {
         }
         false
     })
+}
+
+/// As it is typed in Latin, Arabic, Persian, Devanagari, Bengali, Thai and full-width script: ten in a row each.
+fn digit_of(c: char) -> Option<u32> {
+    const ZEROS: [char; 7] = ['0', '٠', '۰', '०', '০', '๐', '\u{ff10}'];
+    ZEROS
+        .iter()
+        .find_map(|zero| u32::from(c).checked_sub(u32::from(*zero)).filter(|digit| *digit < 10))
 }
 
 fn is_card_number(digits: &[u32]) -> bool {

@@ -313,12 +313,20 @@ impl Cart {
         Ok((session, saved))
     }
 
-    /// Opens it again; answers the session that it held.
-    pub fn fail_checkout(&mut self, now: Time) -> Result<Option<SessionId>, Refused> {
+    /// Opens it again; answers the session that it held. That the shopper gave up, they did themselves; that a payment
+    /// failed, they did not.
+    pub fn fail_checkout(&mut self, by_shopper: bool, now: Time) -> Result<Option<SessionId>, Refused> {
         let session = self.require_checkout()?;
         self.state = State::Active;
-        self.updated_at = now;
+        if by_shopper {
+            self.updated_at = now;
+        }
         Ok(session)
+    }
+
+    /// Whether there is something to be bought. What is saved for later, nobody leaves behind.
+    pub fn has_goods(&self) -> bool {
+        self.lines.iter().any(|line| !line.saved_for_later)
     }
 
     /// Sum of quantity times price of what is not saved for later: at most 200 * 10^6 * 10^10, which an `i64` holds.

@@ -11,6 +11,8 @@ pub const DECISIONS_MAX: usize = 100;
 pub struct Purpose(pub i32);
 
 impl Purpose {
+    /// Writing to somebody about what the shop sells.
+    pub const MARKETING: Self = Self(3);
     /// Remembering what somebody looked at. History is kept only with consent to it.
     pub const PERSONALISATION: Self = Self(2);
 }

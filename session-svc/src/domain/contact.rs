@@ -46,14 +46,17 @@ pub struct Consent {
 pub struct Contact {
     /// Where it has an address.
     pub channels: Vec<Channel>,
-    /// None where nobody asked.
+    /// To being written to about this cart; none where nobody asked.
     pub consent: Option<Consent>,
+    /// To marketing, by the shopper's own consents, which hold for all of their carts; none where they never said.
+    pub marketing: Option<bool>,
 }
 
 impl Contact {
-    /// Whether there is a channel, and the shopper agreed.
+    /// Whether there is a channel, and the shopper agreed, here or there, and refused neither here nor there.
     pub fn is_contactable(&self) -> bool {
-        !self.channels.is_empty() && self.consent.as_ref().is_some_and(|consent| consent.granted)
+        let said = [self.consent.as_ref().map(|consent| consent.granted), self.marketing];
+        !self.channels.is_empty() && said.contains(&Some(true)) && !said.contains(&Some(false))
     }
 }
 
@@ -70,7 +73,7 @@ mod tests {
             (vec![Channel::Sms], None, false),
             (vec![], consent(true), false),
         ] {
-            assert_eq!(Contact { channels, consent }.is_contactable(), is_contactable);
+            assert_eq!(Contact { channels, consent, marketing: None }.is_contactable(), is_contactable);
         }
     }
 
@@ -80,5 +83,24 @@ mod tests {
             assert_eq!(Channel::from_name(channel.name()), Some(channel));
         }
         assert_eq!(Channel::from_name("email"), None);
+    }
+
+    #[test]
+    fn a_refusal_on_either_side_holds_and_an_agreement_on_one_is_enough() {
+        let said = |cart: Option<bool>, marketing| Contact {
+            channels: vec![Channel::Sms],
+            consent: cart.map(|granted| Consent { granted, policy_version: "1".to_owned() }),
+            marketing,
+        };
+        for (cart, marketing, is_contactable) in [
+            (None, None, false),
+            (None, Some(true), true),
+            (None, Some(false), false),
+            (Some(true), Some(true), true),
+            (Some(true), Some(false), false),
+            (Some(false), Some(true), false),
+        ] {
+            assert_eq!(said(cart, marketing).is_contactable(), is_contactable, "{cart:?} {marketing:?}");
+        }
     }
 }

@@ -80,6 +80,8 @@ pub struct Merge {
     pub codes_added: Vec<String>,
     /// Codes that went.
     pub codes_replaced: Vec<String>,
+    /// What its prices were made by.
+    pub pricing_before: Option<Pricing>,
 }
 
 /// Why a merge stands.
@@ -121,6 +123,9 @@ pub fn merge(
     let applied: Vec<_> = source.applied.iter().map(|applied| told_of(applied, source, &lines)).collect();
     target.remember_all(&applied);
     let merge = Merge::between(target, &lines, &codes, now);
+    if target.newer.is_empty() {
+        target.newer.clone_from(&source.newer);
+    }
     if is_changed {
         (target.lines, target.codes, target.pricing) = (lines, codes, pricing);
         target.updated_at = now;
@@ -155,6 +160,10 @@ pub fn undo(target: &mut Cart, source: &mut Cart, now: Time) -> Result<i64, Fina
     let left_out = put_in(&mut target.lines, &merge.replaced, capped_sum);
     target.codes.retain(|code| !merge.codes_added.contains(code));
     put_codes_in(&mut target.codes, &merge.codes_replaced);
+    // Unless something else was pinned since.
+    if target.pricing == source.pricing {
+        target.pricing = merge.pricing_before;
+    }
     target.updated_at = now;
     source.state = State::Active;
     source.updated_at = now;
@@ -179,12 +188,13 @@ impl Merge {
             replaced: went.cloned().collect(),
             codes_added: beside(codes, &target.codes),
             codes_replaced: beside(&target.codes, codes),
+            pricing_before: target.pricing.clone(),
         }
     }
 
     /// What it is to give a shopper without a cart this one as it is.
     pub fn handing_over(cart: &Cart, at: Time) -> Self {
-        let nothing = Cart { lines: vec![], codes: vec![], ..cart.clone() };
+        let nothing = Cart { lines: vec![], codes: vec![], pricing: None, ..cart.clone() };
         Self::between(&nothing, &cart.lines, &cart.codes, at)
     }
 }

@@ -49,8 +49,7 @@ pub(super) async fn recover(db: &mut PgConnection, actor: &Actor, cart: &mut Car
         .await
 }
 
-/// What events of abandonment tell, so that who writes to shoppers has to ask nothing. Consent given elsewhere, such as in
-/// preferences, joins that of the cart where `contact` is read.
+/// What events of abandonment tell, so that who writes to shoppers has to ask nothing.
 pub(crate) fn told(cart: &Cart, kind: Option<Kind>, contact: &Contact) -> Value {
     let channels: Vec<_> = contact.channels.iter().map(|channel| channel.name()).collect();
     let consent = contact.consent.as_ref();
@@ -67,6 +66,7 @@ pub(crate) fn told(cart: &Cart, kind: Option<Kind>, contact: &Contact) -> Value 
         "last_activity_time": timestamp(cart.updated_at),
         "channels": channels,
         "consent": consent,
+        "marketing_consent": contact.marketing,
         "contactable": contact.is_contactable(),
     })
 }
@@ -96,7 +96,14 @@ impl App {
         let shopper = self.shopper(&caller, owner, self.clock.now()).await?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
-            Begun::Replayed(before) => return Ok(before.answer),
+            // What was kept is what was sent, which is the same: records of requests hold no consent.
+            Begun::Replayed(before) => {
+                let answer: pb::SetCartContactResponse = before.answer;
+                return Ok(pb::SetCartContactResponse {
+                    contact: Some(contact_to_proto(&contact)),
+                    ..answer
+                });
+            }
         };
         let tenant = &caller.tenant;
         self.require_live_shopper(tenant, &shopper, work.now)?;
@@ -112,9 +119,9 @@ impl App {
             "contactable": contact.is_contactable(),
         });
         work.tell("cart.contact_set", cart.id.to_string(), data);
-        let contact = Some(contact_to_proto(&contact));
-        work.answer(pb::SetCartContactResponse { cart_id: cart.id.to_string(), contact })
-            .await
+        let kept = pb::SetCartContactResponse { cart_id: cart.id.to_string(), contact: None };
+        let answer = work.answer(kept).await?;
+        Ok(pb::SetCartContactResponse { contact: Some(contact_to_proto(&contact)), ..answer })
     }
 
     pub(super) async fn list_abandoned_carts(
@@ -237,7 +244,7 @@ fn parse_contact(contact: pb::CartContact) -> Result<Contact, Refusal> {
         let policy_version = line("contact.consent.policy_version", policy_version, 1, 64)?;
         Ok::<_, Refusal>(Consent { granted, policy_version })
     });
-    Ok(Contact { channels, consent: consent.transpose()? })
+    Ok(Contact { channels, consent: consent.transpose()?, marketing: None })
 }
 
 fn contact_to_proto(contact: &Contact) -> pb::CartContact {

@@ -29,7 +29,7 @@ use crate::OUTBOX;
 use crate::domain::cart::{Applied, Cart, Currency, Line, Visiting};
 use crate::domain::visit::Visit;
 use crate::store;
-use crate::store::cart::Place;
+use crate::store::cart::{Key, Place};
 
 pub mod batch;
 mod checkout;
@@ -91,7 +91,7 @@ impl Change {
 }
 
 /// A change, and whose cart it is of.
-pub struct Wish {
+pub struct Intent {
     change: Change,
     shopper: Shopper,
     currency: Currency,
@@ -99,13 +99,20 @@ pub struct Wish {
     decide: Box<dyn Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync>,
 }
 
-impl Wish {
+impl Intent {
     fn tenant(&self) -> &TenantId {
         &self.change.caller.tenant
     }
 
     fn place(&self) -> (ShopperId, &GroupId, Currency) {
         (self.shopper.id, &self.shopper.group, self.currency)
+    }
+
+    /// Whether to change this cart takes more than writing it: its shopper comes back to it, or another policy is its from
+    /// now on.
+    fn needs_more_of(&self, cart: &Cart) -> bool {
+        let touchpoint = self.shopper.touchpoint().map(|touchpoint| &touchpoint.id);
+        cart.abandonment.raised.is_some() || touchpoint.is_some_and(|id| Some(id) != cart.touchpoint.as_ref())
     }
 
     fn actor(&self) -> Actor {
@@ -179,6 +186,12 @@ struct Outcome {
     saved: Vec<Line>,
 }
 
+impl Outcome {
+    fn does_more(&self) -> bool {
+        self.holds || self.lets_go.is_some() || !self.saved.is_empty()
+    }
+}
+
 impl App {
     async fn get_cart(&self, request: Request<pb::GetCartRequest>) -> Result<pb::GetCartResponse, Failure> {
         let caller = Caller::of(&request)?;
@@ -216,41 +229,40 @@ impl App {
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
         let shopper = self.shopper(&change.caller, change.owner.take(), now).await?;
-        let wish = Arc::new(Wish { change, shopper, currency, now, decide: Box::new(decide) });
-        let Wish { change, shopper, .. } = &*wish;
-        let is_live = self.require_live_shopper(wish.tenant(), shopper, now);
+        let intent = Arc::new(Intent { change, shopper, currency, now, decide: Box::new(decide) });
+        let Intent { change, shopper, .. } = &*intent;
+        let is_live = self.require_live_shopper(intent.tenant(), shopper, now);
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {
             is_live?;
-            return self.change_alone(&wish).await;
+            return self.change_alone(&intent).await;
         }
         if let (Ok(visit), false) = (is_live, change.goes_alone) {
             let moment = Moment::of(shopper, visit.as_ref(), now);
-            match self.change_together(&wish, moment).await? {
+            match self.change_together(&intent, moment).await? {
                 Answer::Made(cart, line) => return Ok((cart_to_proto(&cart, &moment), line)),
                 Answer::Refused(failure) => return Err(failure),
                 Answer::Alone => {}
             }
         }
-        self.change_alone(&wish).await
+        self.change_alone(&intent).await
     }
 
     /// As [`App::change_cart`], in a transaction of its own.
-    async fn change_alone(&self, wish: &Wish) -> Result<(pb::Cart, Option<LineId>), Failure> {
-        let Wish { change, shopper, currency, now, .. } = wish;
-        let (tenant, now) = (wish.tenant(), *now);
+    async fn change_alone(&self, intent: &Intent) -> Result<(pb::Cart, Option<LineId>), Failure> {
+        let Intent { change, shopper, currency, now, .. } = intent;
+        let (tenant, now) = (intent.tenant(), *now);
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: *currency };
         let mut tx = self.db.begin(change.deadline).await?;
-        let mut cart = self.lock_cart(&mut tx, &place, shopper, change, now).await?;
-        if let Some(line) = wish.made_before(&cart)? {
+        let cart = self.lock_cart(&mut tx, &place, shopper, change, now).await?;
+        if let Some(line) = intent.made_before(&cart)? {
             let moment = Moment::of(shopper, None, now);
             // The next cart knows what the order knew.
-            if let Some(order_ref) = &change.order_ref
-                && let Some(order) = store::cart::find_ordered(&mut tx, &place, order_ref).await?
-            {
-                cart = order;
-            }
-            return Ok((cart_to_proto(&cart, &moment), line));
+            let order = match &change.order_ref {
+                Some(order_ref) => store::cart::find_ordered(&mut tx, &place, order_ref).await?,
+                None => None,
+            };
+            return Ok((cart_to_proto(&order.unwrap_or(cart), &moment), line));
         }
         let visit = self.require_live_shopper(tenant, shopper, now)?;
         // The last one that ended stands in for a cart only to answer what was asked before.
@@ -258,9 +270,16 @@ impl App {
             return Err(no_cart().into());
         }
         let moment = Moment::of(shopper, visit.as_ref(), now);
-        let (mut cart, outcome) = wish.make(&cart, &moment)?;
+        let before = cart;
+        let (mut cart, outcome) = intent.make(&before, &moment)?;
         let line = outcome.line;
-        self.write_change(tx, wish, visit, &mut cart, outcome).await?;
+        // The look at a new one is set already.
+        let is_first = cart.has_goods() && !before.has_goods() && before.version > 1;
+        if is_first || intent.needs_more_of(&before) {
+            let key = Key { tenant: tenant.clone(), shopper: cart.shopper, cart: cart.id };
+            store::abandonment::put_off(&mut tx, &[key], shopper.first_look(now)).await?;
+        }
+        self.write_change(tx, intent, visit, &mut cart, outcome).await?;
         Ok((cart_to_proto(&cart, &moment), line))
     }
 
@@ -268,16 +287,16 @@ impl App {
     async fn write_change(
         &self,
         mut tx: Tx,
-        wish: &Wish,
+        intent: &Intent,
         visit: Option<Visit>,
         cart: &mut Cart,
         outcome: Outcome,
     ) -> Result<(), Failure> {
-        let (tenant, shopper) = (wish.tenant(), &wish.shopper);
+        let (tenant, shopper) = (intent.tenant(), &intent.shopper);
         if !store::cart::update(&mut tx, tenant, cart).await? {
             return Err(overtaken());
         }
-        let event = wish.event(cart, &outcome);
+        let event = intent.event(cart, &outcome);
         let Outcome { holds, lets_go, saved, .. } = outcome;
         if holds
             && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit)
@@ -289,11 +308,11 @@ impl App {
             store::visit::release_hold(&mut tx, tenant, session, cart.id).await?;
         }
         OUTBOX.append(&mut tx, &event).await?;
-        let actor = wish.actor();
+        let actor = intent.actor();
         if !saved.is_empty() {
             self.continue_cart(&mut tx, &actor, cart, saved).await?;
         }
-        if cart.updated_at == wish.now {
+        if cart.updated_at == intent.now {
             abandonment::recover(&mut tx, &actor, cart).await?;
         }
         tx.commit().await?;

@@ -106,7 +106,7 @@ pub(super) async fn bring(
             (pb::CartMergeOutcome::Moved, source.id, 0)
         }
         Some(mut target) => {
-            let changed_at = target.updated_at;
+            let (changed_at, had_goods) = (target.updated_at, target.has_goods());
             let left_out = match merge(&mut target, source, strategy, work.now)? {
                 Outcome::Merged { left_out } => left_out,
                 Outcome::KeptApart => return Ok((pb::CartMergeOutcome::KeptApart, None, 0)),
@@ -114,6 +114,10 @@ pub(super) async fn bring(
             };
             target.version += 1;
             write(work, tenant, &target).await?;
+            if target.has_goods() && !had_goods {
+                let key = Key { tenant: tenant.clone(), shopper: target.shopper, cart: target.id };
+                store::abandonment::put_off(&mut work.tx, &[key], work.now).await?;
+            }
             if target.updated_at != changed_at {
                 abandonment::recover(&mut work.tx, &work.actor, &mut target).await?;
             }

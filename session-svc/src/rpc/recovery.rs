@@ -115,6 +115,10 @@ impl App {
         let token = token.ok_or_else(unknown)?;
         let owner = pb::ShopperSelector { owner: Some(Owner::SessionToken(session_token)) };
         let shopper = self.shopper(&caller, Some(owner), self.clock.now()).await?;
+        // Whoever has a token of before a login shall not be told what the subject has.
+        if shopper.has_superseded_token() {
+            self.require_live_shopper(&caller.tenant, &shopper, self.clock.now())?;
+        }
         let work = match self.begin::<pb::RedeemCartRecoveryResponse>(call).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => return self.repeat_recovery(&caller, &shopper, before.answer).await,

@@ -51,6 +51,7 @@ struct Row {
     contact_channels: Vec<String>,
     consent_granted: Option<bool>,
     consent_version: Option<String>,
+    marketing_consent: Option<bool>,
 }
 
 impl TryFrom<Row> for Found {
@@ -58,7 +59,8 @@ impl TryFrom<Row> for Found {
 
     fn try_from(row: Row) -> sqlx::Result<Self> {
         let tenant = row.tenant_id.parse().map_err(|_| corrupt("carts", "tenant_id", &row.cart_id))?;
-        let contact = contact(&row.contact_channels, row.consent_granted, row.consent_version);
+        let contact =
+            contact(&row.contact_channels, row.consent_granted, row.consent_version, row.marketing_consent);
         let (shopper, cart) = (ShopperId::from_uuid(row.shopper_id), CartId::from_uuid(row.cart_id));
         let key = Key { tenant, shopper, cart };
         Ok(Self { key, idle_at: row.idle_at, abandoned_at: row.abandoned_at, contact })
@@ -66,11 +68,17 @@ impl TryFrom<Row> for Found {
 }
 
 /// Channels that only a newer build knows are left out.
-fn contact(channels: &[String], granted: Option<bool>, version: Option<String>) -> Contact {
+fn contact(
+    channels: &[String],
+    granted: Option<bool>,
+    version: Option<String>,
+    marketing: Option<bool>,
+) -> Contact {
     let consent = granted.zip(version);
     Contact {
         channels: channels.iter().filter_map(|name| Channel::from_name(name)).collect(),
         consent: consent.map(|(granted, policy_version)| Consent { granted, policy_version }),
+        marketing,
     }
 }
 
@@ -84,12 +92,13 @@ pub async fn lock_due(
 ) -> sqlx::Result<Vec<Found>> {
     let rows = sqlx::query_as!(
         Row,
-        "select tenant_id, shopper_id, cart_id, idle_at, abandoned_at, contact_channels, consent_granted, consent_version
-        from session.carts
-        where due_at <= $1 and (state = 'CHECKOUT') = $2
-        order by due_at
+        r#"select tenant_id, shopper_id, cart_id, idle_at, abandoned_at, contact_channels, consent_granted, consent_version,
+            marketing_consent as "marketing_consent?"
+        from session.carts cart left join session.shoppers shopper using (tenant_id, shopper_id)
+        where cart.due_at <= $1 and (cart.state = 'CHECKOUT') = $2
+        order by cart.due_at
         limit $3
-        for update skip locked",
+        for update of cart skip locked"#,
         now,
         in_checkout,
         limit,
@@ -196,7 +205,8 @@ pub async fn recover(
         set abandoned_at = null, abandoned_kind = null, lost_at = null, recovered_at = $5,
             activity_epoch = activity_epoch + 1, due_at = $5
         where tenant_id = $1 and shopper_id = $2 and cart_id = $3 and activity_epoch = $4 and abandoned_at is not null
-        returning contact_channels, consent_granted, consent_version",
+        returning contact_channels, consent_granted, consent_version, (
+            select marketing_consent from session.shoppers where tenant_id = $1 and shopper_id = $2) as marketing_consent",
         key.tenant.as_str(),
         key.shopper.uuid(),
         key.cart.uuid(),
@@ -205,13 +215,15 @@ pub async fn recover(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(|row| contact(&row.contact_channels, row.consent_granted, row.consent_version)))
+    Ok(row.map(|row| {
+        contact(&row.contact_channels, row.consent_granted, row.consent_version, row.marketing_consent)
+    }))
 }
 
 /// Sets how the shopper of an open cart may be written to; false if it is not open any more.
 #[tracing::instrument(name = "db.abandonment.set_contact", skip_all)]
 pub async fn set_contact(db: &mut PgConnection, key: &Key, contact: &Contact) -> sqlx::Result<bool> {
-    let Contact { channels, consent } = contact;
+    let Contact { channels, consent, marketing: _ } = contact;
     let done = sqlx::query!(
         "update session.carts
         set contact_channels = $4, consent_granted = $5, consent_version = $6
@@ -277,15 +289,18 @@ pub async fn list(
     let (after_at, after_shopper, after_cart) = filter.after;
     let rows = sqlx::query_as!(
         Row,
-        "select tenant_id, shopper_id, cart_id, idle_at, abandoned_at, contact_channels, consent_granted, consent_version
-        from session.carts
+        r#"select tenant_id, shopper_id, cart_id, idle_at, abandoned_at, contact_channels, consent_granted, consent_version,
+            marketing_consent as "marketing_consent?"
+        from session.carts left join session.shoppers using (tenant_id, shopper_id)
         where tenant_id = $1 and abandoned_at is not null and state in ('ACTIVE', 'CHECKOUT')
             and abandoned_at >= $2 and (abandoned_at, shopper_id, cart_id) > ($3, $4, $5)
             and ($6::text is null or group_id = $6)
             and ($7::text is null or abandoned_kind = $7)
-            and ($8::boolean is null or $8 = (contact_channels <> '{}' and consent_granted is true))
+            and ($8::boolean is null or $8 = (contact_channels <> '{}'
+                and (consent_granted is true or marketing_consent is true)
+                and consent_granted is not false and marketing_consent is not false))
         order by abandoned_at, shopper_id, cart_id
-        limit $9",
+        limit $9"#,
         tenant.as_str(),
         filter.since,
         after_at,

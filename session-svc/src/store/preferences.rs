@@ -41,7 +41,7 @@ pub async fn update(
 ) -> Result<bool, Unwritten> {
     let done = sqlx::query!(
         "update session.shoppers
-        set preferences = $3, preferences_version = $4, preferences_updated_at = $5
+        set preferences = $3, preferences_version = $4, preferences_updated_at = $5, marketing_consent = $6
         where tenant_id = $1 and shopper_id = $2 and preferences_version = $4::bigint - 1
             and merged_into_shopper_id is null",
         tenant.as_str(),
@@ -49,6 +49,7 @@ pub async fn update(
         write(preferences)?,
         preferences.version,
         preferences.updated_at,
+        preferences.consents.on(Purpose::MARKETING).map(|decision| decision.is_granted),
     )
     .execute(db)
     .await?;

@@ -87,7 +87,7 @@ pub async fn set_merged(
 ) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update session.shoppers
-        set merged_into_shopper_id = $3, preferences = null, history = null
+        set merged_into_shopper_id = $3, preferences = null, marketing_consent = null, history = null
         where tenant_id = $1 and shopper_id = $2 and merged_into_shopper_id is null",
         tenant.as_str(),
         id.uuid(),

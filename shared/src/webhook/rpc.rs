@@ -41,7 +41,7 @@ struct Settings {
     etag: String,
 }
 
-fn no_webhook(id: WebhookId) -> Refusal {
+pub(super) fn no_webhook(id: WebhookId) -> Refusal {
     Refusal::new(Reason::WebhookNotFound, format!("there is no webhook {id}")).with("webhook_id", id)
 }
 

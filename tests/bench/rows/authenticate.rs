@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::Outcome;
 use crate::load::{self, Turn};
 use crate::page::{Bound, Section, Verdict, count, table};
 use crate::pgbench::Pgbench;
-use crate::population::{Size, copy_into, token_of};
+use crate::population::{Size, token_of};
 use crate::rounds::{Measure, REPEATS, Rounds, Variant};
 use crate::shop::Shop;
 use crate::stand::{Plan, Stand, note};
@@ -105,24 +105,15 @@ fn supply(plan: Plan) -> u64 {
 /// A cart through the service, and copies of it for all other sessions; then subjects with carts, through the service.
 async fn fill_carts(shop: &Shop, subjects: u64) -> Outcome<()> {
     let first = Turn { worker: 0, number: 0 };
-    let model = shop.client.add_line(first, token_of(0).expose(), "guest").await?;
-    let mut db = PgConnection::connect(&shop.url).await?;
-    let own = [("shopper_id", "owner.shopper_id"), ("cart_id", "owner.shopper_id")];
-    let copy = copy_into(&mut db, "session.carts", &own).await?;
-    let sql = format!(
-        "{copy} from session.carts model, session.sessions owner
-        where owner.tenant_id = model.tenant_id and owner.shopper_id <> model.shopper_id"
-    );
-    let copied = sqlx::query(AssertSqlSafe(sql)).execute(&mut db).await?.rows_affected();
-    if copied != shop.client.population.count {
-        return Err(format!("{copied} carts were copied from {}", model.cart_id).into());
-    }
+    shop.client.add_line(first, token_of(0).expose(), "guest").await?;
+    shop.copy_cart().await?;
     let client = shop.client.clone();
     let make = move |turn| {
         let client = client.clone();
         async move { client.create_with_cart(turn).await }
     };
     load::each(subjects, MAKING, make).await?;
+    let mut db = PgConnection::connect(&shop.url).await?;
     for sql in ["vacuum (analyze) session.carts", "vacuum (analyze) session.subjects", "checkpoint"] {
         sqlx::raw_sql(sql).execute(&mut db).await?;
     }

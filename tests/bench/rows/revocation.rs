@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::cpu::Processes;
 use crate::load::{self, Turn};
 use crate::page::{Bound, Section, Verdict, disturbance, figure};
-use crate::population::Size;
+use crate::population::{Size, token_of};
 use crate::rounds::Spread;
 use crate::shop::Shop;
 use crate::stand::Stand;
@@ -18,6 +18,8 @@ use crate::stand::Stand;
 const WRITES_PER_SECOND: f64 = 5_000.0;
 const WRITERS: usize = 256;
 const REVOCATIONS: u64 = 300;
+/// Who change their carts meanwhile.
+const SHOPPERS: u64 = 10_000;
 /// The background's own beginning is not measured.
 const SETTLING: Duration = Duration::from_secs(2);
 /// Of a session that B has in memory.
@@ -26,16 +28,22 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
     let revocations = if stand.plan.quick { 20 } else { REVOCATIONS };
     let rate = if stand.plan.quick { WRITES_PER_SECOND / 50.0 } else { WRITES_PER_SECOND };
-    let size = Size { sessions: revocations, tenants: 1, staleness: None };
+    let shoppers = stand.plan.scaled(SHOPPERS);
+    let size = Size { sessions: revocations + shoppers, tenants: 1, staleness: None };
     let shop = Shop::open(stand, "revocation", size).await?;
+    let first = Turn { worker: 0, number: 0 };
+    let cart = shop.client.add_line(first, token_of(0).expose(), "sku").await?;
+    let line_id = cart.lines.first().ok_or("no line in the cart")?.line_id.clone();
+    shop.copy_cart().await?;
     let other = stand.session_svc(&shop.url).await?;
     let asking = Client::new(&other, &shop.client.population).await?;
     let before = Processes::now()?;
     let over = CancellationToken::new();
     let writer = shop.client.clone();
-    let background = load::open(rate, WRITERS, over.clone(), move |turn| {
-        let writer = writer.clone();
-        async move { writer.create_bound(turn).await }
+    let background = load::open(rate, WRITERS, over.clone(), move |Turn { worker, number }| {
+        let (writer, line_id) = (writer.clone(), line_id.clone());
+        let number = revocations + number % shoppers;
+        async move { writer.set_line(Turn { worker, number }, &line_id).await }
     });
     let revoking = async {
         let _stopped = over.clone().drop_guard();
@@ -59,8 +67,8 @@ pub(super) async fn revocation(stand: &Stand) -> Outcome<Section> {
         title: "Revocation seen by another replica",
         goal: "p50 at most 60 ms, p99 at most 250 ms at 5,000 writes/s",
         method: format!(
-            "Two replicas on one database. {rate} sessions of subjects a second are created at the first one, each with its \
-             event, in an open loop of at most {WRITERS} in flight. {revocations} times a session that the second replica has \
+            "Two replicas on one database. {rate} lines a second are set at the first one, in carts of as many shoppers as sessions \
+             are not revoked, each with its event, in an open loop of at most {WRITERS} in flight. {revocations} times a session that the second replica has \
              in memory is revoked at the first while the second is asked for it in a tight loop, by default consistency. \
              Counted is from when `RevokeSession` was answered until the first refusal was; one that came before counts as 0."
         ),

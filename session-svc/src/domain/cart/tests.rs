@@ -98,7 +98,7 @@ fn every_operation_has_its_states() {
     ];
     let in_checkout: [(&str, Op); 2] = [
         ("complete", |cart| cart.complete_checkout("o".into(), at(9)).map(drop)),
-        ("fail", |cart| cart.fail_checkout(at(9)).map(drop)),
+        ("fail", |cart| cart.fail_checkout(true, at(9)).map(drop)),
     ];
     let states = [
         State::Active,

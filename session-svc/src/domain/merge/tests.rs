@@ -245,6 +245,34 @@ fn carts_of_two_stores_stay_apart() {
 }
 
 #[test]
+fn what_prices_are_made_by_comes_back_unless_something_was_pinned_since() {
+    let of = |price_list: &str| Pricing {
+        price_list: price_list.to_owned(),
+        promotions: vec![],
+        country: None,
+        store: None,
+        expires_at: at(99),
+        pin: None,
+        newer: vec![],
+    };
+    for (mine, pinned_since, expected) in
+        [(Some("own"), None, Some("own")), (None, None, None), (Some("own"), Some("later"), Some("later"))]
+    {
+        let articles = BTreeMap::from([(1, 2)]);
+        let (mut target, mut source) = (cart(1, vec![]), cart(2, lines(2, &articles)));
+        (target.pricing, source.pricing) = (mine.map(of), Some(of("guest's")));
+        merge(&mut target, &mut source, Strategy::UseGuest, at(9)).unwrap();
+        assert_eq!(target.pricing, Some(of("guest's")));
+        if let Some(pinned) = pinned_since {
+            target.pricing = Some(of(pinned));
+        }
+        undo(&mut target, &mut source, at(10)).unwrap();
+        assert_eq!(target.pricing, expected.map(of));
+        assert_eq!(source.pricing, Some(of("guest's")));
+    }
+}
+
+#[test]
 fn a_price_of_its_own_is_a_line_of_its_own() {
     let articles = BTreeMap::from([(1, 2)]);
     let (mut target, mut source) = (cart(1, lines(1, &articles)), cart(2, lines(2, &articles)));

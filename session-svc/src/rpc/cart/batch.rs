@@ -4,24 +4,25 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use shared::db::Db;
 use shared::id::{GroupId, LineId, ShopperId, TenantId};
+use shared::outbox::Event;
+use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
-use tracing::Instrument as _;
 
-use super::{Moment, Wish};
+use super::{Intent, Moment};
 use crate::OUTBOX;
 use crate::domain::cart::{Cart, Currency};
 use crate::rpc::App;
 use crate::store;
 use crate::store::cart::Place;
-use shared::status::Failure;
 
 /// A change, and what it was asked in.
 #[derive(Clone)]
 pub struct Question {
-    wish: Arc<Wish>,
+    intent: Arc<Intent>,
     moment: Moment,
     trace_parent: String,
 }
@@ -46,22 +47,25 @@ struct Locked {
 }
 
 impl App {
-    /// Asks for a change. Once asked it is made, even if nobody waits for the answer any more: those who are in the same
-    /// batch do.
-    pub(super) async fn change_together(&self, wish: &Arc<Wish>, moment: Moment) -> Result<Answer, Failure> {
+    /// Asks for a change.
+    pub(super) async fn change_together(
+        &self,
+        intent: &Arc<Intent>,
+        moment: Moment,
+    ) -> Result<Answer, Failure> {
         let trace_parent = telemetry::trace_parent();
-        let question = Question { wish: Arc::clone(wish), moment, trace_parent };
-        let changes = Arc::clone(&self.cart_changes);
-        let asked = tokio::spawn(async move { changes.ask(question).await }.in_current_span());
-        Ok(asked.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))?)
+        Ok(self
+            .cart_changes
+            .ask(Question { intent: Arc::clone(intent), moment, trace_parent })
+            .await?)
     }
 }
 
 /// Makes changes, in their order.
 pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Answer>> {
     let mut places: HashMap<Where<'_>, &TenantId> = HashMap::new();
-    for Question { wish, .. } in questions {
-        places.entry(wish.place()).or_insert(wish.tenant());
+    for Question { intent, .. } in questions {
+        places.entry(intent.place()).or_insert(intent.tenant());
     }
     let place = |(&(shopper, group, currency), &tenant)| Place { tenant, shopper, group, currency };
     let sought: Vec<_> = places.iter().map(place).collect();
@@ -73,28 +77,22 @@ pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Ans
         locked.insert(key, Locked { version: cart.version, cart: Arc::new(cart) });
     }
     let (mut answers, mut events) = (vec![], vec![]);
-    for Question { wish, moment, trace_parent } in questions {
-        let (shopper, group, currency) = wish.place();
-        let is_its = places.get(&(shopper, group, currency)) == Some(&wish.tenant());
+    for Question { intent, moment, trace_parent } in questions {
+        let (shopper, group, currency) = intent.place();
+        let is_its = places.get(&(shopper, group, currency)) == Some(&intent.tenant());
         let there = locked.get_mut(&(shopper, group.clone(), currency)).filter(|_| is_its);
-        // Whose shopper comes back is told of.
-        let Some(there) = there.filter(|there| there.cart.abandonment.raised.is_none()) else {
+        let Some(there) = there.filter(|there| !intent.needs_more_of(&there.cart)) else {
             answers.push(Answer::Alone);
             continue;
         };
-        answers.push(match wish.made_before(&there.cart) {
-            Err(refusal) => Answer::Refused(refusal.into()),
-            Ok(Some(line)) => Answer::Made(Arc::clone(&there.cart), line),
-            Ok(None) => match wish.make(&there.cart, moment) {
-                Err(failure) => Answer::Refused(failure),
-                Ok((cart, outcome)) => {
-                    let mut event = wish.event(&cart, &outcome);
-                    event.trace_parent.clone_from(trace_parent);
-                    events.push(event);
-                    there.cart = Arc::new(cart);
-                    Answer::Made(Arc::clone(&there.cart), outcome.line)
-                }
-            },
+        answers.push(match decide(intent, moment, &there.cart) {
+            Decided::Answer(answer) => answer,
+            Decided::Made(cart, line, mut event) => {
+                event.trace_parent.clone_from(trace_parent);
+                events.push(event);
+                there.cart = cart;
+                Answer::Made(Arc::clone(&there.cart), line)
+            }
         });
     }
     let changed = locked.into_values().filter(|there| there.cart.version != there.version);
@@ -110,4 +108,30 @@ pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Ans
     }
     tx.commit().await?;
     Ok(answers)
+}
+
+enum Decided {
+    Answer(Answer),
+    Made(Arc<Cart>, Option<LineId>, Event),
+}
+
+fn decide(intent: &Intent, moment: &Moment, before: &Arc<Cart>) -> Decided {
+    Decided::Answer(match intent.made_before(before) {
+        Err(refusal) => Answer::Refused(refusal.into()),
+        Ok(Some(line)) => Answer::Made(Arc::clone(before), line),
+        Ok(None) if intent.change.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+            let text = "the caller's deadline passed; nothing happened";
+            Answer::Refused(Refusal::new(Reason::DeadlinePassed, text).into())
+        }
+        Ok(None) => match intent.make(before, moment) {
+            Err(failure) => Answer::Refused(failure),
+            Ok((cart, outcome)) if outcome.does_more() || cart.has_goods() && !before.has_goods() => {
+                Answer::Alone
+            }
+            Ok((cart, outcome)) => {
+                let event = intent.event(&cart, &outcome);
+                return Decided::Made(Arc::new(cart), outcome.line, event);
+            }
+        },
+    })
 }

@@ -55,7 +55,8 @@ impl App {
         let pb::FailCheckoutRequest { currency_code, reason, owner: _, request_id: _ } = message;
         let reason: pb::CheckoutFailure = known("reason", reason)?;
         let decide = move |cart: &mut Cart, moment: &Moment| {
-            let lets_go = cart.fail_checkout(moment.now)?;
+            let by_shopper = reason == pb::CheckoutFailure::Cancelled;
+            let lets_go = cart.fail_checkout(by_shopper, moment.now)?;
             Ok(Outcome { data: json!({"reason": reason.as_str_name()}), lets_go, ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change.alone(), &currency_code, decide).await?;

@@ -1,7 +1,5 @@
 //! What a cart's prices are made by: codes, and the pricing that is pinned.
 
-use std::str::FromStr as _;
-
 use serde_json::json;
 use shared::parse::{at_most, line, required};
 use shared::pb::session as pb;
@@ -11,6 +9,7 @@ use tonic::Request;
 
 use super::{Change, Moment, Outcome};
 use crate::domain::cart::{Cart, Pin, Pricing};
+use crate::domain::preferences;
 use crate::rpc::App;
 use crate::rpc::free::free_line;
 
@@ -86,17 +85,13 @@ fn parse_pricing(context: pb::PricingContext) -> Result<Pricing, Refusal> {
     at_most("pricing_context.promotions", &promotions, PROMOTIONS_MAX)?;
     let promotion = |(n, text)| free_line(&format!("pricing_context.promotions[{n}]"), text, 1, 64);
     let said = |text: String| Some(text).filter(|text| !text.is_empty());
-    let is_country = |code: &String| code.len() == 2 && iso_currency::Country::from_str(code).is_ok();
-    let country = said(country_code);
-    if country.as_ref().is_some_and(|code| !is_country(code)) {
-        let problem = "must be an ISO 3166-1 alpha-2 code, in upper case";
-        return Err(Refusal::field("pricing_context.country_code", problem));
-    }
+    let not_a_country = |problem| Refusal::field("pricing_context.country_code", problem);
+    let country = said(country_code).map(|code| preferences::country(&code)).transpose();
     let expires_at = from_proto(required("pricing_context.expire_time", expire_time)?);
     Ok(Pricing {
         price_list: free_line("pricing_context.price_list", price_list, 1, 64)?,
         promotions: promotions.into_iter().enumerate().map(promotion).collect::<Result<_, _>>()?,
-        country,
+        country: country.map_err(not_a_country)?,
         store: said(line("pricing_context.store_id", store_id, 0, 64)?),
         expires_at: expires_at
             .ok_or_else(|| Refusal::field("pricing_context.expire_time", "must be a valid time"))?,

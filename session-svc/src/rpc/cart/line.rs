@@ -171,10 +171,10 @@ fn parse_price(field: &str, price: Option<Money>, currency: Currency) -> Result<
 
 fn parse_attributes(attributes: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
     if attributes.len() > ATTRIBUTES_MAX {
-        return Err(Refusal::field(
-            "attributes",
-            format_args!("must have at most {ATTRIBUTES_MAX} elements"),
-        ));
+        let text = format!("a line has at most {ATTRIBUTES_MAX} attributes");
+        return Err(Refusal::new(Reason::CartLimit, text)
+            .with("limit", "attributes of a line")
+            .with("max", ATTRIBUTES_MAX));
     }
     let parse = |(name, value): (String, String)| {
         let name = free_line("attributes", name, 1, 64)?;

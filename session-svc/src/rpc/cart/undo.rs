@@ -28,7 +28,13 @@ impl App {
         let source_id: CartId = parse("source_cart_id", &request.get_ref().source_cart_id)?;
         let owner = request.get_mut().owner.take();
         let shopper = self.shopper(&caller, owner, now).await?;
-        let visit = self.require_live_shopper(tenant, &shopper, now)?;
+        let is_live = self.require_live_shopper(tenant, &shopper, now);
+        // A repetition is answered also where the session has ended, but not with what a login gave to a subject since.
+        let visit = match is_live {
+            Err(refused) if shopper.has_superseded_token() => return Err(refused),
+            Err(_) => None,
+            Ok(visit) => visit,
+        };
         let moment = Moment::of(&shopper, visit.as_ref(), now);
         // What a repetition must equal names the shopper, and holds no credential.
         let named = pb::ShopperRef { shopper_id: shopper.id.to_string(), ..Default::default() };
@@ -36,7 +42,10 @@ impl App {
         request.get_mut().owner = Some(pb::ShopperSelector { owner: Some(owner) });
         let (call, _) = Call::of(request, "UndoCartMerge", |message| &mut message.request_id)?;
         let (source, target, left_out) = match self.begin::<pb::UndoCartMergeResponse>(call).await? {
-            Begun::Fresh(work) => take_back(work, (source_shopper, source_id), shopper.id).await?,
+            Begun::Fresh(work) => {
+                self.require_live_shopper(tenant, &shopper, work.now)?;
+                take_back(work, (source_shopper, source_id), shopper.id).await?
+            }
             Begun::Replayed(Replayed { answer, .. }) => {
                 let mut db = self.db.connection().await?;
                 let target_id = parse("target_cart", &answer.target_cart.unwrap_or_default().cart_id)?;

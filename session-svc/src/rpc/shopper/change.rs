@@ -6,7 +6,6 @@ use serde_json::Value;
 use shared::auth::Caller;
 use shared::id::{GroupId, SessionId, ShopperId, TenantId};
 use shared::mutation::{Begun, Call, Mutation};
-use shared::parse::{line, text_of};
 use shared::pb::session as pb;
 use shared::pb::session::shopper_selector::Owner;
 use shared::status::{Failure, Reason, Refusal};
@@ -14,7 +13,6 @@ use shared::time::Time;
 use tonic::Request;
 
 use super::Shopper;
-use crate::domain::card_number;
 use crate::domain::visit::Visit;
 use crate::rpc::{App, overtaken};
 use crate::store;
@@ -125,7 +123,7 @@ impl App {
 }
 
 /// Locks a shopper, whom no login has taken what they have from. Until the transaction ends, none does.
-async fn lock(work: &mut Mutation, whose: &Whose) -> Result<(), Failure> {
+pub(super) async fn lock(work: &mut Mutation, whose: &Whose) -> Result<(), Failure> {
     let Whose { tenant, id, session } = whose;
     let merged_into = store::shopper::lock(&mut work.tx, tenant, *id, work.now).await?;
     match (merged_into, session) {
@@ -140,23 +138,6 @@ async fn lock(work: &mut Mutation, whose: &Whose) -> Result<(), Failure> {
         }
         (None, _) => Ok(()),
     }
-}
-
-/// Free text of one line: no control characters, no card number.
-pub(super) fn free_line(field: &str, text: String, min: usize, max: usize) -> Result<String, Refusal> {
-    without_card_number(field, line(field, text, min, max)?)
-}
-
-/// Free text of several lines.
-pub(super) fn free_text(field: &str, text: String, max: usize) -> Result<String, Refusal> {
-    without_card_number(field, text_of(field, text, 0, max)?)
-}
-
-fn without_card_number(field: &str, text: String) -> Result<String, Refusal> {
-    if card_number::is_in(&text) {
-        return Err(Refusal::field(field, "must not contain a payment card number"));
-    }
-    Ok(text)
 }
 
 impl From<Unwritten> for Failure {

@@ -8,10 +8,11 @@ use shared::status::{Failure, Refusal};
 use shared::time::{Time, from_proto};
 use tonic::Request;
 
-use super::change::{Reading, free_line};
+use super::change::{Reading, lock};
 use crate::domain::consent::Purpose;
 use crate::domain::history::{DWELL_MAX_MS, ENTRIES_MAX, Entry};
 use crate::rpc::App;
+use crate::rpc::free::free_line;
 use crate::store;
 
 const BATCH_MAX: usize = 100;
@@ -28,11 +29,16 @@ impl App {
             .await?;
         let entries = parse_entries(message.entries, self.clock.now())?;
         let whose = change.whose();
-        let mut work = match self.open::<pb::AppendHistoryResponse>(change).await? {
+        let mut work = match self.begin_change::<pb::AppendHistoryResponse>(change).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let preferences = store::preferences::find(&mut work.tx, &whose.tenant, whose.id).await?;
+        let mut preferences = store::preferences::find(&mut work.tx, &whose.tenant, whose.id).await?;
+        // Who never agreed leaves nothing here, not even a row to lock.
+        if preferences.consents.grants(Purpose::PERSONALISATION) {
+            lock(&mut work, &whose).await?;
+            preferences = store::preferences::find(&mut work.tx, &whose.tenant, whose.id).await?;
+        }
         let outcome = if preferences.consents.grants(Purpose::PERSONALISATION) {
             let mut history = store::history::find(&mut work.tx, &whose.tenant, whose.id).await?;
             history.add(entries, work.now);

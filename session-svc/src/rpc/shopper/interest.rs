@@ -12,12 +12,13 @@ use shared::pb::session::wishlist_share;
 use shared::status::{Failure, Refusal};
 use tonic::Request;
 
-use super::change::{Whose, free_line};
+use super::change::Whose;
 use super::convert::shared_to_proto;
 use super::wishlist::no_wishlist;
 use crate::domain::cart::QUANTITY_MAX;
 use crate::domain::token::WishlistToken;
 use crate::domain::wishlist::{Guest, Wishlist};
+use crate::rpc::free::free_line;
 use crate::rpc::{App, overtaken};
 use crate::store;
 use crate::store::wishlist::Shown;

@@ -8,10 +8,11 @@ use shared::pb::session as pb;
 use shared::status::{Failure, Refusal};
 use tonic::Request;
 
-use super::change::{Reading, Whose, free_line};
+use super::change::{Reading, Whose};
 use super::convert::standing_to_proto;
 use crate::domain::consent::{Decision, Purpose};
 use crate::domain::preferences::{Key, Preferences, country, currency, locale, time_zone};
+use crate::rpc::free::free_line;
 use crate::rpc::{App, overtaken};
 use crate::store;
 

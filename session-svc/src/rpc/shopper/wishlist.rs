@@ -10,9 +10,10 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
 use tonic::Request;
 
-use super::change::{Change, Reading, free_line, free_text};
+use super::change::{Change, Reading};
 use crate::domain::cart::{QUANTITY_MAX, UNIT_PRICE_MAX};
 use crate::domain::wishlist::{Item, ItemChange, Refused, Title, Visibility, WISHLISTS_MAX, Wishlist};
+use crate::rpc::free::{free_line, free_text};
 use crate::rpc::{App, overtaken};
 use crate::store;
 

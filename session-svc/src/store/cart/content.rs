@@ -21,6 +21,7 @@ const APPLIED_REQUESTS: u32 = 2;
 const PRICING_CONTEXT: u32 = 4;
 /// As [`LINES`], of a merge.
 const REPLACED_LINES: u32 = 3;
+const PRICING_BEFORE: u32 = 6;
 
 /// What a cart has besides its columns.
 pub(super) struct Content {
@@ -82,6 +83,13 @@ pub(super) fn read_merge(stored: &[u8]) -> Option<Merge> {
         replaced: read_lines(record.replaced_lines, section::newer_in(message, REPLACED_LINES, LINE)?)?,
         codes_added: record.added_codes,
         codes_replaced: record.replaced_codes,
+        pricing_before: match record
+            .pricing_before
+            .zip(section::newer_in(message, PRICING_BEFORE, PRICING)?.pop())
+        {
+            Some((pricing, newer)) => Some(read_pricing(pricing, newer)?),
+            None => None,
+        },
     })
 }
 
@@ -96,10 +104,14 @@ pub(super) fn write_merge(merge: &Merge) -> sqlx::Result<Vec<u8>> {
         replaced_lines: vec![],
         added_codes: merge.codes_added.clone(),
         replaced_codes: merge.codes_replaced.clone(),
+        pricing_before: None,
     }
     .encode_to_vec();
     for line in &merge.replaced {
         section::put(&mut message, REPLACED_LINES, &line_of(line), &line.newer);
+    }
+    if let Some(pricing) = &merge.pricing_before {
+        section::put(&mut message, PRICING_BEFORE, &pricing_of(pricing), &pricing.newer);
     }
     seal(message)
 }
@@ -310,6 +322,7 @@ mod tests {
         write(&cart).unwrap();
         let mut merge = Merge::handing_over(&cart, at(4_000_000_000));
         (merge.replaced, merge.codes_replaced) = (cart.lines.clone(), cart.codes.clone());
+        merge.pricing_before.clone_from(&cart.pricing);
         merge.changes = vec![(cart.lines[0].id, i64::from(QUANTITY_MAX)); LINES_MAX];
         let read = read_merge(&write_merge(&merge).unwrap());
         assert!(read == Some(merge), "it is read as it was written");
