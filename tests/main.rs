@@ -30,6 +30,8 @@ mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
 #[cfg(test)]
+mod browsing;
+#[cfg(test)]
 mod cart;
 #[cfg(test)]
 mod cart_bad_input;

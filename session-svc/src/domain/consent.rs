@@ -13,6 +13,8 @@ pub struct Purpose(pub i32);
 impl Purpose {
     /// Remembering what somebody looked at. History is kept only with consent to it.
     pub const PERSONALISATION: Self = Self(2);
+    /// Being written to about what they left.
+    pub const MARKETING: Self = Self(3);
 }
 
 /// One decision.
