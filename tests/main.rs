@@ -104,6 +104,8 @@ mod shopper_context;
 #[cfg(test)]
 mod shopper_merge;
 #[cfg(test)]
+mod shopper_retention;
+#[cfg(test)]
 mod shopper_section;
 #[cfg(test)]
 mod store;
