@@ -30,6 +30,8 @@ mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
 #[cfg(test)]
+mod browsing;
+#[cfg(test)]
 mod cart;
 #[cfg(test)]
 mod cart_bad_input;
@@ -104,6 +106,8 @@ mod shopper_context;
 #[cfg(test)]
 mod shopper_merge;
 #[cfg(test)]
+mod shopper_retention;
+#[cfg(test)]
 mod shopper_section;
 #[cfg(test)]
 mod store;
@@ -123,6 +127,7 @@ mod webhook_delivery;
 mod webhook_faults;
 #[cfg(test)]
 mod webhook_guard;
+#[cfg(test)]
 mod wishlist;
 #[cfg(test)]
 mod wishlist_share;

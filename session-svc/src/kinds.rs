@@ -6,7 +6,7 @@ use shared::outbox::Kind;
 pub const KINDS: &[Kind] = &[
     (
         "cart.abandoned",
-        "Nobody came back to a cart with lines, or to a checkout; told once until somebody does.",
+        "Nobody came back to a cart with lines, to a checkout, or to articles looked at; told once until somebody does.",
     ),
     ("cart.checkout_begun", "A cart went into checkout, which holds its visit on its releases."),
     ("cart.checkout_completed", "A cart was ordered."),
@@ -24,11 +24,11 @@ pub const KINDS: &[Kind] = &[
     ("cart.line_set", "A line's quantity was set."),
     ("cart.lines_merged", "A login brought another cart's lines into this one."),
     ("cart.lines_unmerged", "What a login brought into this cart was taken out again."),
-    ("cart.lost", "An abandoned cart was given up for lost."),
+    ("cart.lost", "An abandoned cart, or a shopper who only looked, was given up for lost."),
     ("cart.merged", "A login brought this cart's lines into another one; it is no more."),
     ("cart.prices_refreshed", "Lines of a cart have prices observed anew."),
     ("cart.pricing_pinned", "A pricing context was pinned to a cart."),
-    ("cart.recovered", "The shopper came back to an abandoned cart."),
+    ("cart.recovered", "The shopper came back to an abandoned cart, or to looking at articles."),
     ("cart.recoveries_revoked", "The recovery tokens of a cart were taken out of use."),
     ("cart.recovery_created", "A recovery token was made for a cart."),
     ("cart.recovery_leaked", "A recovery token was used up because it was reported."),
@@ -47,6 +47,10 @@ pub const KINDS: &[Kind] = &[
     ("session.revoked", "A session was ended before its time."),
     ("session.rotated", "A session's token was replaced by a new one."),
     ("session.token_used", "A rotated token was first used; the one before it is good no longer."),
+    (
+        "shopper.expired",
+        "A shopper whom no subject has was deleted, with all they had, some time after their last change.",
+    ),
     ("shopper.merged", "A login brought what this shopper had to the subject's shopper."),
     ("subject.disabled", "A subject was disabled: its sessions ended, and it can make no new ones."),
     ("subject.enabled", "A subject was enabled again."),

@@ -27,6 +27,7 @@ pub mod domain {
     pub mod abandonment;
     pub mod assurance;
     pub mod attribute;
+    pub mod browsing;
     pub mod card_number;
     pub mod cart;
     pub mod consent;
@@ -123,6 +124,7 @@ pub async fn serve(
         started_at: clock.now(),
         purged_until: AtomicI64::new(clock.now().timestamp_micros()),
         carts_looked_at_until: AtomicI64::new(clock.now().timestamp_micros()),
+        shoppers_looked_at_until: AtomicI64::new(clock.now().timestamp_micros()),
     });
     db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
@@ -191,6 +193,11 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
         let pass = || workers::carts::look_at_carts(&looking);
         worker::run("look_at_carts", workers::carts::INTERVAL, &Notify::new(), &stop, pass).await;
     });
+    let (looking, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || workers::shoppers::look_at_shoppers(&looking);
+        worker::run("look_at_shoppers", workers::shoppers::INTERVAL, &Notify::new(), &stop, pass).await;
+    });
     let (purging, stop) = (Arc::clone(app), lifecycle.stop.clone());
     lifecycle.workers.spawn(async move {
         let pass = || workers::purge_requests(&purging);
@@ -244,6 +251,7 @@ fn observe(app: &Arc<App>) {
         .build();
     observe_lag(app, "tandem.purge.lag", |app| &app.purged_until);
     observe_lag(app, "tandem.carts.lag", |app| &app.carts_looked_at_until);
+    observe_lag(app, "tandem.shoppers.lag", |app| &app.shoppers_looked_at_until);
     serve::observe_pool(&app.db);
     serve::observe_feed(&app.feed, &app.clock);
 }

@@ -58,7 +58,7 @@ mod rotate;
 mod secrets;
 mod service;
 mod session;
-mod shopper;
+pub(crate) mod shopper;
 mod touchpoint;
 mod validate;
 
@@ -98,6 +98,8 @@ pub struct App {
     pub purged_until: AtomicI64,
     /// When a pass here last found no cart due any more, in microseconds since 1970.
     pub carts_looked_at_until: AtomicI64,
+    /// The same of shoppers.
+    pub shoppers_looked_at_until: AtomicI64,
 }
 
 /// Something from the cache or the database.

@@ -2,6 +2,7 @@
 
 pub mod abandonment;
 pub mod attribute;
+pub mod browsing;
 pub mod cart;
 pub mod context;
 pub mod elevation;

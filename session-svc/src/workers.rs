@@ -19,6 +19,7 @@ use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
 pub mod carts;
+pub mod shoppers;
 
 /// From one pass to the next: with what a pass takes, and `NOTE_INTERVAL`, within what idle deadlines allow for
 /// (`Timeouts::flush_interval`).

@@ -95,11 +95,10 @@ impl Pgbench {
                 .execute(&mut db)
                 .await?;
         }
-        let bytes: Vec<u8> = sqlx::query_scalar("select content from bench.carts limit 1")
+        let bytes: String = sqlx::query_scalar("select encode(content, 'hex') from bench.carts limit 1")
             .fetch_one(&mut db)
             .await?;
         db.close().await?;
-        let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let tool = Self::new(stand, url, rows);
         let update = |what: &str, table: &str, content: String| {
             let script = format!("{table}.sql");

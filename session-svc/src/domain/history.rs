@@ -13,10 +13,13 @@ pub const REPEAT_WITHIN: TimeDelta = TimeDelta::minutes(30);
 /// Longest dwell, in milliseconds.
 pub const DWELL_MAX_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// The number in the API of an article's being looked at.
+pub const VIEW: i32 = 1;
+
 /// Something that a shopper did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What, by its number in the API; the rules look only at whether it is the same.
+    /// What, by its number in the API; the rules of what is kept look only at whether it is the same.
     pub kind: i32,
     /// To what.
     pub reference: String,
@@ -82,6 +85,12 @@ impl History {
     }
 }
 
+/// When the last of the articles in these entries was looked at, of those that are not too old.
+pub fn looked_at(entries: &[Entry], now: Time) -> Option<Time> {
+    let looks = entries.iter().filter(|entry| entry.kind == VIEW && is_young(entry, now));
+    looks.map(|entry| entry.at).max()
+}
+
 fn is_young(entry: &Entry, now: Time) -> bool {
     entry.at > now - RETENTION
 }
@@ -132,6 +141,14 @@ mod tests {
     fn what_comes_late_joins_what_it_lies_between() {
         let history = history([entry(1, "a", 40, 1), entry(1, "a", 0, 2), entry(1, "a", 20, 4)]);
         assert_eq!(history.stored(), [entry(1, "a", 0, 7)]);
+    }
+
+    #[test]
+    fn the_last_look_is_that_at_an_article() {
+        let entries = [entry(VIEW, "b", 20, 1), entry(VIEW, "a", 40, 1), entry(2, "c", 10, 1)];
+        assert_eq!(looked_at(&entries, at(NOW)), Some(at(NOW) - TimeDelta::minutes(20)));
+        assert_eq!(looked_at(&entries, at(NOW) + RETENTION), None);
+        assert_eq!(looked_at(&entries[2..], at(NOW)), None);
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub(crate) fn told(cart: &Cart, kind: Option<Kind>, contact: &Contact) -> Value 
     })
 }
 
-fn timestamp(time: Time) -> Value {
+pub(super) fn timestamp(time: Time) -> Value {
     time.to_rfc3339_opts(SecondsFormat::Micros, true).into()
 }
 
@@ -146,7 +146,7 @@ impl App {
         let list = List { name: "ListAbandonedCarts", tenant: &caller.tenant, filter: &filter };
         let (size, after) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
         let kind = match kind {
-            // Nothing is that yet.
+            // Those have no cart.
             pb::AbandonmentKind::Browse => return Ok(pb::ListAbandonedCartsResponse::default()),
             pb::AbandonmentKind::Unspecified => None,
             pb::AbandonmentKind::Cart => Some(Kind::Cart),

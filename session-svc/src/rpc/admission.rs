@@ -121,6 +121,8 @@ impl App {
             return Ok(Some(shopper));
         }
         let tenant = work.actor.tenant.clone();
+        // Whoever is about to delete what nobody has is waited for, or passes by.
+        store::shopper::lock_both(&mut work.tx, &tenant, [own, own]).await?;
         store::subject::set_shopper(&mut work.tx, &tenant, digest, own).await?;
         Ok(Some(own))
     }

@@ -96,8 +96,11 @@ pub struct Intent {
     shopper: Shopper,
     currency: Currency,
     now: Time,
-    decide: Box<dyn Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync>,
+    decide: Box<Decide>,
 }
+
+/// Changes an open cart; where it refuses, the cart may be anything.
+type Decide = dyn Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync;
 
 impl Intent {
     fn tenant(&self) -> &TenantId {
@@ -120,12 +123,12 @@ impl Intent {
         Actor { tenant: self.tenant().clone(), principal, now: self.now }
     }
 
-    /// The line that the change was about, if it was made before.
-    fn made_before(&self, cart: &Cart) -> Result<Option<Option<LineId>>, Refusal> {
+    /// The change as the cart knows it, if it was made before.
+    fn made_before<'a>(&self, cart: &'a Cart) -> Result<Option<&'a Applied>, Refusal> {
         let Some((id, applied)) = self.change.request_id.and_then(|id| Some((id, cart.applied(id)?))) else {
             return Ok(None);
         };
-        if applied.body_hash == self.change.body_hash { Ok(Some(applied.line)) } else { Err(reused(id)) }
+        if applied.body_hash == self.change.body_hash { Ok(Some(applied)) } else { Err(reused(id)) }
     }
 
     /// The open cart after the change, and what else it does.
@@ -255,8 +258,8 @@ impl App {
         let place = Place { tenant, shopper: shopper.id, group: &shopper.group, currency: *currency };
         let mut tx = self.db.begin(change.deadline).await?;
         let cart = self.lock_cart(&mut tx, &place, shopper, change, now).await?;
-        if let Some(line) = intent.made_before(&cart)? {
-            let moment = Moment::of(shopper, None, now);
+        if let Some(applied) = intent.made_before(&cart)? {
+            let (line, moment) = (applied.line, Moment::of(shopper, None, now));
             // The next cart knows what the order knew.
             let order = match &change.order_ref {
                 Some(order_ref) => store::cart::find_ordered(&mut tx, &place, order_ref).await?,

@@ -21,6 +21,7 @@ use crate::domain::lineage::Presented;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
 
+pub(crate) mod browsing;
 mod change;
 mod context;
 mod convert;

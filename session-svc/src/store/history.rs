@@ -45,11 +45,13 @@ pub async fn update(
     Ok(())
 }
 
-/// Forgets a locked shopper's history; false if there was none.
+/// Forgets a locked shopper's history, and what they looked at and left; false if there was none.
 #[tracing::instrument(name = "db.history.clear", skip_all)]
 pub async fn clear(db: &mut PgConnection, tenant: &TenantId, shopper: ShopperId) -> sqlx::Result<bool> {
     let done = sqlx::query!(
-        "update session.shoppers set history = null
+        "update session.shoppers
+        set history = null, browsed_at = null, browse_abandoned_at = null, browse_lost_at = null,
+            browse_epoch = browse_epoch + case when browse_abandoned_at is null then 0 else 1 end
         where tenant_id = $1 and shopper_id = $2 and history is not null",
         tenant.as_str(),
         shopper.uuid(),

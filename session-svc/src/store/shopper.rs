@@ -4,7 +4,10 @@ use shared::id::{ShopperId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-/// Locks a shopper, whose row is made where there is none. Answers whose what they had is, if it is another's by now.
+use crate::domain::browsing::{ANONYMOUS_KEPT, MERGED_KEPT};
+
+/// Locks a shopper, whose row is made where there is none, for a change, which is the activity that rows are kept by.
+/// Answers whose what they had is, if it is another's by now; nothing may be changed then.
 #[tracing::instrument(name = "db.shopper.lock", skip_all)]
 pub async fn lock(
     db: &mut PgConnection,
@@ -12,33 +15,36 @@ pub async fn lock(
     id: ShopperId,
     now: Time,
 ) -> sqlx::Result<Option<ShopperId>> {
-    if let Some(row) = lock_row(&mut *db, tenant, id).await? {
+    if let Some(row) = lock_row(&mut *db, tenant, id, now).await? {
         return Ok(row);
     }
     sqlx::query!(
-        "insert into session.shoppers (tenant_id, shopper_id, preferences_version, created_at)
-        values ($1, $2, 0, $3)
+        "insert into session.shoppers (tenant_id, shopper_id, preferences_version, created_at, due_at)
+        values ($1, $2, 0, $3, $4)
         on conflict (tenant_id, shopper_id) do nothing",
         tenant.as_str(),
         id.uuid(),
         now,
+        now + ANONYMOUS_KEPT,
     )
     .execute(&mut *db)
     .await?;
-    lock_row(db, tenant, id).await?.ok_or(sqlx::Error::RowNotFound)
+    lock_row(db, tenant, id, now).await?.ok_or(sqlx::Error::RowNotFound)
 }
 
 async fn lock_row(
     db: &mut PgConnection,
     tenant: &TenantId,
     id: ShopperId,
+    now: Time,
 ) -> sqlx::Result<Option<Option<ShopperId>>> {
     let row = sqlx::query_scalar!(
-        "select merged_into_shopper_id from session.shoppers
+        "update session.shoppers set active_at = $3
         where tenant_id = $1 and shopper_id = $2
-        for update",
+        returning merged_into_shopper_id",
         tenant.as_str(),
         id.uuid(),
+        now,
     )
     .fetch_optional(db)
     .await?;
@@ -84,14 +90,18 @@ pub async fn set_merged(
     tenant: &TenantId,
     id: ShopperId,
     into: ShopperId,
+    now: Time,
 ) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update session.shoppers
-        set merged_into_shopper_id = $3, preferences = null, marketing_consent = null, history = null
+        set merged_into_shopper_id = $3, preferences = null, marketing_consent = null, history = null, browsed_at = null,
+            browse_abandoned_at = null, browse_lost_at = null, active_at = $4, due_at = least(due_at, $5)
         where tenant_id = $1 and shopper_id = $2 and merged_into_shopper_id is null",
         tenant.as_str(),
         id.uuid(),
         into.uuid(),
+        now,
+        now + MERGED_KEPT,
     )
     .execute(db)
     .await?;

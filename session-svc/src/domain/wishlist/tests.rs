@@ -51,7 +51,7 @@ fn guest(n: u8, session: Option<u8>, quantity: i32) -> Guest {
 #[test]
 fn an_article_added_again_keeps_its_beginnings() {
     let euros = Some(("EUR".parse().unwrap(), 500));
-    let mut list = wishlist([Item { price: euros.clone(), guests: vec![guest(1, None, 1)], ..item("a", 1) }]);
+    let mut list = wishlist([Item { price: euros, guests: vec![guest(1, None, 1)], ..item("a", 1) }]);
     let again = Item { note: "size M".to_owned(), priority: 3, added_at: at(9), ..item("a", 4) };
     list.add(again, at(9)).unwrap();
     let expected = Item {

@@ -65,7 +65,7 @@ impl App {
 pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Answer>> {
     let mut places: HashMap<Where<'_>, &TenantId> = HashMap::new();
     for Question { intent, .. } in questions {
-        places.entry(intent.place()).or_insert(intent.tenant());
+        places.entry(intent.place()).or_insert_with(|| intent.tenant());
     }
     let place = |(&(shopper, group, currency), &tenant)| Place { tenant, shopper, group, currency };
     let sought: Vec<_> = places.iter().map(place).collect();
@@ -118,7 +118,7 @@ enum Decided {
 fn decide(intent: &Intent, moment: &Moment, before: &Arc<Cart>) -> Decided {
     Decided::Answer(match intent.made_before(before) {
         Err(refusal) => Answer::Refused(refusal.into()),
-        Ok(Some(line)) => Answer::Made(Arc::clone(before), line),
+        Ok(Some(applied)) => Answer::Made(Arc::clone(before), applied.line),
         Ok(None) if intent.change.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
             let text = "the caller's deadline passed; nothing happened";
             Answer::Refused(Refusal::new(Reason::DeadlinePassed, text).into())

@@ -13,9 +13,11 @@ use shared::time::Time;
 use tonic::Request;
 
 use super::Shopper;
+use crate::domain::abandonment::CartPolicy;
 use crate::domain::visit::Visit;
 use crate::rpc::{App, overtaken};
 use crate::store;
+use crate::store::browsing::Look;
 use crate::store::{Unwritten, section};
 
 /// Who reads whose state, and when.
@@ -46,6 +48,13 @@ impl Change {
     pub(super) fn whose(&self) -> Whose {
         let tenant = self.call.caller.tenant.clone();
         Whose { tenant, id: self.shopper.id, session: self.shopper.session_id() }
+    }
+
+    /// That an article was looked at where they were named.
+    pub(super) fn look(&self, at: Time) -> Look {
+        let touchpoint = self.shopper.touchpoint();
+        let after = touchpoint.map_or(CartPolicy::IDLE_MIN, |it| it.cart_policy.abandoned_after);
+        Look { at, touchpoint: touchpoint.map(|it| it.id.clone()), due_at: at + after }
     }
 }
 

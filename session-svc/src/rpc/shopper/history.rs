@@ -8,9 +8,10 @@ use shared::status::{Failure, Refusal};
 use shared::time::{Time, from_proto};
 use tonic::Request;
 
+use super::browsing;
 use super::change::{Reading, lock};
 use crate::domain::consent::Purpose;
-use crate::domain::history::{DWELL_MAX_MS, ENTRIES_MAX, Entry};
+use crate::domain::history::{DWELL_MAX_MS, ENTRIES_MAX, Entry, looked_at};
 use crate::rpc::App;
 use crate::rpc::free::free_line;
 use crate::store;
@@ -27,8 +28,10 @@ impl App {
         let (change, message) = self
             .change(request, "AppendHistory", |m| &mut m.owner, |m| &mut m.request_id)
             .await?;
-        let entries = parse_entries(message.entries, self.clock.now())?;
+        let now = self.clock.now();
+        let entries = parse_entries(message.entries, now)?;
         let whose = change.whose();
+        let look = looked_at(&entries, now).map(|at| change.look(at));
         let mut work = match self.begin_change::<pb::AppendHistoryResponse>(change).await? {
             Begun::Fresh(work) => work,
             Begun::Replayed(before) => return Ok(before.answer),
@@ -43,6 +46,9 @@ impl App {
             let mut history = store::history::find(&mut work.tx, &whose.tenant, whose.id).await?;
             history.add(entries, work.now);
             store::history::update(&mut work.tx, &whose.tenant, whose.id, &history).await?;
+            if let Some(look) = look {
+                browsing::look(&mut work, &whose.tenant, whose.id, &look, &preferences.consents).await?;
+            }
             pb::HistoryOutcome::Kept
         } else {
             pb::HistoryOutcome::NoConsent
@@ -119,4 +125,15 @@ fn parse_entry(field: &str, entry: pb::HistoryEntry, now: Time) -> Result<Entry,
     let dwell_ms =
         dwell_ms.ok_or_else(|| Refusal::field(format!("{field}.dwell"), "must be at most 24 hours"))?;
     Ok(Entry { kind: kind.into(), reference, at, dwell_ms, newer: vec![] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::history::VIEW;
+
+    #[test]
+    fn looking_at_an_article_has_the_number_of_the_enum() {
+        assert_eq!(VIEW, pb::HistoryKind::View as i32);
+    }
 }

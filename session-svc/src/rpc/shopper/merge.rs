@@ -8,13 +8,15 @@ use shared::pb::session as pb;
 use shared::status::Failure;
 
 use super::change::Whose;
-use super::preferences;
+use super::{browsing, preferences};
+use crate::domain::abandonment::CartPolicy;
 use crate::domain::consent::Purpose;
 use crate::domain::preferences::Key;
 use crate::domain::wishlist::{Visibility, WISHLISTS_MAX, Wishlist};
 use crate::rpc::overtaken;
 use crate::store;
 use crate::store::Unwritten;
+use crate::store::browsing::Look;
 
 /// A login that brings what one shopper has to another.
 pub(in crate::rpc) struct Login {
@@ -53,7 +55,7 @@ pub(in crate::rpc) async fn merge(
     let whose = Whose { tenant, id: *into, session: Some(*session) };
     let wishlists = merge_wishlists(work, &whose, *from).await?;
     merge_preferences(work, &whose, *from).await?;
-    if !store::shopper::set_merged(&mut work.tx, &whose.tenant, *from, *into).await? {
+    if !store::shopper::set_merged(&mut work.tx, &whose.tenant, *from, *into, work.now).await? {
         return Err(overtaken());
     }
     let data = json!({"into_shopper_id": into.to_string()});
@@ -71,6 +73,10 @@ async fn merge_preferences(work: &mut Mutation, whose: &Whose, from: ShopperId) 
     let (Some(session), now) = (*session, work.now) else { return Ok(()) };
     let theirs = store::preferences::find(&mut work.tx, tenant, from).await?;
     let mut own = store::preferences::find(&mut work.tx, tenant, *into).await?;
+    let left = store::browsing::find(&mut work.tx, tenant, from).await?;
+    if let Some(left) = &left {
+        browsing::tell_recovered(work, tenant, from, left, &theirs.consents).await?;
+    }
     let set = own.merge(&theirs, session, now);
     let decided = own.consents.merge(&theirs.consents, session);
     if !set.is_empty() || !decided.is_empty() {
@@ -88,6 +94,12 @@ async fn merge_preferences(work: &mut Mutation, whose: &Whose, from: ShopperId) 
             let mut history = store::history::find(&mut work.tx, tenant, *into).await?;
             history.add(theirs.stored().iter().cloned(), now);
             store::history::update(&mut work.tx, tenant, *into, &history).await?;
+            // Who logs in is there, and may leave again.
+            if let Some(left) = left.filter(|left| left.browsing.looked_at.is_some()) {
+                let due_at = now + CartPolicy::IDLE_MIN;
+                let look = Look { at: now, touchpoint: left.touchpoint, due_at };
+                browsing::look(work, tenant, *into, &look, &own.consents).await?;
+            }
         }
         return Ok(());
     }

@@ -260,5 +260,6 @@ mod tests {
             }
         }
         assert_eq!(Purpose::PERSONALISATION.0, pb::ConsentPurpose::Personalisation as i32);
+        assert_eq!(Purpose::MARKETING.0, pb::ConsentPurpose::Marketing as i32);
     }
 }
