@@ -73,7 +73,7 @@ async fn a_cart_that_somebody_holds_holds_up_no_other() {
     let mut holder = stack.database.connect().await;
     sqlx::raw_sql("begin").execute(&mut holder).await.unwrap();
     sqlx::query("select from session.carts where cart_id = $1 for update")
-        .bind(&carts[0].cart_id[4..].parse::<uuid::Uuid>().unwrap())
+        .bind(carts[0].cart_id[4..].parse::<uuid::Uuid>().unwrap())
         .execute(&mut holder)
         .await
         .unwrap();
@@ -104,8 +104,8 @@ async fn a_request_that_is_sent_many_times_at_once_is_one_change() {
             pb::AddCartLineRequest { request_id: request_id(id), ..line(&token, "71053", quantity) };
         caller.carts().add_cart_line(request).await
     };
-    let sent = join_all((0..24).map(|n| send(2, 1 + n % 3))).await;
-    for answer in sent {
+    let answers = join_all((0..24).map(|n| send(2, 1 + n % 3))).await;
+    for answer in answers {
         answer.unwrap();
     }
     assert_eq!(quantities(&get_cart(&caller, &token).await), [("71053", 6), ("85123A", 1)]);

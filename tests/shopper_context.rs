@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 use session_svc::domain::consent::Purpose;
 use session_svc::store::context;
 use shared::id::{ShopperId, TenantId};
+use shared::issuer::Grant;
 use shared::pb::session as pb;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -14,7 +15,7 @@ use crate::harness::shop::{
     add_line, begin_checkout, complete_checkout, create_session, create_touchpoint, get_cart, line, owner,
     web,
 };
-use crate::harness::{Answer as _, Caller};
+use crate::harness::{Answer as _, Caller, workload};
 use crate::history::{append, refs, view};
 use crate::preferences::{consent, get_preferences, set_locale};
 use crate::wishlist::{add_item, create_wishlist, shopper, start};
@@ -25,6 +26,16 @@ fn asking(owner: pb::ShopperSelector) -> pb::GetShopperContextRequest {
 
 pub(crate) async fn context_of(caller: &Caller, owner: pb::ShopperSelector) -> pb::GetShopperContextResponse {
     caller.shoppers().get_shopper_context(asking(owner)).await.answer()
+}
+
+#[tokio::test]
+async fn a_context_has_carts_so_that_it_takes_leave_to_read_them() {
+    let (stack, _, token) = start().await;
+    let grant = Grant { scope: "shopper.read".to_owned(), ..workload("recommender") };
+    let refused = stack.caller(&grant).shoppers().get_shopper_context(asking(owner(&token))).await;
+    refused.refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
+    let grant = Grant { scope: "shopper.read cart.read".to_owned(), ..grant };
+    context_of(&stack.caller(&grant), owner(&token)).await;
 }
 
 #[tokio::test]

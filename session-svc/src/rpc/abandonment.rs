@@ -165,7 +165,7 @@ impl App {
         let next_page_token = list.cut(&self.keys, &mut rows, size, self.clock.now(), position)?;
         let keys: Vec<_> = rows.iter().map(|found| found.key.clone()).collect();
         let mut carts = HashMap::new();
-        for cart in store::cart::find_many(&mut db, &keys).await? {
+        for cart in store::cart::batch::find(&mut db, &keys).await? {
             let cart = cart?;
             carts.insert((cart.shopper, cart.id), cart);
         }

@@ -88,7 +88,7 @@ async fn look_at(tx: &mut Tx, found: Vec<Found>, now: Time) -> sqlx::Result<Vec<
     let shoppers: Vec<_> = keys.iter().map(|key| (&key.tenant, key.shopper)).collect();
     let owned = store::subject::owned(tx, &shoppers).await?;
     let mut carts = HashMap::new();
-    for cart in store::cart::find_many(tx, &keys).await? {
+    for cart in store::cart::batch::find(tx, &keys).await? {
         match cart {
             Ok(cart) => drop(carts.insert((cart.shopper, cart.id), cart)),
             Err(error) => tracing::error!(%error, "a cart is not looked at"),

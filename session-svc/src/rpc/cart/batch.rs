@@ -72,7 +72,7 @@ pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Ans
     let mut tx = db.begin(None).await?;
     let mut locked = HashMap::new();
     // One that cannot be read is seen to alone.
-    for cart in store::cart::lock_free(&mut tx, &sought).await?.into_iter().flatten() {
+    for cart in store::cart::batch::lock_free(&mut tx, &sought).await?.into_iter().flatten() {
         let key = (cart.shopper, cart.group.clone(), cart.currency);
         locked.insert(key, Locked { version: cart.version, cart: Arc::new(cart) });
     }
@@ -103,7 +103,7 @@ pub async fn change_all(db: &Db, questions: &[Question]) -> sqlx::Result<Vec<Ans
         })
         .collect();
     if !changed.is_empty() {
-        store::cart::update_all(&mut tx, &changed).await?;
+        store::cart::batch::update(&mut tx, &changed).await?;
         OUTBOX.append_all(&mut tx, &events).await?;
     }
     tx.commit().await?;

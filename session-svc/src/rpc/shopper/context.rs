@@ -1,5 +1,6 @@
 //! `GetShopperContext`: all that a recommender or a page needs, of one instant.
 
+use shared::auth::Caller;
 use shared::parse::within;
 use shared::pb::session as pb;
 use shared::status::Failure;
@@ -22,6 +23,7 @@ impl App {
         &self,
         request: Request<pb::GetShopperContextRequest>,
     ) -> Result<pb::GetShopperContextResponse, Failure> {
+        Caller::of(&request)?.require_scope("cart.read")?;
         let Reading { tenant, shopper, visit, now, message } =
             self.reading(request, |m| &mut m.owner).await?;
         let history_size = match within("history_size", message.history_size, 0, 200)? {
