@@ -238,7 +238,7 @@ impl App {
         // A login takes request ids along: whoever has a token of before shall not be answered with the subject's cart.
         if shopper.has_superseded_token() {
             is_live?;
-            return self.change_alone(&intent).await;
+            return Box::pin(self.change_alone(&intent)).await;
         }
         if let (Ok(visit), false) = (is_live, change.goes_alone) {
             let moment = Moment::of(shopper, visit.as_ref(), now);
@@ -248,7 +248,8 @@ impl App {
                 Answer::Alone => {}
             }
         }
-        self.change_alone(&intent).await
+        // In a box, so that a change that goes with others does not carry its room.
+        Box::pin(self.change_alone(&intent)).await
     }
 
     /// As [`App::change_cart`], in a transaction of its own.
