@@ -24,6 +24,8 @@ mod attribute;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod auth_keys;
+#[cfg(test)]
 mod authenticate;
 #[cfg(test)]
 mod bad_input;
@@ -49,6 +51,8 @@ mod cart_vocabulary;
 mod component;
 #[cfg(test)]
 mod elevation;
+#[cfg(test)]
+mod elevation_once;
 #[cfg(test)]
 mod event;
 #[cfg(test)]
