@@ -119,6 +119,7 @@ async fn who_looks_and_leaves_is_abandoned_then_lost_and_each_is_told_once() {
         "last_activity_time": "2027-01-15T08:30:00.000000Z",
         "channels": ["EMAIL"],
         "consent": {"granted": true, "policy_version": "2026-11"},
+        "marketing_consent": true,
         "contactable": true,
     });
     assert_eq!(told(&stack, &id).await, [("cart.abandoned".to_owned(), data.clone())]);
