@@ -175,9 +175,11 @@ async fn a_watch_is_narrowed_by_type_and_subject_and_never_shows_another_tenants
     assert_eq!(revocations.next().await.subject, "web");
     assert_eq!(revocations.next().await.subject, session.session_id);
     assert_eq!(of_cart.next().await.subject, cart.cart_id);
-    let too_many = WatchEventsRequest { types: vec!["x".to_owned(); 33], ..Default::default() };
-    let refused = caller.session_events().watch_events(too_many).await;
-    refused.refused(Code::InvalidArgument, "FIELD_INVALID");
+    for bad in [vec!["cart.".to_owned(); 33], vec!["cart".to_owned()], vec![String::new()]] {
+        let bad = WatchEventsRequest { types: bad, ..Default::default() };
+        let refused = caller.session_events().watch_events(bad).await;
+        refused.refused(Code::InvalidArgument, "FIELD_INVALID");
+    }
 }
 
 #[tokio::test]

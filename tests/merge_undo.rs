@@ -7,6 +7,7 @@ use shared::pb::session::{CartState, MergeStrategy};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
+use crate::harness::carts::{contact, reachable};
 use crate::harness::shop::{
     add_line, begin_checkout, cart_of, complete_checkout, create_session, create_touchpoint, fill, get_cart,
     known_device, line, log_in, owner, quantities, request_id, shopper, web,
@@ -235,4 +236,85 @@ async fn the_anonymous_cart_goes_on_for_whoever_may_name_its_shopper() {
         (&guests.cart_id, quantities(&guests)),
         (&merged.guests.cart_id, vec![("both", 3), ("guest", 5)])
     );
+}
+
+#[tokio::test]
+async fn whoever_got_a_cart_under_its_id_goes_on_with_one_of_another() {
+    let merged = Merged::by(MergeStrategy::SumCapped, &[]).await;
+    let Merged { caller, token, guests, .. } = &merged;
+    let moved = get_cart(caller, token).await;
+    assert_eq!(moved.cart_id, guests.cart_id);
+    let request = pb::CreateCartRecoveryRequest {
+        shopper_id: moved.shopper_id.clone(),
+        cart_id: moved.cart_id.clone(),
+        ..Default::default()
+    };
+    let recovery = caller.carts().create_cart_recovery(request).await.answer().recovery_token;
+    add_line(caller, token, "since", 2).await;
+    let request = pb::UndoCartMergeRequest { request_id: request_id(1), ..merged.undo() };
+    let answer = caller.carts().undo_cart_merge(request.clone()).await.answer();
+    let (source, target) = (answer.source_cart.unwrap(), answer.target_cart.unwrap());
+    assert_eq!((&source.cart_id, source.state()), (&guests.cart_id, CartState::Active));
+    assert_ne!(target.cart_id, guests.cart_id, "one id is one cart");
+    assert_eq!(get_cart(caller, token).await, target);
+    let again = caller.carts().undo_cart_merge(request).await.answer();
+    assert_eq!(again.target_cart, Some(target.clone()));
+    // A link that was sent meanwhile opens the subject's.
+    let request = pb::RedeemCartRecoveryRequest {
+        recovery_token: recovery,
+        session_token: token.clone(),
+        ..Default::default()
+    };
+    let opened = caller.carts().redeem_cart_recovery(request).await.answer().cart.unwrap();
+    assert_eq!((opened.cart_id, opened.lines), (target.cart_id, target.lines));
+}
+
+#[tokio::test]
+async fn how_one_shopper_may_be_written_to_does_not_stay_with_the_other() {
+    let stack = Stack::sessions();
+    let caller = stack.caller(&workload("storefront"));
+    create_touchpoint(&caller, web()).await;
+    for (mine, said_since) in [(MINE, false), (&[], false), (MINE, true)] {
+        let known = known_device(&caller, "ann").await;
+        fill(&caller, &known, mine).await;
+        let (_, token) = create_session(&caller).await;
+        let guests = add_line(&caller, &token, "guest", 1).await;
+        caller.carts().set_cart_contact(contact(&token, reachable(true))).await.answer();
+        let done = log_in(&caller, &token, "ann", MergeStrategy::SumCapped).await;
+        let token = done.session_token;
+        if said_since {
+            caller
+                .carts()
+                .set_cart_contact(contact(&token, reachable(false)))
+                .await
+                .answer();
+        }
+        let undo = pb::UndoCartMergeRequest {
+            owner: Some(owner(&token)),
+            source_shopper_id: guests.shopper_id.clone(),
+            source_cart_id: guests.cart_id.clone(),
+            request_id: String::new(),
+        };
+        let answer = caller.carts().undo_cart_merge(undo).await.answer();
+        let mut db = stack.database.connect().await;
+        let mut channels = async |cart: Option<pb::Cart>| -> Vec<String> {
+            let cart = cart.unwrap();
+            sqlx::query_scalar(
+                "select contact_channels from session.carts where shopper_id = $1 and state = 'ACTIVE'",
+            )
+            .bind(cart.shopper_id[4..].parse::<uuid::Uuid>().unwrap())
+            .fetch_one(&mut db)
+            .await
+            .unwrap()
+        };
+        assert_eq!(channels(answer.source_cart).await, ["EMAIL"]);
+        let expected: &[&str] = if said_since { &["EMAIL"] } else { &[] };
+        assert_eq!(channels(answer.target_cart).await, expected);
+        let discard = pb::DiscardCartRequest {
+            owner: Some(owner(&token)),
+            currency_code: "EUR".to_owned(),
+            ..Default::default()
+        };
+        caller.carts().discard_cart(discard).await.answer();
+    }
 }

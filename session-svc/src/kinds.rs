@@ -25,7 +25,10 @@ pub const KINDS: &[Kind] = &[
     ("cart.lines_merged", "A login brought another cart's lines into this one."),
     ("cart.lines_unmerged", "What a login brought into this cart was taken out again."),
     ("cart.lost", "An abandoned cart, or a shopper who only looked, was given up for lost."),
-    ("cart.merged", "A login brought this cart's lines into another one; it is no more."),
+    (
+        "cart.merged",
+        "A login or a recovery brought this cart to another shopper: into the cart that is named, or under its own id.",
+    ),
     ("cart.prices_refreshed", "Lines of a cart have prices observed anew."),
     ("cart.pricing_pinned", "A pricing context was pinned to a cart."),
     ("cart.recovered", "The shopper came back to an abandoned cart, or to looking at articles."),

@@ -263,6 +263,29 @@ pub async fn bring_contact(db: &mut PgConnection, from: &Key, into: &Key) -> sql
     .map(drop)
 }
 
+/// What came along so goes again, as far as it is still the same: nobody is written to on another's word.
+#[tracing::instrument(name = "db.abandonment.take_back_contact", skip_all)]
+pub async fn take_back_contact(db: &mut PgConnection, from: &Key, into: &Key) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.carts target
+        set contact_channels = '{}', consent_granted = null, consent_version = null
+        from session.carts source
+        where target.tenant_id = $1 and target.shopper_id = $4 and target.cart_id = $5
+            and source.tenant_id = $1 and source.shopper_id = $2 and source.cart_id = $3
+            and target.contact_channels = source.contact_channels
+            and target.consent_granted is not distinct from source.consent_granted
+            and target.consent_version is not distinct from source.consent_version",
+        from.tenant.as_str(),
+        from.shopper.uuid(),
+        from.cart.uuid(),
+        into.shopper.uuid(),
+        into.cart.uuid(),
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
 /// Which abandoned carts to list.
 #[derive(Debug)]
 pub struct Filter<'a> {

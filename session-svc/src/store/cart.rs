@@ -391,6 +391,28 @@ pub async fn reopen(db: &mut PgConnection, tenant: &TenantId, cart: &Cart) -> sq
     }
 }
 
+/// Gives a locked cart another id, and its recoveries with it.
+#[tracing::instrument(name = "db.cart.rename", skip_all)]
+pub async fn rename(db: &mut PgConnection, key: &Key, id: CartId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "with recoveries as (
+            update session.cart_recoveries
+            set cart_id = $4
+            where tenant_id = $1 and shopper_id = $2 and cart_id = $3
+        )
+        update session.carts
+        set cart_id = $4
+        where tenant_id = $1 and shopper_id = $2 and cart_id = $3",
+        key.tenant.as_str(),
+        key.shopper.uuid(),
+        key.cart.uuid(),
+        id.uuid(),
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
 /// What a state's evidence is in columns.
 #[derive(Default)]
 struct Columns<'a> {

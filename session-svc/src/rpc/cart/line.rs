@@ -40,10 +40,12 @@ impl App {
         } = message;
         let sku = line("sku", sku, 1, 64)?;
         let quantity = within("quantity", quantity, 1, QUANTITY_MAX)?;
-        let currency_of_price = unit_price.as_ref().map(|price| price.currency_code.clone());
-        let currency_code = Some(currency_code).filter(|code| !code.is_empty()).or(currency_of_price);
-        let currency: Currency = parse("currency_code", &currency_code.unwrap_or_default())?;
-        let unit_price = parse_price("unit_price", unit_price, currency)?;
+        let unit_price = required("unit_price", unit_price)?;
+        let currency: Currency = match currency_code.as_str() {
+            "" => parse("unit_price.currency_code", &unit_price.currency_code)?,
+            code => parse("currency_code", code)?,
+        };
+        let unit_price = parse_price("unit_price", Some(unit_price), currency)?;
         let attributes = parse_attributes(attributes)?;
         let fulfilment = parse_fulfilment(known_or_default("fulfilment", fulfilment)?, store_id)?;
         let catalogue_version = line("catalogue_version", catalogue_version, 0, 64)?;

@@ -16,6 +16,7 @@ use crate::domain::cart::{Cart, State};
 use crate::domain::merge::{Final, undo};
 use crate::rpc::{App, abandonment, overtaken};
 use crate::store;
+use crate::store::cart::Key;
 
 impl App {
     pub(super) async fn undo_cart_merge(
@@ -44,7 +45,7 @@ impl App {
         let (source, target, left_out) = match self.begin::<pb::UndoCartMergeResponse>(call).await? {
             Begun::Fresh(work) => {
                 self.require_live_shopper(tenant, &shopper, work.now)?;
-                take_back(work, (source_shopper, source_id), shopper.id).await?
+                take_back(work, (source_shopper, source_id), shopper.id, self.entropy.bytes()).await?
             }
             Begun::Replayed(Replayed { answer, .. }) => {
                 let mut db = self.db.connection().await?;
@@ -63,11 +64,13 @@ impl App {
     }
 }
 
-/// Takes back what the merge of this cart brought to this shopper; answers both carts, and how many units found no room.
+/// Takes back what the merge of this cart brought to this shopper; answers both carts, and how many units found no room. The
+/// shopper who had got it under its id goes on with a cart of a new one, made of `random`.
 async fn take_back(
     mut work: Box<Mutation>,
     (source_shopper, source_id): (ShopperId, CartId),
     shopper: ShopperId,
+    random: [u8; 10],
 ) -> Result<(Cart, Cart, i64), Failure> {
     let tenant = work.actor.tenant.clone();
     let source = store::cart::find(&mut work.tx, &tenant, source_shopper, source_id).await?;
@@ -82,6 +85,13 @@ async fn take_back(
     (source.version, target.version) = (source.version + 1, target.version + 1);
     if !store::cart::update(&mut work.tx, &tenant, &target).await? {
         return Err(overtaken());
+    }
+    let key = |shopper, cart| Key { tenant: tenant.clone(), shopper, cart };
+    let (from, into) = (key(source_shopper, source_id), key(shopper, target.id));
+    store::abandonment::take_back_contact(&mut work.tx, &from, &into).await?;
+    if target.id == source.id {
+        target.id = CartId::new(work.now, random);
+        store::cart::rename(&mut work.tx, &into, target.id).await?;
     }
     if !store::cart::reopen(&mut work.tx, &tenant, &source).await? {
         let text = "the anonymous shopper has another open cart by now";
