@@ -24,13 +24,20 @@ fn lines_that_up_prints_work_as_pasted() {
     }
 }
 
-/// Ports, folder and the command's place are those of the README's reader; here they are the test's.
+/// And those of the pages that it leads to. Ports, folder and the command's place are those of the reader; here they are the
+/// test's.
 #[test]
 fn grpcurl_lines_of_the_readme_work_as_pasted() {
     let stack = Observed::stack();
     let readme = process::read(&repository("README.md"));
-    let lines = grpcurl_lines(&readme);
+    let mut lines = grpcurl_lines(&readme);
     assert!(!lines.is_empty(), "README.md shows no grpcurl");
+    // They go on with the session of the README.
+    for page in ["docs/shoppers.md", "docs/carts.md"] {
+        let more = grpcurl_lines(&process::read(&repository(page)));
+        assert!(!more.is_empty(), "{page} shows no grpcurl");
+        lines.extend(more);
+    }
     let (session, release) = (stack.session_address().to_string(), stack.release_address().to_string());
     let script = lines
         .join("\n")
