@@ -75,8 +75,11 @@ pub(super) enum Unreachable {
     #[error("plain http is only for networks that the server is configured for; use https")]
     PlainHttp,
     /// No such name, or nobody who knows.
-    #[error("the host's name leads nowhere: {0}")]
-    Unknown(#[from] std::io::Error),
+    #[error("the host's name leads nowhere")]
+    Unknown(#[source] std::io::Error),
+    /// Nobody listens there, or nobody answers.
+    #[error("the host takes no connection")]
+    Deaf(#[source] std::io::Error),
 }
 
 impl Guard {
@@ -104,7 +107,10 @@ impl Guard {
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+        let addresses: Vec<_> = tokio::net::lookup_host((host, port))
+            .await
+            .map_err(Unreachable::Unknown)?
+            .collect();
         for address in &addresses {
             self.admit(address.ip(), is_tls)?;
         }
@@ -151,7 +157,7 @@ impl tower::Service<Uri> for Connector {
         let guard = Arc::clone(&self.0);
         Box::pin(async move {
             let addresses = guard.resolve(&uri).await?;
-            Ok(TokioIo::new(TcpStream::connect(&*addresses).await?))
+            Ok(TokioIo::new(TcpStream::connect(&*addresses).await.map_err(Unreachable::Deaf)?))
         })
     }
 }

@@ -72,7 +72,7 @@ impl Webhooks {
         let resolved = tokio::time::timeout(RESOLVE_LIMIT, self.sender.guard.resolve(&uri)).await;
         match resolved {
             // A name that leads nowhere today may do so tomorrow.
-            Ok(Ok(_) | Err(Unreachable::Unknown(_))) | Err(_) => {}
+            Ok(Ok(_) | Err(Unreachable::Unknown(_) | Unreachable::Deaf(_))) | Err(_) => {}
             Ok(Err(refused @ (Unreachable::Refused | Unreachable::PlainHttp))) => {
                 return Err(Refusal::new(Reason::WebhookTargetRefused, refused.to_string()).into());
             }
