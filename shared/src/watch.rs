@@ -257,7 +257,7 @@ impl EventService for EventRpc {
         // A type of a newer release may be asked for after a rollback: then there is none of it, and no error.
         if let Some(n) = types.iter().position(|wanted| !wanted.contains('.')) {
             let text = "must be a type of events, such as `cart.merged`, or how several begin, with the dot";
-            return Err(Failure::from(Refusal::field(&format!("types[{n}]"), text)).into());
+            return Err(Failure::from(Refusal::field(format!("types[{n}]"), text)).into());
         }
         let cluster = self.0.cluster();
         let cursor = match resume_token.as_str() {
