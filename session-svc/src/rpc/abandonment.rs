@@ -34,6 +34,9 @@ const CHANNELS_MAX: usize = 4;
 
 /// The shopper came back to a locked cart: lowers its flag if that is up, and tells of it.
 pub(super) async fn recover(db: &mut PgConnection, actor: &Actor, cart: &mut Cart) -> sqlx::Result<()> {
+    if cart.abandonment.raised.is_none() {
+        return Ok(());
+    }
     let (before, now) = (cart.clone(), actor.now);
     let Some(raised) = cart.abandonment.recover(now) else { return Ok(()) };
     let key = Key { tenant: actor.tenant.clone(), shopper: cart.shopper, cart: cart.id };
