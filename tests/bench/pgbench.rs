@@ -45,12 +45,27 @@ const CARTS: &str = "create schema bench;
         from session.carts;
     create table bench.json_carts with (fillfactor = 80) as select number, tenant_id, null::jsonb as content, updated_at, version from bench.carts;
     alter table bench.carts add primary key (tenant_id, number);
-    alter table bench.json_carts add primary key (tenant_id, number)";
+    alter table bench.json_carts add primary key (tenant_id, number);
+    create table bench.events (like session.events including all);
+    create table bench.event as select * from session.events where kind like 'cart.%' limit 1";
 
 /// Needs the table, the number of rows, and the content.
 const UPDATE: &str = r"\set number random(1, :rows)
 update bench.{table} set content = {content}, updated_at = clock_timestamp(), version = version + 1
 where tenant_id = 'tenant-0' and number = :number and version < 1000000000;
+";
+
+/// Needs the number of rows, how many carts a transaction, and the content. The order keeps two such from waiting in a circle.
+const UPDATE_MANY: &str = r"with chosen as materialized (
+    select distinct 1 + floor(random() * :rows)::bigint as number from generate_series(1, {count}) order by number
+), changed as (
+    update bench.carts cart set content = {content}, updated_at = clock_timestamp(), version = version + 1
+    from chosen
+    where cart.tenant_id = 'tenant-0' and cart.number = chosen.number and cart.version < 1000000000
+    returning cart.number
+)
+insert into bench.events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent)
+select tenant_id, kind, subject, principal, clock_timestamp(), data, trace_parent from bench.event, changed;
 ";
 
 /// The tool, ready for one database.
@@ -77,13 +92,14 @@ impl Pgbench {
         Ok(tool)
     }
 
-    /// As [`Pgbench::prepare`], of carts that all have this content, and these as JSON.
+    /// As [`Pgbench::prepare`], of carts that all have this content: one a transaction, as they are stored and as JSON, and as
+    /// many a transaction as two batches of 32 and of 256 calls in flight can have, each with its event.
     pub(crate) async fn prepare_carts(
         stand: &Stand,
         url: &str,
         rows: u64,
         json: &str,
-    ) -> Outcome<[Variant; 2]> {
+    ) -> Outcome<[Variant; 4]> {
         let mut db = PgConnection::connect(url).await?;
         for sql in CARTS.split(';') {
             sqlx::raw_sql(sql).execute(&mut db).await?;
@@ -104,22 +120,33 @@ impl Pgbench {
             let script = format!("{table}.sql");
             let text = UPDATE.replace("{table}", table).replace("{content}", &content);
             std::fs::write(tool.folder.join(&script), text)?;
-            Outcome::Ok(tool.variant(what, &script))
+            Outcome::Ok(tool.variant(what, &script, CLIENTS, 1))
+        };
+        let content = format!(r"'\x{bytes}'::bytea");
+        let update_many = |count: u64| {
+            let script = format!("carts-{count}.sql");
+            let text = UPDATE_MANY
+                .replace("{count}", &count.to_string())
+                .replace("{content}", &content);
+            std::fs::write(tool.folder.join(&script), text)?;
+            Outcome::Ok(tool.variant(&format!("update of {count} with events"), &script, 2, count))
         };
         Ok([
-            update("update", "carts", format!(r"'\x{bytes}'::bytea"))?,
+            update("update", "carts", content.clone())?,
             update("update of jsonb", "json_carts", format!("'{json}'::jsonb"))?,
+            update_many(16)?,
+            update_many(128)?,
         ])
     }
 
     /// Inserts one row a transaction, durably.
     pub(crate) fn inserting(&self) -> Variant {
-        self.variant("insert", "insert.sql")
+        self.variant("insert", "insert.sql", CLIENTS, 1)
     }
 
     /// Selects one row by its primary key.
     pub(crate) fn selecting(&self) -> Variant {
-        self.variant("select", "select.sql")
+        self.variant("select", "select.sql", CLIENTS, 1)
     }
 
     fn new(stand: &Stand, url: &str, rows: u64) -> Self {
@@ -127,18 +154,22 @@ impl Pgbench {
         Self { program, url: url.to_owned(), folder: stand.folder.0.clone(), rows }
     }
 
-    fn variant(&self, what: &str, script: &str) -> Variant {
+    /// `each` is how many of what is counted a transaction makes.
+    fn variant(&self, what: &str, script: &str, clients: usize, each: u64) -> Variant {
         let (tool, script) = (self.clone(), self.folder.join(script));
-        Variant::new(format!("pgbench {what}, {CLIENTS} clients"), None, move |time| {
+        Variant::new(format!("pgbench {what}, {clients} clients"), None, move |time| {
             let (tool, script) = (tool.clone(), script.clone());
-            async move { tool.run(&script, time).await }
+            async move {
+                let load = tool.run(&script, clients, time).await?;
+                Ok(Load { calls: load.calls * each, ..load })
+            }
         })
     }
 
-    async fn run(&self, script: &Path, time: Duration) -> Outcome<Load> {
+    async fn run(&self, script: &Path, clients: usize, time: Duration) -> Outcome<Load> {
         let mut command = Command::new(&self.program);
         command
-            .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--client", &CLIENTS.to_string()])
+            .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--client", &clients.to_string()])
             // It knows whole seconds only.
             .args(["--time", &time.as_secs().max(1).to_string()])
             .args(["--define", &format!("rows={}", self.rows), "--file"])

@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use prost::Message as _;
+use prost::Message;
 use shared::auth::Caller;
 use shared::config::{Problems, ServiceArgs, ServiceConfig};
 use shared::db::Db;
 use shared::pb::session as pb;
+use shared::pb::session::cart_service_server::{CartService, CartServiceServer};
 use shared::pb::session::session_service_server::{SessionService, SessionServiceServer};
 use shared::serve::{self, Lifecycle, MESSAGE_MAX_BYTES, ServeError, Served};
 use shared::time::{Clock, Time, to_proto};
@@ -18,8 +19,6 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use session_svc::domain::token::{SessionToken, TokenHash};
-
-const SERVICES: &[&str] = &["tandem.session.v1.SessionService"];
 
 /// A server of this binary.
 #[derive(clap::Subcommand)]
@@ -33,6 +32,9 @@ pub(crate) enum Command {
     /// `ValidateSession` reads one row every time
     #[command(name = "serve-one-query", hide = true)]
     OneQuery(Args),
+    /// `SetCartLineQuantity` answers the same every time
+    #[command(name = "serve-constant-cart", hide = true)]
+    ConstantCart(Args),
 }
 
 /// Settings of the servers to compare with.
@@ -49,46 +51,66 @@ pub(crate) struct Args {
 pub(crate) async fn run(command: Command) -> ExitCode {
     match command {
         Command::Session(args) => session_svc::run(args).await,
-        Command::Constant(args) => compared(args, false).await,
-        Command::OneQuery(args) => compared(args, true).await,
+        Command::Constant(args) => compared(args, |_| None).await,
+        Command::OneQuery(args) => compared(args, |db| Some(db.clone())).await,
+        Command::ConstantCart(args) => {
+            with_answer(args, &["tandem.session.v1.CartService"], |answer, _, _| {
+                let service =
+                    CartServiceServer::new(OneCart(answer)).max_decoding_message_size(MESSAGE_MAX_BYTES);
+                Routes::new(service.accept_compressed(Gzip).send_compressed(Gzip))
+            })
+            .await
+        }
     }
 }
 
-async fn compared(args: Args, reads: bool) -> ExitCode {
+/// Serves `ValidateSession`; it reads if `reading` gives it where.
+async fn compared(args: Args, reading: fn(&Db) -> Option<Db>) -> ExitCode {
+    with_answer(args, &["tandem.session.v1.SessionService"], move |answer, db, clock| {
+        let compared = Compared { answer, db: reading(db), clock: clock.clone() };
+        let service = SessionServiceServer::new(compared).max_decoding_message_size(MESSAGE_MAX_BYTES);
+        Routes::new(service.accept_compressed(Gzip).send_compressed(Gzip))
+    })
+    .await
+}
+
+/// Serves the one service that is made of the answer in the file.
+async fn with_answer<A: Message + Default>(
+    args: Args,
+    services: &'static [&'static str],
+    make: impl Fn(A, &Db, &Clock) -> Routes,
+) -> ExitCode {
     let mut problems = Problems::default();
     let config = args.service.clone().parse("127.0.0.1:0", None, &mut problems);
     let answer = std::fs::read(&args.answer)
         .map_err(|error| problems.add("--answer", error))
         .ok();
-    let answer = answer.and_then(|bytes| {
-        pb::ValidateSessionResponse::decode(&*bytes)
-            .map_err(|error| problems.add("--answer", error))
-            .ok()
-    });
+    let answer =
+        answer.and_then(|bytes| A::decode(&*bytes).map_err(|error| problems.add("--answer", error)).ok());
     let config = problems.check(config.zip(answer));
     serve::run("session-svc", &args.service, config, async |(config, answer), lifecycle: &Lifecycle| {
-        serve_compared(config, answer, reads, lifecycle).await
+        let (db, clock) = (
+            Db::new(config.database_url.expose(), config.database_connections, "compared")?,
+            Clock::system(),
+        );
+        let routes = make(answer, &db, &clock);
+        serve_compared(config, services, routes, db, clock, lifecycle).await
     })
     .await
 }
 
 async fn serve_compared(
     config: ServiceConfig,
-    answer: pb::ValidateSessionResponse,
-    reads: bool,
+    services: &'static [&'static str],
+    routes: Routes,
+    db: Db,
+    clock: Clock,
     lifecycle: &Lifecycle,
 ) -> Result<(), ServeError> {
     let listener = serve::listen(config.listen, config.address_file.as_deref()).await?;
-    let (db, clock) =
-        (Db::new(config.database_url.expose(), config.database_connections, "compared")?, Clock::system());
-    let compared = Compared { answer, db: reads.then(|| db.clone()), clock: clock.clone() };
-    let service = SessionServiceServer::new(compared)
-        .max_decoding_message_size(MESSAGE_MAX_BYTES)
-        .accept_compressed(Gzip)
-        .send_compressed(Gzip);
     let served = Served {
-        services: SERVICES,
-        routes: Routes::new(service),
+        services,
+        routes,
         authenticator: config.authenticator.into(),
         keys: config.keys.into(),
         tls: config.tls,
@@ -161,29 +183,35 @@ impl Compared {
     }
 }
 
-/// The service, with the rpcs that are not compared. The whole of it, as the attribute has to see every method.
-macro_rules! only_validates {
-    ($($rpc:ident($request:ident) -> $answer:ident;)+) => {
+/// A service with one rpc, and the rpcs that are not compared. The whole of it, as the attribute has to see every method.
+macro_rules! compare {
+    (
+        impl $service:ident for $server:ident;
+        async fn $compared:ident(&$self:ident, $sent:ident: $asked:ident) -> $answered:ident $body:block
+        $($rpc:ident($request:ident) -> $answer:ident;)+
+    ) => {
         #[tonic::async_trait]
-        impl SessionService for Compared {
-            async fn validate_session(
-                &self,
-                request: Request<pb::ValidateSessionRequest>,
-            ) -> Result<Response<pb::ValidateSessionResponse>, Status> {
-                Ok(Response::new(match &self.db {
-                    None => self.answer.clone(),
-                    Some(db) => self.read(db, request).await?,
-                }))
-            }
+        impl $service for $server {
+            async fn $compared(
+                &$self,
+                $sent: Request<pb::$asked>,
+            ) -> Result<Response<pb::$answered>, Status> $body
 
             $(async fn $rpc(&self, _: Request<pb::$request>) -> Result<Response<pb::$answer>, Status> {
-                Err(Status::unimplemented("only ValidateSession is compared"))
+                Err(Status::unimplemented("only one rpc is compared"))
             })+
         }
     };
 }
 
-only_validates! {
+compare! {
+    impl SessionService for Compared;
+    async fn validate_session(&self, request: ValidateSessionRequest) -> ValidateSessionResponse {
+        Ok(Response::new(match &self.db {
+            None => self.answer.clone(),
+            Some(db) => self.read(db, request).await?,
+        }))
+    }
     create_session(CreateSessionRequest) -> CreateSessionResponse;
     get_session(GetSessionRequest) -> GetSessionResponse;
     list_sessions(ListSessionsRequest) -> ListSessionsResponse;
@@ -201,4 +229,32 @@ only_validates! {
     issue_assertion(IssueAssertionRequest) -> IssueAssertionResponse;
     get_assertion_keys(GetAssertionKeysRequest) -> GetAssertionKeysResponse;
     report_leaked_token(ReportLeakedTokenRequest) -> ReportLeakedTokenResponse;
+}
+
+/// Answers `SetCartLineQuantity`, and nothing else.
+struct OneCart(pb::SetCartLineQuantityResponse);
+
+compare! {
+    impl CartService for OneCart;
+    async fn set_cart_line_quantity(&self, _request: SetCartLineQuantityRequest) -> SetCartLineQuantityResponse {
+        Ok(Response::new(self.0.clone()))
+    }
+    get_cart(GetCartRequest) -> GetCartResponse;
+    add_cart_line(AddCartLineRequest) -> AddCartLineResponse;
+    move_cart_line(MoveCartLineRequest) -> MoveCartLineResponse;
+    refresh_cart_prices(RefreshCartPricesRequest) -> RefreshCartPricesResponse;
+    remove_cart_line(RemoveCartLineRequest) -> RemoveCartLineResponse;
+    pin_pricing_context(PinPricingContextRequest) -> PinPricingContextResponse;
+    apply_cart_code(ApplyCartCodeRequest) -> ApplyCartCodeResponse;
+    remove_cart_code(RemoveCartCodeRequest) -> RemoveCartCodeResponse;
+    begin_checkout(BeginCheckoutRequest) -> BeginCheckoutResponse;
+    complete_checkout(CompleteCheckoutRequest) -> CompleteCheckoutResponse;
+    fail_checkout(FailCheckoutRequest) -> FailCheckoutResponse;
+    discard_cart(DiscardCartRequest) -> DiscardCartResponse;
+    undo_cart_merge(UndoCartMergeRequest) -> UndoCartMergeResponse;
+    set_cart_contact(SetCartContactRequest) -> SetCartContactResponse;
+    list_abandoned_carts(ListAbandonedCartsRequest) -> ListAbandonedCartsResponse;
+    create_cart_recovery(CreateCartRecoveryRequest) -> CreateCartRecoveryResponse;
+    redeem_cart_recovery(RedeemCartRecoveryRequest) -> RedeemCartRecoveryResponse;
+    revoke_cart_recoveries(RevokeCartRecoveriesRequest) -> RevokeCartRecoveriesResponse;
 }

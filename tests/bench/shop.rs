@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
-use shared::pb::session::Consistency;
+use shared::pb::session::{self as pb, Consistency};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::Outcome;
@@ -84,8 +83,23 @@ impl Shop {
         stand.database.forget(&self.name).await
     }
 
+    /// The server that does nothing but answer one cart to every change.
+    pub(crate) async fn constant_cart(&self, stand: &Stand, cart: pb::Cart) -> Outcome<(Server, Client)> {
+        let answer = pb::SetCartLineQuantityResponse { cart: Some(cart) };
+        self.answering(stand, "serve-constant-cart", &answer).await
+    }
+
     async fn compared(&self, stand: &Stand, command: &str) -> Outcome<(Server, Client)> {
         let answer = self.client.verdict(Turn { worker: 0, number: 0 }, Consistency::Bounded).await?;
+        self.answering(stand, command, &answer).await
+    }
+
+    async fn answering(
+        &self,
+        stand: &Stand,
+        command: &str,
+        answer: &impl prost::Message,
+    ) -> Outcome<(Server, Client)> {
         let path = stand.folder.0.join("answer");
         std::fs::write(&path, answer.encode_to_vec())?;
         let server = stand.launch(command, &self.url, Some(path)).await?;

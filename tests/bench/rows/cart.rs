@@ -1,9 +1,12 @@
 //! `SetCartLineQuantity`, durable, with its event.
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 use shared::pb::session as pb;
 
 use crate::Outcome;
+use crate::client::Client;
 use crate::load::{self, Turn};
 use crate::page::{Bound, Section, Verdict, table};
 use crate::pgbench::Pgbench;
@@ -22,11 +25,12 @@ pub(super) async fn cart(stand: &Stand) -> Outcome<Section> {
     let model = fill_cart(&shop).await?;
     let line_id = model.lines.first().ok_or("no line in the cart")?.line_id.clone();
     shop.copy_cart().await?;
-    let [updating, updating_json] =
+    let [updating, updating_json, updating_16, updating_128] =
         Pgbench::prepare_carts(stand, &shop.url, size.sessions, &as_json(&model)).await?;
+    let (constant, same) = shop.constant_cart(stand, model).await?;
     shop.warm(size.sessions).await?;
-    let changes = |name: &str, in_flight: usize| {
-        let (client, line_id) = (shop.client.clone(), line_id.clone());
+    let changes = |name: &str, client: &Client, in_flight: usize| {
+        let (client, line_id) = (client.clone(), line_id.clone());
         Variant::new(name, Some(client.pid), move |time| {
             let (client, line_id) = (client.clone(), line_id.clone());
             load::closed(in_flight, time, move |turn| {
@@ -36,10 +40,14 @@ pub(super) async fn cart(stand: &Stand) -> Outcome<Section> {
         })
     };
     let variants = [
-        changes("SetCartLineQuantity, 32 in flight", 32),
-        changes("SetCartLineQuantity, 256 in flight", 256),
+        changes("SetCartLineQuantity, 32 in flight", &shop.client, 32),
+        changes("SetCartLineQuantity, 256 in flight", &shop.client, 256),
         updating,
         updating_json,
+        changes("constant answer, 32 in flight", &same, 32),
+        changes("constant answer, 256 in flight", &same, 256),
+        updating_16,
+        updating_128,
     ];
     let rounds = Rounds::run(stand, &variants).await?;
     let of_pgbench = |variant, in_flight, floor, stretch| {
@@ -53,7 +61,21 @@ pub(super) async fn cart(stand: &Stand) -> Outcome<Section> {
         .into_iter()
         .flatten()
         .collect();
-    let body = table(&rounds);
+    let mut body = table(&rounds);
+    for (in_flight, answering, writing) in [(32, 4, 6), (256, 5, 7)] {
+        let [Some(of_answer), Some(of_write)] = [answering, writing]
+            .map(|variant| rounds.ratio(variant, 2, Measure::RATE).map(|spread| spread.median))
+        else {
+            continue;
+        };
+        let both = 1.0 / (1.0 / of_answer + 1.0 / of_write);
+        let _ = writeln!(
+            body,
+            "\n{in_flight} in flight, the constant answer is {of_answer:.2}x pgbench update, and PostgreSQL by itself {of_write:.2}x; \
+             as both share the processors, no server that does nothing else can reach more than {both:.2}x."
+        );
+    }
+    constant.stop().await?;
     shop.close(stand).await?;
     Ok(Section {
         title: "Cart line change, durable, with its event",
@@ -62,7 +84,9 @@ pub(super) async fn cart(stand: &Stand) -> Outcome<Section> {
             "Each of 100,000 anonymous sessions has a cart of {LINES} lines; one, chosen uniformly, sets the quantity of a line, \
              without a request id. Cart and event are in PostgreSQL's log on disk before it is answered. pgbench writes such a \
              cart's whole content by primary key and version, one a transaction, prepared: as the bytes that are stored, and \
-             as the same contents in `jsonb`. The comparisons with other products are not part of this run."
+             as the same contents in `jsonb`; and, as two batches would, half of the calls in flight a transaction, each with \
+             its event. The constant answer is the same rpc behind the same layers, giving one and the same cart of \
+             {LINES} lines without any work. The comparisons with other products are not part of this run."
         ),
         body,
         verdicts,
