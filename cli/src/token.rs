@@ -77,6 +77,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Error> {
         "person".clone_into(&mut grant.kind);
     }
     if let Some(scope) = args.scope {
+        require_known(&scope)?;
         grant.scope = scope;
     }
     grant.touchpoints = (!args.touchpoints.is_empty()).then_some(args.touchpoints);
@@ -89,11 +90,28 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every scope that a method asks for, but the one between the services, and those that widen them.
-fn every_scope() -> String {
+/// Every scope that a method asks for, and those that widen them.
+fn known_scopes() -> BTreeSet<&'static str> {
     let scopes = pb::METHODS.iter().filter_map(|(_, scope)| *scope);
-    let scopes: BTreeSet<_> = scopes.filter(|scope| *scope != SYSTEM).chain(WIDER).collect();
-    Vec::from_iter(scopes).join(" ")
+    scopes.chain(WIDER).collect()
+}
+
+/// All of them, but the one between the services.
+fn every_scope() -> String {
+    let scopes = known_scopes().into_iter().filter(|scope| *scope != SYSTEM);
+    scopes.collect::<Vec<_>>().join(" ")
+}
+
+/// A misspelt scope would be found only when a call is refused.
+fn require_known(scopes: &str) -> Result<(), Error> {
+    let known = known_scopes();
+    match scopes.split_ascii_whitespace().find(|scope| !known.contains(scope)) {
+        None => Ok(()),
+        Some(unknown) => {
+            let known = Vec::from_iter(known).join(" ");
+            Err(Error::Unusable(format!("there is no scope {unknown}; there are: {known}")))
+        }
+    }
 }
 
 /// A whole number and its unit, up to ten years.
@@ -123,6 +141,13 @@ mod tests {
             assert!(scopes.split(' ').any(|found| found == scope), "{scope} in {scopes}");
         }
         assert!(!scopes.contains(SYSTEM));
+    }
+
+    #[test]
+    fn a_misspelt_scope_is_named() {
+        assert!(require_known("session.write  tandem.system").is_ok());
+        let refused = require_known("session.write session.wirte").unwrap_err().to_string();
+        assert!(refused.starts_with("there is no scope session.wirte; there are: "), "{refused}");
     }
 
     #[test]
