@@ -1,0 +1,85 @@
+//! How results look: a table or sentences for people, JSON for programs. Colours are `console`'s, which leaves them off where
+//! nobody looks, or where `NO_COLOR` is set.
+
+use console::{Alignment, Style, measure_text_width, pad_str};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use shared::pb;
+use shared::time::from_proto;
+
+use crate::error::Error;
+use crate::term;
+
+/// In which form to answer.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Output {
+    /// Answer in JSON, as the service's messages are in grpcurl
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Columns, each as wide as what is in it; the last is not padded.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
+    let mut widths = head.map(measure_text_width);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(measure_text_width(cell));
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| pad_str(cell, width, Alignment::Left, None));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    term::say(Style::new().dim().apply_to(line(head)));
+    for row in rows {
+        term::say(line(row.each_ref().map(String::as_str)));
+    }
+}
+
+/// A message of that full name, as protobuf's JSON.
+pub(crate) fn json(name: &str, message: &impl Message) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Failed(format!("{name} in JSON: {error}"));
+    let pool = DescriptorPool::decode(pb::DESCRIPTORS).map_err(|error| failed(&error))?;
+    let descriptor = pool.get_message_by_name(name).ok_or_else(|| failed(&"not known"))?;
+    let bytes = message.encode_to_vec();
+    let dynamic = DynamicMessage::decode(descriptor, bytes.as_slice()).map_err(|error| failed(&error))?;
+    let mut text = Vec::new();
+    let mut serializer = serde_json::Serializer::pretty(&mut text);
+    let options = SerializeOptions::new().stringify_64_bit_integers(true);
+    dynamic
+        .serialize_with_options(&mut serializer, &options)
+        .map_err(|error| failed(&error))?;
+    term::say(String::from_utf8_lossy(&text));
+    Ok(())
+}
+
+/// An instant, in UTC to the minute; `-` for none.
+pub(crate) fn instant(time: Option<prost_types::Timestamp>) -> String {
+    let time = time.and_then(from_proto);
+    time.map_or_else(|| "-".to_owned(), |time| time.format("%Y-%m-%d %H:%MZ").to_string())
+}
+
+/// An enum's value without the name of the enum.
+pub(crate) fn short<'a>(name: &'a str, prefix: &str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instant_is_in_utc_and_none_is_a_dash() {
+        let time = prost_types::Timestamp { seconds: 1_795_445_999, nanos: 0 };
+        assert_eq!(instant(Some(time)), "2026-11-23 14:59Z");
+        assert_eq!(instant(None), "-");
+    }
+
+    #[test]
+    fn every_message_that_is_shown_is_known_by_its_name() {
+        let pool = DescriptorPool::decode(pb::DESCRIPTORS).unwrap();
+        for name in ["Release", "ListReleasesResponse", "ExplainReleaseResponse", "BreakGlass"] {
+            assert!(pool.get_message_by_name(&format!("tandem.release.v1.{name}")).is_some(), "{name}");
+        }
+    }
+}
