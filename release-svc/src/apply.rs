@@ -10,7 +10,8 @@ use shared::telemetry;
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::component::{ApprovalPolicy, Component, Environment};
+use crate::domain::component::{Component, Environment};
+use crate::domain::policy::ApprovalPolicy;
 use crate::domain::release::{self, Ending, Release};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
