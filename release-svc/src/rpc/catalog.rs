@@ -1,4 +1,4 @@
-//! `CatalogService`: components, environments and approval policies.
+//! `CatalogService`: components, environments, approval policies and identity aliases.
 
 use shared::pb::release as pb;
 use shared::pb::release::catalog_service_server::CatalogService;
@@ -7,7 +7,9 @@ use tonic::{Request, Response, Status};
 use super::App;
 
 mod component;
+mod dependency;
 mod environment;
+mod identity;
 mod policy;
 
 #[tonic::async_trait]
@@ -59,6 +61,34 @@ impl CatalogService for App {
         request: Request<pb::ListEnvironmentsRequest>,
     ) -> Result<Response<pb::ListEnvironmentsResponse>, Status> {
         Ok(Response::new(self.list_environments(request).await?))
+    }
+
+    async fn update_environment(
+        &self,
+        request: Request<pb::UpdateEnvironmentRequest>,
+    ) -> Result<Response<pb::UpdateEnvironmentResponse>, Status> {
+        Ok(Response::new(self.update_environment(request).await?))
+    }
+
+    async fn set_identity_alias(
+        &self,
+        request: Request<pb::SetIdentityAliasRequest>,
+    ) -> Result<Response<pb::SetIdentityAliasResponse>, Status> {
+        Ok(Response::new(self.set_identity_alias(request).await?))
+    }
+
+    async fn delete_identity_alias(
+        &self,
+        request: Request<pb::DeleteIdentityAliasRequest>,
+    ) -> Result<Response<pb::DeleteIdentityAliasResponse>, Status> {
+        Ok(Response::new(self.delete_identity_alias(request).await?))
+    }
+
+    async fn list_identity_aliases(
+        &self,
+        request: Request<pb::ListIdentityAliasesRequest>,
+    ) -> Result<Response<pb::ListIdentityAliasesResponse>, Status> {
+        Ok(Response::new(self.list_identity_aliases(request).await?))
     }
 
     async fn create_approval_policy(

@@ -17,6 +17,9 @@ use crate::rpc::{App, absent};
 use crate::store;
 use crate::store::policy::POLICY_KEY;
 
+/// Scope of changes to what a release needs before it may be rolled out.
+pub(super) const POLICY_SCOPE: &str = "policy.write";
+
 /// What people set in an approval policy.
 fn parse_policy(policy: Option<pb::ApprovalPolicy>) -> Result<(ApprovalPolicy, String), Refusal> {
     let pb::ApprovalPolicy { approval_policy: name, profile, quorum, create_time: _, etag } =
