@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::harness::shop::{
     add_line, create_catalog, create_policy, create_release, create_session, create_touchpoint, known_device,
-    log_in, owner, ship, validate, web,
+    log_in, owner, set_alias, ship, validate, web,
 };
 use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of};
 use crate::history::{append, list, view};
@@ -19,7 +19,7 @@ use crate::wishlist::{add_item, create_wishlist, list_wishlists, shopper};
 
 /// Methods that name nothing of another tenant's by id: they make something, list, watch, or go by token or subject, which
 /// `asvs_token` looks at.
-const NAMING_NOTHING: [&str; 44] = [
+const NAMING_NOTHING: [&str; 46] = [
     "AuthenticateSession",
     "RotateSession",
     "RevokeSubjectSessions",
@@ -56,6 +56,8 @@ const NAMING_NOTHING: [&str; 44] = [
     "ListComponents",
     "CreateEnvironment",
     "ListEnvironments",
+    "SetIdentityAlias",
+    "ListIdentityAliases",
     "CreateApprovalPolicy",
     "ListReleases",
     "ListRollouts",
@@ -81,6 +83,7 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
     add_item(caller, &token, &wishlist, "71053").await;
     create_catalog(caller).await;
     create_policy(caller, "strict", 1).await;
+    set_alias(caller, "ada-l", "https://id.example|ada").await;
     ship(caller, "1.0", &[]).await;
     let rollout = ship(caller, "1.1", &[1000]).await;
     let draft = create_release(caller, "1.2").await;
@@ -111,6 +114,7 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("component", "storefront".to_owned()),
         ("environment", "local".to_owned()),
         ("approval_policy", "strict".to_owned()),
+        ("alias", "ada-l".to_owned()),
         ("release_id", draft.release_id),
         ("version", "9.0".to_owned()),
         ("rollout_id", rollout.rollout_id),

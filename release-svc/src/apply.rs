@@ -3,14 +3,17 @@
 
 use serde_json::{Map, Value, json};
 use shared::db::Db;
-use shared::id::{ReleaseId, RolloutId};
+use shared::id::{EnvironmentId, ReleaseId, RolloutId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::component::{ApprovalPolicy, Component, Environment};
+use crate::domain::component::{Component, DataScope, Environment};
+use crate::domain::dependency::Dependency;
+use crate::domain::identity::IdentityAlias;
+use crate::domain::policy::ApprovalPolicy;
 use crate::domain::release::{self, Ending, Release};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
@@ -43,26 +46,64 @@ pub(crate) async fn tell_component(
     actor: &Actor,
     kind: &'static str,
     component: &Component,
+    dependencies: &[Dependency],
 ) -> sqlx::Result<()> {
+    let scopes: Vec<_> = component.data_scopes.iter().copied().map(DataScope::name).collect();
+    let dependencies = dependencies.iter().map(|dependency| {
+        json!({
+            "component": dependency.on.as_str(),
+            "environment": dependency.environment.as_ref().map(EnvironmentId::as_str),
+            "constraint": dependency.constraint.as_str(),
+        })
+    });
     let data = json!({
         "component": component.name.as_str(),
         "owner_groups": component.owner_groups,
+        "business_owner_groups": component.business_owner_groups,
         "approval_policy": component.approval_policy.as_str(),
+        "tier": component.tier.name(),
+        "kind": component.kind.name(),
+        "data_scopes": scopes,
+        "dependencies": dependencies.collect::<Vec<_>>(),
     });
     tell(db, actor, kind, component.name.to_string(), data).await
 }
 
-/// Tells of an environment that was made.
+/// Tells of an environment that was made or changed.
 pub(crate) async fn tell_environment(
     db: &mut PgConnection,
     actor: &Actor,
+    kind: &'static str,
     environment: &Environment,
 ) -> sqlx::Result<()> {
+    let requirements = &environment.requirements;
+    let evidence = requirements.evidence.iter();
+    let evidence = evidence.map(|required| json!({ "kind": required.kind, "suite": required.suite }));
     let data = json!({
         "environment": environment.name.as_str(),
         "promotion_order": environment.promotion_order,
+        "region": environment.region,
+        "is_production": environment.is_production,
+        "requires_promotion": requirements.requires_promotion,
+        "min_bake_seconds": requirements.min_bake.num_seconds(),
+        "required_evidence": evidence.collect::<Vec<_>>(),
     });
-    tell(db, actor, "environment.created", environment.name.to_string(), data).await
+    tell(db, actor, kind, environment.name.to_string(), data).await
+}
+
+/// Tells of another name of a person, but not of an address, which events would keep for ever.
+pub(crate) async fn tell_alias(
+    db: &mut PgConnection,
+    actor: &Actor,
+    kind: &'static str,
+    alias: &IdentityAlias,
+) -> sqlx::Result<()> {
+    let name = &alias.alias;
+    let data = json!({
+        "person": alias.person.as_str(),
+        "alias": (!name.is_mail()).then(|| name.as_str()),
+    });
+    tell(db, actor, kind, alias.person.as_str().to_owned(), data).await
 }
 
 /// Tells of an approval policy that was made or changed.

@@ -25,6 +25,9 @@ pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
     pub mod component;
+    pub mod dependency;
+    pub mod identity;
+    pub mod policy;
     pub mod release;
     pub mod rollout;
     pub mod route;

@@ -6,6 +6,9 @@
 //! write, too; a write that finds its row changed says `false`.
 
 pub mod component;
+pub mod dependency;
+pub mod identity;
+pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;

@@ -232,6 +232,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::ElevationLimit
         | R::WishlistLimit
         | R::ShopperLimit
+        | R::DependencyLimit
         | R::WebhookLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
@@ -255,6 +256,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::ComponentNotFound
         | R::EnvironmentNotFound
         | R::ApprovalPolicyNotFound
+        | R::IdentityAliasNotFound
         | R::ReleaseNotFound
         | R::RolloutNotFound
         | R::WebhookNotFound => Code::NotFound,
@@ -285,6 +287,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartMergeFinal
         | R::WishlistItemTaken
         | R::ShopperMerged
+        | R::IdentityAliasChained
+        | R::DependencyCycle
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
         | R::RolloutWrongState

@@ -220,7 +220,7 @@ impl App {
         work.caller.require_owner(&component.owner_groups)?;
         etag(&sent_etag, release.row_version)?;
         let tenant = &work.actor.tenant;
-        let policy = store::component::find_policy(&mut work.tx, tenant, &component.approval_policy).await?;
+        let policy = store::policy::find(&mut work.tx, tenant, &component.approval_policy).await?;
         let policy =
             policy.ok_or_else(|| Failure::Bug(format!("component {} has no policy", component.name)))?;
         let version = &release.version;
