@@ -26,6 +26,7 @@ pub mod domain {
     //! What holds, without I/O, clock or chance.
     pub mod component;
     pub mod release;
+    pub mod risk;
     pub mod rollout;
     pub mod route;
     pub mod version;

@@ -29,6 +29,27 @@ pub struct Environment {
     pub row_version: i64,
 }
 
+/// How much hangs on a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Checkout, payment, ledger.
+    One,
+    /// Order, stock, dispatch.
+    Two,
+    /// Account, search.
+    Three,
+    /// For the company's own people.
+    Four,
+}
+
+/// What a component handles that laws and contracts protect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataScope {
+    Card,
+    Ledger,
+    Personal,
+}
+
 /// What a release needs before it may be rolled out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApprovalPolicy {
@@ -45,6 +66,41 @@ pub struct ApprovalPolicy {
 pub enum Profile {
     /// For a team that begins: any quorum, and risk is advice.
     Starter,
+}
+
+impl Tier {
+    const ALL: [Self; 4] = [Self::One, Self::Two, Self::Three, Self::Four];
+
+    /// As in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::One => "TIER_1",
+            Self::Two => "TIER_2",
+            Self::Three => "TIER_3",
+            Self::Four => "TIER_4",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tier| tier.name() == name)
+    }
+}
+
+impl DataScope {
+    const ALL: [Self; 3] = [Self::Card, Self::Ledger, Self::Personal];
+
+    /// As in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Card => "CARD",
+            Self::Ledger => "LEDGER",
+            Self::Personal => "PERSONAL",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
+    }
 }
 
 impl ApprovalPolicy {
