@@ -9,6 +9,8 @@ pub const KINDS: &[Kind] = &[
     ("component.created", "A component was made."),
     ("component.updated", "A component was changed."),
     ("environment.created", "An environment was made."),
+    ("evidence.revoked", "Evidence about an artifact was revoked."),
+    ("evidence.submitted", "Evidence about an artifact was handed in."),
     ("release.activated", "A release is being rolled out and is stable nowhere yet."),
     ("release.approved", "A release has the approvals that it needs."),
     ("release.cancelled", "A release was given up before it was exposed."),
