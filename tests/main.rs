@@ -60,6 +60,8 @@ mod event_retention;
 #[cfg(test)]
 mod event_types;
 #[cfg(test)]
+mod evidence;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod floors;

@@ -12,6 +12,8 @@ pub const KINDS: &[Kind] = &[
     ("environment.updated", "An environment was changed."),
     ("identity_alias.deleted", "Another name of a person was forgotten."),
     ("identity_alias.set", "Another name of a person was told."),
+    ("evidence.revoked", "Evidence about an artifact was revoked."),
+    ("evidence.submitted", "Evidence about an artifact was handed in."),
     ("release.activated", "A release is being rolled out and is stable nowhere yet."),
     ("release.approved", "A release has the approvals that it needs."),
     ("release.cancelled", "A release was given up before it was exposed."),

@@ -28,7 +28,9 @@ pub mod domain {
     pub mod dependency;
     pub mod identity;
     pub mod policy;
+    pub mod evidence;
     pub mod release;
+    pub mod risk;
     pub mod rollout;
     pub mod route;
     pub mod version;

@@ -14,6 +14,7 @@ use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
+use shared::pb::release::evidence_service_server::EvidenceServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
@@ -35,6 +36,7 @@ use crate::domain::version::NotGreater;
 
 mod approval;
 mod catalog;
+mod evidence;
 mod release;
 mod rollout;
 mod routing;
@@ -44,6 +46,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.CatalogService",
     "tandem.release.v1.ReleaseService",
     "tandem.release.v1.ApprovalService",
+    "tandem.release.v1.EvidenceService",
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
     "tandem.common.v1.EventService",
@@ -84,6 +87,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let evidence = EvidenceServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let rollout = RolloutServiceServer::from_arc(Arc::clone(app))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -103,6 +110,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
     Routes::new(catalog)
         .add_service(release)
         .add_service(approval)
+        .add_service(evidence)
         .add_service(rollout)
         .add_service(routing)
         .add_service(event)

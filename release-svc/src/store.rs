@@ -9,6 +9,7 @@ pub mod component;
 pub mod dependency;
 pub mod identity;
 pub mod policy;
+pub mod evidence;
 pub mod release;
 pub mod rollout;
 pub mod route;

@@ -84,6 +84,8 @@ ids! {
     ReleaseId "rel";
     /// One release moving into one environment.
     RolloutId "rlo";
+    /// What was found out about one artifact.
+    EvidenceId "evd";
     /// One receiver of events over HTTP.
     WebhookId "whk";
 }

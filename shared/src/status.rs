@@ -198,6 +198,7 @@ fn internal(error: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// The code of a reason, the same everywhere.
+#[expect(clippy::too_many_lines, reason = "a table with a line for each reason")]
 pub const fn code(reason: Reason) -> Code {
     use Reason as R;
     match reason {
@@ -216,7 +217,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CallerNotOwner
         | R::CallerTouchpointRefused
         | R::CallerNotAPerson
-        | R::SodViolation => Code::PermissionDenied,
+        | R::SodViolation
+        | R::EvidenceReviewNotOwn => Code::PermissionDenied,
         R::FieldInvalid
         | R::RequestUndecodable
         | R::PageTokenInvalid
@@ -233,7 +235,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::WishlistLimit
         | R::ShopperLimit
         | R::DependencyLimit
-        | R::WebhookLimit => Code::ResourceExhausted,
+        | R::WebhookLimit
+        | R::EvidenceLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -259,6 +262,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::IdentityAliasNotFound
         | R::ReleaseNotFound
         | R::RolloutNotFound
+        | R::EvidenceNotFound
         | R::WebhookNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
@@ -298,7 +302,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartRecoveryRedeemed
         | R::CartRecoveryRevoked
         | R::CartRecoverySubjectDiffers
-        | R::WebhookTargetRefused => Code::FailedPrecondition,
+        | R::WebhookTargetRefused
+        | R::EvidenceRevoked => Code::FailedPrecondition,
     }
 }
 

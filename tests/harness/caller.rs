@@ -4,6 +4,7 @@ use shared::pb::common::event_service_client::EventServiceClient;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
+use shared::pb::release::evidence_service_client::EvidenceServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
@@ -82,6 +83,7 @@ impl Caller {
         catalog: CatalogServiceClient of release;
         releases: ReleaseServiceClient of release;
         approvals: ApprovalServiceClient of release;
+        evidence: EvidenceServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
         release_events: EventServiceClient of release;
