@@ -48,7 +48,13 @@ mod cart_newer;
 #[cfg(test)]
 mod cart_vocabulary;
 #[cfg(test)]
+mod catalog;
+#[cfg(test)]
 mod component;
+#[cfg(test)]
+mod dependency;
+#[cfg(test)]
+mod dependency_properties;
 #[cfg(test)]
 mod elevation;
 #[cfg(test)]

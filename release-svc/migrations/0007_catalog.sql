@@ -4,10 +4,12 @@ alter table release.components
     add column business_owner_groups text[] not null default '{}',
     add column data_scopes text[] not null default '{}',
     add constraint components_tier_check check (tier in ('TIER_1', 'TIER_2', 'TIER_3', 'TIER_4')) not valid,
-    add constraint components_kind_check
-        check (kind in ('SERVICE', 'APP', 'ML_MODEL', 'MOBILE_APP', 'SCHEMA')) not valid,
-    add constraint components_data_scopes_check
-        check (data_scopes <@ array['CARD', 'LEDGER', 'PERSONAL']) not valid;
+    add constraint components_kind_check check (
+        kind in ('SERVICE', 'APP', 'ML_MODEL', 'MOBILE_APP', 'SCHEMA')
+    ) not valid,
+    add constraint components_data_scopes_check check (
+        data_scopes <@ array['CARD', 'LEDGER', 'PERSONAL']
+    ) not valid;
 comment on column release.components.tier is 'How much hangs on it; TIER_1 is most.';
 comment on column release.components.business_owner_groups is 'Who answers for it to the business.';
 comment on column release.components.data_scopes is 'What it handles that laws and contracts protect.';

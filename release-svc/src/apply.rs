@@ -19,6 +19,8 @@ use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
+pub(crate) mod dependency;
+
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
 
@@ -193,6 +195,21 @@ pub(crate) async fn rollout(
             Ok(())
         }
     }
+}
+
+/// Takes a rollout back whose component the caller has locked. None where that was done before.
+pub(crate) async fn roll_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    taken: Rollout,
+    reason: String,
+) -> Result<Option<Rollout>, Failure> {
+    let id = taken.id;
+    let Some(decision) = taken.roll_back(reason)? else { return Ok(None) };
+    rollout(db, actor, &decision).await?;
+    // Where no session service can know of the rollout, nobody has to confirm it.
+    let ended = confirm(db, actor, id).await?;
+    Ok(Some(ended.unwrap_or(decision.rollout)))
 }
 
 async fn expose(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<(), Failure> {

@@ -1,12 +1,15 @@
 //! All SQL of release-svc: a function a statement, on a connection that the caller brings.
 //!
-//! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
-//! the transition means something to. As the component comes first, everything about one component happens in one
-//! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
+//! Rows are locked in this order: components, by name; the release that a rollout starts with; rollout; route; the releases
+//! that the transition means something to. As components come first, everything about one component happens in one
+//! transaction at a time, and the order of the rest cannot deadlock. Whoever exposes more of a component locks those that
+//! it needs, too, in one statement; whoever rolls one back, those that go back before it; whoever changes what one needs,
+//! those that it will need, and then all dependencies of the tenant. Each guard of the domain is a condition of the
 //! write, too; a write that finds its row changed says `false`.
 
 pub mod component;
 pub mod dependency;
+pub mod environment;
 pub mod identity;
 pub mod policy;
 pub mod evidence;

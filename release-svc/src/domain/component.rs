@@ -1,6 +1,6 @@
 //! What is released and where it runs: the catalogue, which people write.
 
-use chrono::TimeDelta;
+use chrono::{SecondsFormat, TimeDelta};
 use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId};
 use shared::time::Time;
 
@@ -98,6 +98,26 @@ impl Component {
     }
 }
 
+impl Requirements {
+    /// What keeps a release from an environment, by when it succeeded in those before it; of several one is enough.
+    pub fn promotion_hold(&self, before: &[(EnvironmentId, Option<Time>)], now: Time) -> Option<String> {
+        if !self.requires_promotion || before.is_empty() {
+            return None;
+        }
+        let baked_at = before.iter().filter_map(|(_, succeeded_at)| *succeeded_at).min();
+        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
+        let names = names.join(" or ");
+        match baked_at.map(|succeeded_at| succeeded_at + self.min_bake) {
+            None => Some(format!("the release must succeed in {names} first")),
+            Some(ripe_at) if now < ripe_at => {
+                let ripe_at = ripe_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+                Some(format!("the release must be a success in {names} until {ripe_at}"))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
 impl Environment {
     /// Whether both ask the same of releases.
     pub fn asks_as(&self, other: &Self) -> bool {
@@ -156,5 +176,44 @@ impl Kind {
 
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::time::at;
+
+    use super::*;
+
+    #[test]
+    fn a_release_bakes_where_it_succeeded_first() {
+        let requirements =
+            Requirements { requires_promotion: true, min_bake: TimeDelta::seconds(60), evidence: vec![] };
+        let before = |east: Option<i64>, west: Option<i64>| {
+            let place = |name: &str, seconds: Option<i64>| (name.parse().unwrap(), seconds.map(at));
+            [place("staging-east", east), place("staging-west", west)]
+        };
+        let hold = |before: &[_], now| requirements.promotion_hold(before, at(now));
+        assert_eq!(hold(&[], 0), None);
+        let text = "the release must succeed in staging-east or staging-west first";
+        assert_eq!(hold(&before(None, None), 0).as_deref(), Some(text));
+        let text = "the release must be a success in staging-east or staging-west until 1970-01-01T00:01:40Z";
+        assert_eq!(hold(&before(Some(90), Some(40)), 99).as_deref(), Some(text));
+        assert_eq!(hold(&before(Some(90), Some(40)), 100), None);
+        let lax = Requirements { requires_promotion: false, ..requirements.clone() };
+        assert_eq!(lax.promotion_hold(&before(None, None), at(0)), None);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for tier in Tier::ALL {
+            assert_eq!(Tier::from_name(tier.name()), Some(tier));
+        }
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), Some(kind));
+        }
+        for scope in DataScope::ALL {
+            assert_eq!(DataScope::from_name(scope.name()), Some(scope));
+        }
     }
 }

@@ -153,6 +153,9 @@ pub fn check(component: &ComponentId, dependencies: &[Dependency]) -> Result<(),
         if !places.insert((on, &dependency.environment)) {
             return Err(BadDependencies::Twice { on: on.clone() });
         }
+    }
+    for dependency in dependencies {
+        let on = &dependency.on;
         let together = dependencies
             .iter()
             .filter(|other| other.on == *on && other.holds_in(dependency.environment.as_ref()));
@@ -214,3 +217,176 @@ fn path_back(start: &ComponentId, graph: &Graph<'_>) -> Option<Vec<ComponentId>>
     path.reverse();
     Some(path)
 }
+
+/// What an environment serves of a component: its stable release, and another one to some visits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    pub stable: Option<Version>,
+    /// Of the rollout under way, which can be rolled back.
+    pub canary: Option<Version>,
+}
+
+/// What an environment serves. Components that are not in it are exposed to nobody there.
+pub type Serving = BTreeMap<ComponentId, Served>;
+
+/// A dependency that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmet {
+    pub component: ComponentId,
+    pub on: ComponentId,
+    pub constraint: Constraint,
+    /// What is there instead, if anything is.
+    pub found: Option<Version>,
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { component, on, constraint, found } = self;
+        match found {
+            Some(found) => write!(f, "{component} needs {on} {constraint}, and {on} is {found}"),
+            None => write!(f, "{component} needs {on} {constraint}, and {on} is not there"),
+        }
+    }
+}
+
+impl Edge {
+    fn unmet_with(&self, found: Option<&Version>) -> Option<Unmet> {
+        if found.is_some_and(|found| self.needs.constraint.is_met_by(found)) {
+            return None;
+        }
+        Some(Unmet {
+            component: self.component.clone(),
+            on: self.needs.on.clone(),
+            constraint: self.needs.constraint.clone(),
+            found: found.cloned(),
+        })
+    }
+
+    /// Whether everything that is served of what is needed will do; a canary alone will not.
+    fn unmet_in(&self, serving: &Serving) -> Option<Unmet> {
+        let served = serving.get(&self.needs.on);
+        let stable = served.and_then(|served| served.stable.as_ref());
+        let canary = served.and_then(|served| served.canary.as_ref());
+        self.unmet_with(stable)
+            .or_else(|| canary.and_then(|canary| self.unmet_with(Some(canary))))
+    }
+}
+
+fn within<'a>(edges: &'a [Edge], environment: &'a EnvironmentId) -> impl Iterator<Item = &'a Edge> {
+    edges.iter().filter(|edge| edge.needs.holds_in(Some(environment)))
+}
+
+/// What keeps more visits of an environment from this version of a component: what it needs and does not find, and what
+/// those need who are exposed there and depend on it.
+pub fn hold(
+    component: &ComponentId,
+    version: &Version,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+    serving: &Serving,
+) -> Vec<Unmet> {
+    let needs = within(edges, environment).filter(|edge| edge.component == *component);
+    let is_dependant = |edge: &&Edge| edge.needs.on == *component && serving.contains_key(&edge.component);
+    let dependants = within(edges, environment).filter(is_dependant);
+    needs
+        .filter_map(|edge| edge.unmet_in(serving))
+        .chain(dependants.filter_map(|edge| edge.unmet_with(Some(version))))
+        .collect()
+}
+
+/// What does not hold of a component where it is exposed.
+pub fn unmet(
+    component: &ComponentId,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+    serving: &Serving,
+) -> Vec<Unmet> {
+    let own = within(edges, environment).filter(|edge| edge.component == *component);
+    let is_exposed = serving.contains_key(component);
+    own.filter(|_| is_exposed).filter_map(|edge| edge.unmet_in(serving)).collect()
+}
+
+/// Components in waves: each after all that it needs of the others. Components of a cycle, which is refused before it is
+/// stored, come last.
+pub fn waves(
+    components: &BTreeSet<ComponentId>,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+) -> Vec<Vec<ComponentId>> {
+    let graph = graph(edges, Some(environment));
+    let mut left = components.clone();
+    let mut waves = Vec::new();
+    while !left.is_empty() {
+        let is_ready = |name: &&ComponentId| {
+            graph.get(name).is_none_or(|needs| !needs.iter().any(|on| left.contains(*on)))
+        };
+        let mut wave: Vec<_> = left.iter().filter(is_ready).cloned().collect();
+        if wave.is_empty() {
+            wave = left.iter().cloned().collect();
+        }
+        left.retain(|name| !wave.contains(name));
+        waves.push(wave);
+    }
+    waves
+}
+
+/// What would not hold once the planned versions are stable in an environment.
+pub fn conflicts(
+    planned: &BTreeMap<ComponentId, Version>,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+    serving: &Serving,
+) -> Vec<Unmet> {
+    let mut after = serving.clone();
+    for (component, version) in planned {
+        after.insert(component.clone(), Served { stable: Some(version.clone()), canary: None });
+    }
+    let touches =
+        |edge: &&Edge| planned.contains_key(&edge.component) || planned.contains_key(&edge.needs.on);
+    within(edges, environment)
+        .filter(touches)
+        .filter(|edge| after.contains_key(&edge.component))
+        .filter_map(|edge| edge.unmet_in(&after))
+        .collect()
+}
+
+/// What the rollback of a component means to those that depend on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cascade {
+    /// Whose rollouts are rolled back before, in this order: each before what it depends on.
+    pub before: Vec<ComponentId>,
+    /// What will not hold, as what is stable is not rolled back.
+    pub unmet: Vec<Unmet>,
+}
+
+/// Follows the rollback of a component to its dependants, theirs, and so on.
+pub fn cascade(
+    component: &ComponentId,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+    serving: &Serving,
+) -> Cascade {
+    let (mut back, mut unmet) = (BTreeSet::new(), Vec::new());
+    let mut queue = vec![component.clone()];
+    while let Some(on) = queue.pop() {
+        let stable = serving.get(&on).and_then(|served| served.stable.as_ref());
+        for edge in within(edges, environment).filter(|edge| edge.needs.on == on) {
+            let (Some(served), Some(missing)) = (serving.get(&edge.component), edge.unmet_with(stable))
+            else {
+                continue;
+            };
+            if served.canary.is_some() && back.insert(edge.component.clone()) {
+                queue.push(edge.component.clone());
+            }
+            if served.stable.is_some() {
+                unmet.push(missing);
+            }
+        }
+    }
+    back.remove(component);
+    let before = waves(&back, edges, environment).into_iter().rev().flatten().collect();
+    Cascade { before, unmet }
+}
+
+#[cfg(test)]
+mod tests;

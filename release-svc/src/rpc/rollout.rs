@@ -1,22 +1,40 @@
 //! `RolloutService`: releases into environments, step by step, and back.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use shared::auth::Caller;
-use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
-use shared::parse::{etag, etag_of, known, known_or_default, optional, parse, text_of};
+use shared::parse::{at_most, etag, etag_of, known, known_or_default, optional, parse, text_of};
 use shared::pb::release as pb;
 use shared::pb::release::rollout_service_server::RolloutService;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
-use super::release::{REASON_MAX, lock as lock_release};
+use super::release::{REASON_MAX, lock as lock_release, no_release};
 use super::{App, absent, before, state_names};
 use crate::apply;
+use crate::domain::dependency::Unmet;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
 use crate::store::rollout::Filter;
+
+/// Most releases that are planned at once.
+const PLANNED_MAX: usize = 100;
+
+impl From<&Unmet> for pb::DependencyConflict {
+    fn from(unmet: &Unmet) -> Self {
+        Self {
+            component: unmet.component.to_string(),
+            dependency: unmet.on.to_string(),
+            constraint: unmet.constraint.to_string(),
+            found_version: unmet.found.as_ref().map(ToString::to_string).unwrap_or_default(),
+            description: unmet.to_string(),
+        }
+    }
+}
 
 impl From<&Rollout> for pb::Rollout {
     fn from(rollout: &Rollout) -> Self {
@@ -80,17 +98,22 @@ async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
     Ok(rollout.ok_or_else(|| no_rollout(id))?)
 }
 
-/// Starts a rollout under the component's lock.
+fn no_environment(name: &EnvironmentId) -> Refusal {
+    absent(Reason::EnvironmentNotFound, "environment", name)
+}
+
+/// Starts a rollout under the locks of the component and of what it needs.
 async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
+    let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, release.uuid()).await?;
     let (component, release) = lock_release(work, release).await?;
     work.caller.require_owner(&component.owner_groups)?;
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
-    if store::component::find_environment(&mut work.tx, tenant, environment)
-        .await?
-        .is_none()
-    {
-        return Err(absent(Reason::EnvironmentNotFound, "environment", environment).into());
-    }
+    let found = store::environment::find(&mut work.tx, tenant, environment).await?;
+    let found = found.ok_or_else(|| no_environment(environment))?;
+    let of = (&component.name, &release.version);
+    let mut held = apply::dependency::blockers(&mut work.tx, tenant, &locked, of, environment).await?;
+    held.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
+    apply::dependency::require_none(held)?;
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
@@ -101,6 +124,33 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let last = decisions.into_iter().next_back();
     last.map(|decision| decision.rollout)
         .ok_or_else(|| Failure::Bug("a rollout started without a decision".to_owned()))
+}
+
+/// Rolls a rollout back, and before it those of components that cannot do with what it goes back to.
+async fn roll_back(
+    work: &mut Mutation,
+    id: RolloutId,
+    reason: String,
+) -> Result<pb::RollBackRolloutResponse, Failure> {
+    let tenant = work.actor.tenant.clone();
+    let Rollout { component, environment, .. } = store::rollout::find(&mut work.tx, &tenant, id)
+        .await?
+        .ok_or_else(|| no_rollout(id))?;
+    let (before, warnings) =
+        apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
+    let rollout = lock(work, id).await?;
+    if rollout.state != State::Running {
+        let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
+        let rollout = Some((&again.unwrap_or(rollout)).into());
+        return Ok(pb::RollBackRolloutResponse { rollout, ..Default::default() });
+    }
+    let cascaded = apply::dependency::roll_back_first(&mut work.tx, &work.actor, &before, &rollout).await?;
+    let back = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
+    Ok(pb::RollBackRolloutResponse {
+        rollout: Some((&back.unwrap_or(rollout)).into()),
+        cascaded: cascaded.iter().map(Into::into).collect(),
+        warnings,
+    })
 }
 
 impl App {
@@ -178,14 +228,22 @@ impl App {
     ) -> Result<pb::AdvanceRolloutResponse, Failure> {
         let (call, message) = Call::of(request, "AdvanceRollout", |message| &mut message.request_id)?;
         let pb::AdvanceRolloutRequest { rollout_id, etag: sent_etag, request_id: _ } = message;
-        let id = parse("rollout_id", &rollout_id)?;
+        let id: RolloutId = parse("rollout_id", &rollout_id)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
+        let tenant = work.actor.tenant.clone();
+        let locked = apply::dependency::lock_needed(&mut work.tx, &tenant, id.uuid()).await?;
         let rollout = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
         let decision = rollout.advance(work.now)?;
+        let Rollout { component, environment, release, .. } = &decision.rollout;
+        let version = release.version.parse();
+        let version = version.map_err(|error| Failure::Bug(format!("version of rollout {id}: {error}")))?;
+        let of = (component, &version);
+        let held = apply::dependency::blockers(&mut work.tx, &tenant, &locked, of, environment).await?;
+        apply::dependency::require_none(held)?;
         apply::rollout(&mut work.tx, &work.actor, &decision).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
@@ -203,15 +261,50 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let mut rollout = lock(&mut work, id).await?;
-        if let Some(decision) = rollout.clone().roll_back(reason)? {
-            apply::rollout(&mut work.tx, &work.actor, &decision).await?;
-            // Where no session service can know of the rollout, nobody has to confirm it.
-            let ended = apply::confirm(&mut work.tx, &work.actor, id).await?;
-            rollout = ended.unwrap_or(decision.rollout);
+        let answer = roll_back(&mut work, id, reason).await?;
+        work.answer(answer).await
+    }
+
+    async fn plan_rollouts(
+        &self,
+        request: Request<pb::PlanRolloutsRequest>,
+    ) -> Result<pb::PlanRolloutsResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::PlanRolloutsRequest { release_ids, environment } = request.into_inner();
+        at_most("release_ids", &release_ids, PLANNED_MAX)?;
+        let ids = release_ids.iter().map(|id| parse("release_ids", id));
+        let ids = ids.collect::<Result<BTreeSet<ReleaseId>, _>>()?;
+        let environment = parse("environment", &environment)?;
+        let tenant = &caller.tenant;
+        let mut db = self.db.connection().await?;
+        let found = store::environment::find(&mut db, tenant, &environment).await?;
+        found.ok_or_else(|| no_environment(&environment))?;
+        let uuids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        let releases = store::dependency::list_planned(&mut db, tenant, &uuids).await?;
+        let (mut planned, mut id_of) = (BTreeMap::new(), BTreeMap::new());
+        for (id, component, version) in releases {
+            if let Some(other) = id_of.insert(component.clone(), id) {
+                let text = format!("{other} and {id} are both of {component}");
+                return Err(Refusal::field("release_ids", text).into());
+            }
+            planned.insert(component, version);
         }
-        work.answer(pb::RollBackRolloutResponse { rollout: Some((&rollout).into()) })
-            .await
+        let is_found = |id: &&ReleaseId| id_of.values().any(|found| found == *id);
+        if let Some(id) = ids.iter().find(|id| !is_found(id)) {
+            return Err(no_release(id).into());
+        }
+        let plan = apply::dependency::plan(&mut db, tenant, &planned, &environment).await?;
+        let ids_of = |wave: &Vec<ComponentId>| {
+            wave.iter()
+                .filter_map(|name| id_of.get(name))
+                .map(ToString::to_string)
+                .collect()
+        };
+        let waves = plan.waves.iter().map(|wave| pb::RolloutWave { release_ids: ids_of(wave) });
+        Ok(pb::PlanRolloutsResponse {
+            waves: waves.collect(),
+            conflicts: plan.conflicts.iter().map(Into::into).collect(),
+        })
     }
 }
 
@@ -250,5 +343,12 @@ impl RolloutService for App {
         request: Request<pb::RollBackRolloutRequest>,
     ) -> Result<Response<pb::RollBackRolloutResponse>, Status> {
         Ok(Response::new(self.roll_back_rollout(request).await?))
+    }
+
+    async fn plan_rollouts(
+        &self,
+        request: Request<pb::PlanRolloutsRequest>,
+    ) -> Result<Response<pb::PlanRolloutsResponse>, Status> {
+        Ok(Response::new(self.plan_rollouts(request).await?))
     }
 }

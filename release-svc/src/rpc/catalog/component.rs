@@ -11,7 +11,7 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::Request;
 
-use super::dependency::{EDGES_MAX, parse_dependencies, replace_dependencies};
+use super::dependency::{parse_dependencies, replace_dependencies};
 use super::policy::{POLICY_SCOPE, give_policy, no_policy};
 use crate::apply::{self, expect_written};
 use crate::domain::component::{Component, DataScope, Kind, Tier};
@@ -20,6 +20,7 @@ use crate::domain::policy::STARTER_POLICY;
 use crate::rpc::{App, absent};
 use crate::store;
 use crate::store::component::{COMPONENT_KEY, COMPONENT_POLICY_KEY};
+use crate::store::dependency::EDGES_MAX;
 
 /// What people set in a component.
 struct Settings {
@@ -303,7 +304,7 @@ impl App {
         expect_written(is_written)?;
         let dependencies = settings.dependencies;
         replace_dependencies(&mut work, &component.name, &dependencies).await?;
-        let warnings = Vec::new();
+        let warnings = apply::dependency::warnings(&mut work.tx, &work.actor.tenant, &component.name).await?;
         apply::tell_component(&mut work.tx, &work.actor, "component.updated", &component, &dependencies)
             .await?;
         let component = Some(to_message(&component, &dependencies));

@@ -9,10 +9,8 @@ use shared::status::{Failure, Reason, Refusal};
 
 use crate::domain::dependency::{self, Cycle, Dependency, Edge};
 use crate::store;
-use crate::store::dependency::{DEPENDENCY_ENVIRONMENT_KEY, DEPENDS_ON_KEY};
+use crate::store::dependency::{DEPENDENCY_ENVIRONMENT_KEY, DEPENDS_ON_KEY, EDGES_MAX};
 
-/// Most dependencies that a tenant has.
-pub(super) const EDGES_MAX: i64 = 10_000;
 /// Most dependencies that a component has.
 const OF_ONE_MAX: usize = 64;
 

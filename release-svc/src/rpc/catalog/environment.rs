@@ -19,7 +19,7 @@ use crate::apply::{self, expect_written};
 use crate::domain::component::{Environment, EvidenceRequirement, Requirements};
 use crate::rpc::{App, absent};
 use crate::store;
-use crate::store::component::ENVIRONMENT_KEY;
+use crate::store::environment::ENVIRONMENT_KEY;
 
 /// Kinds of evidence that there are.
 const EVIDENCE_KINDS: [&str; 4] = ["TEST_REPORT", "REVIEW", "SCAN", "ROLLBACK_REHEARSAL"];
@@ -150,8 +150,7 @@ impl App {
             created_at: work.now,
             row_version: 1,
         };
-        let inserted =
-            store::component::insert_environment(&mut work.tx, &work.actor.tenant, &environment).await;
+        let inserted = store::environment::insert(&mut work.tx, &work.actor.tenant, &environment).await;
         inserted.map_err(|error| match broken_constraint(&error) {
             Some(ENVIRONMENT_KEY) => {
                 let text = format!("there is an environment {} already", environment.name);
@@ -172,7 +171,7 @@ impl App {
         let pb::GetEnvironmentRequest { environment } = request.into_inner();
         let name = parse("environment", &environment)?;
         let mut db = self.db.connection().await?;
-        let found = store::component::find_environment(&mut db, &caller.tenant, &name).await?;
+        let found = store::environment::find(&mut db, &caller.tenant, &name).await?;
         let found = found.ok_or_else(|| no_environment(&name))?;
         Ok(pb::GetEnvironmentResponse { environment: Some((&found).into()) })
     }
@@ -187,7 +186,7 @@ impl App {
         let (size, after) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
         let after = after.unwrap_or_default();
         let mut db = self.db.connection().await?;
-        let mut rows = store::component::list_environments(&mut db, &caller.tenant, &after, size + 1).await?;
+        let mut rows = store::environment::list(&mut db, &caller.tenant, &after, size + 1).await?;
         let next_page_token =
             list.cut(&self.keys, &mut rows, size, self.clock.now(), |row| row.name.to_string())?;
         Ok(pb::ListEnvironmentsResponse {
@@ -208,7 +207,7 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
-        let stored = store::component::lock_environment(&mut work.tx, tenant, &settings.name).await?;
+        let stored = store::environment::lock(&mut work.tx, tenant, &settings.name).await?;
         let stored = stored.ok_or_else(|| no_environment(&settings.name))?;
         etag(&settings.etag, stored.row_version)?;
         let environment = Environment {
@@ -224,7 +223,7 @@ impl App {
         if !environment.asks_as(&stored) {
             work.caller.require_scope(POLICY_SCOPE)?;
         }
-        expect_written(store::component::update_environment(&mut work.tx, tenant, &environment).await?)?;
+        expect_written(store::environment::update(&mut work.tx, tenant, &environment).await?)?;
         apply::tell_environment(&mut work.tx, &work.actor, "environment.updated", &environment).await?;
         work.answer(pb::UpdateEnvironmentResponse { environment: Some((&environment).into()) })
             .await
