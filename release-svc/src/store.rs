@@ -3,8 +3,10 @@
 //! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
 //! the transition means something to. As the component comes first, everything about one component happens in one
 //! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
-//! write, too; a write that finds its row changed says `false`.
+//! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
+//! database itself locks it when a transaction commits that tells of something.
 
+pub mod audit;
 pub mod component;
 pub mod release;
 pub mod rollout;
