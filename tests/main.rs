@@ -22,6 +22,12 @@ mod asvs_token;
 #[cfg(test)]
 mod attribute;
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
+mod audit_denied;
+#[cfg(test)]
+mod audit_trail;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod auth_keys;

@@ -6,6 +6,7 @@ use shared::outbox::Kind;
 pub const KINDS: &[Kind] = &[
     ("approval_policy.created", "An approval policy was made."),
     ("approval_policy.updated", "An approval policy was changed."),
+    ("audit.denied", "A rule refused a change that somebody asked for."),
     ("component.created", "A component was made."),
     ("component.updated", "A component was changed."),
     ("environment.created", "An environment was made."),

@@ -24,11 +24,12 @@ mod apply;
 pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
+    pub mod audit;
     pub mod component;
     pub mod dependency;
+    pub mod evidence;
     pub mod identity;
     pub mod policy;
-    pub mod evidence;
     pub mod release;
     pub mod risk;
     pub mod rollout;

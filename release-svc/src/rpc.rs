@@ -13,6 +13,7 @@ use shared::parse::at_most;
 use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
+use shared::pb::release::audit_service_server::AuditServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::evidence_service_server::EvidenceServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
@@ -35,7 +36,9 @@ use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRollou
 use crate::domain::version::NotGreater;
 
 mod approval;
+mod audit;
 mod catalog;
+mod denial;
 mod evidence;
 mod release;
 mod rollout;
@@ -49,6 +52,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.EvidenceService",
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
+    "tandem.release.v1.AuditService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -99,6 +103,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let audit = AuditServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -113,8 +121,12 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(evidence)
         .add_service(rollout)
         .add_service(routing)
+        .add_service(audit)
         .add_service(event)
         .add_service(webhook)
+        .into_axum_router()
+        .layer(denial::DenialLayer(Arc::clone(app)))
+        .into()
 }
 
 impl App {

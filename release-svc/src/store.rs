@@ -6,13 +6,19 @@
 //! it needs, too, in one statement; whoever rolls one back, those that go back before it; whoever changes what one needs,
 //! those that it will need, and then all dependencies of the tenant. Each guard of the domain is a condition of the
 //! write, too; a write that finds its row changed says `false`.
+//! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
+//! the transition means something to. As the component comes first, everything about one component happens in one
+//! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
+//! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
+//! database itself locks it when a transaction commits that tells of something.
 
+pub mod audit;
 pub mod component;
 pub mod dependency;
 pub mod environment;
+pub mod evidence;
 pub mod identity;
 pub mod policy;
-pub mod evidence;
 pub mod release;
 pub mod rollout;
 pub mod route;

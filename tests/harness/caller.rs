@@ -3,6 +3,7 @@
 use shared::pb::common::event_service_client::EventServiceClient;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
+use shared::pb::release::audit_service_client::AuditServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::evidence_service_client::EvidenceServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
@@ -86,6 +87,7 @@ impl Caller {
         evidence: EvidenceServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
+        audit: AuditServiceClient of release;
         release_events: EventServiceClient of release;
         release_webhooks: WebhookServiceClient of release;
     }

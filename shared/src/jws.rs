@@ -1,45 +1,74 @@
-//! Assertions: short-lived JWTs, signed with the ring's Ed25519 keys, that others check offline against our key set.
+//! Signed statements: compact JWS under the ring's Ed25519 keys, that others check offline against our key sets.
 //!
-//! Their `typ` is their own, so that nobody takes one for an access token or an ID token.
+//! Each kind has a purpose of keys and a `typ` of its own, so that nobody takes one for another, or any of them for an
+//! access token or an ID token.
 
 use jsonwebtoken::jwk::{Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::keyring::{KeyRing, KeyRingError, Purpose};
 use crate::secret::Secret;
 use crate::status::Failure;
 use crate::time::Time;
 
-/// `typ` of every assertion.
-pub const TYPE: &str = "tandem-assertion+jwt";
+/// What is stated.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    purpose: Purpose,
+    typ: &'static str,
+}
+
+/// Who a session is of.
+pub const ASSERTION: Kind = Kind { purpose: Purpose::Assertion, typ: "tandem-assertion+jwt" };
+/// How far a tenant's audit trail has come.
+pub const AUDIT_HEAD: Kind = Kind { purpose: Purpose::AuditHead, typ: "tandem-audit-head+jwt" };
+
 /// What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410).
 const PKCS8_HEADER: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
-/// The claims, signed with the key that makes assertions now.
-pub fn sign(keys: &KeyRing, now: Time, claims: &impl Serialize) -> Result<Secret<String>, Failure> {
-    let id = keys.current(Purpose::Assertion, now)?;
-    let (_, seed) = keys
-        .assertion_seeds()
-        .find(|(of, _)| *of == id)
-        .ok_or(KeyRingError::Missing(Purpose::Assertion))?;
-    let header = Header { typ: Some(TYPE.to_owned()), kid: Some(kid(id)), ..Header::new(Algorithm::EdDSA) };
-    jsonwebtoken::encode(&header, claims, &encoding_key(seed))
-        .map(Secret::new)
-        .map_err(bug)
-}
+impl Kind {
+    /// The claims, signed with the key that makes such statements now.
+    pub fn sign(self, keys: &KeyRing, now: Time, claims: &impl Serialize) -> Result<Secret<String>, Failure> {
+        let id = keys.current(self.purpose, now)?;
+        let (_, seed) = keys
+            .seeds(self.purpose)
+            .find(|(of, _)| *of == id)
+            .ok_or(KeyRingError::Missing(self.purpose))?;
+        let header =
+            Header { typ: Some(self.typ.to_owned()), kid: Some(kid(id)), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, claims, &encoding_key(seed))
+            .map(Secret::new)
+            .map_err(bug)
+    }
 
-/// The public keys (RFC 7517): of those that made assertions, of the one that does, and of those that will, so that
-/// whoever keeps the set knows a key before its first assertion.
-pub fn jwks(keys: &KeyRing) -> Result<JwkSet, Failure> {
-    let public = |(id, seed): (u32, &Secret<[u8; 32]>)| {
-        let mut jwk = Jwk::from_encoding_key(&encoding_key(seed), Algorithm::EdDSA).map_err(bug)?;
-        jwk.common.key_id = Some(kid(id));
-        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-        jwk.common.key_algorithm = Some(KeyAlgorithm::EdDSA);
-        Ok(jwk)
-    };
-    Ok(JwkSet { keys: keys.assertion_seeds().map(public).collect::<Result<_, Failure>>()? })
+    /// The claims of a statement of this kind that a key of the ring signed, whatever times it names; `None` for
+    /// anything else.
+    pub fn open<T: DeserializeOwned + Clone>(self, keys: &KeyRing, text: &str) -> Result<Option<T>, Failure> {
+        let set = self.jwks(keys)?;
+        let header = jsonwebtoken::decode_header(text).ok();
+        let header = header.filter(|header| header.typ.as_deref() == Some(self.typ));
+        let Some(jwk) = header.and_then(|header| set.find(&header.kid?)) else { return Ok(None) };
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        let key = DecodingKey::from_jwk(jwk).map_err(bug)?;
+        Ok(jsonwebtoken::decode(text, &key, &validation).ok().map(|checked| checked.claims))
+    }
+
+    /// The public keys (RFC 7517): of those that signed, of the one that does, and of those that will, so that whoever
+    /// keeps the set knows a key before its first signature.
+    pub fn jwks(self, keys: &KeyRing) -> Result<JwkSet, Failure> {
+        let public = |(id, seed): (u32, &Secret<[u8; 32]>)| {
+            let mut jwk = Jwk::from_encoding_key(&encoding_key(seed), Algorithm::EdDSA).map_err(bug)?;
+            jwk.common.key_id = Some(kid(id));
+            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+            jwk.common.key_algorithm = Some(KeyAlgorithm::EdDSA);
+            Ok(jwk)
+        };
+        Ok(JwkSet { keys: keys.seeds(self.purpose).map(public).collect::<Result<_, Failure>>()? })
+    }
 }
 
 /// An Ed25519 seed in PKCS #8.
@@ -57,7 +86,7 @@ fn kid(id: u32) -> String {
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn bug(error: jsonwebtoken::errors::Error) -> Failure {
-    Failure::Bug(format!("assertions: {error}"))
+    Failure::Bug(format!("signed statements: {error}"))
 }
 
 #[cfg(test)]
@@ -65,7 +94,6 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use jsonwebtoken::jwk::ThumbprintHash;
-    use jsonwebtoken::{DecodingKey, Validation};
     use serde_json::{Value, json};
 
     use super::*;
@@ -89,13 +117,14 @@ mod tests {
             {"id": 4, "purpose": "assertion", "secret": secret(rfc_8037())},
             {"id": 5, "purpose": "assertion", "secret": secret([5; 32]), "makes_from": makes_from},
             {"id": 6, "purpose": "webhook", "secret": secret([6; 32])},
+            {"id": 7, "purpose": "audit_head", "secret": secret([7; 32])},
         ]});
         KeyRing::parse(&keys.to_string()).unwrap()
     }
 
     #[test]
     fn the_key_of_rfc_8037_has_the_public_key_and_thumbprint_given_there() {
-        let set = jwks(&ring("2030-01-01T00:00:00Z")).unwrap();
+        let set = ASSERTION.jwks(&ring("2030-01-01T00:00:00Z")).unwrap();
         let jwk = &set.keys[0];
         let json = serde_json::to_value(jwk).unwrap();
         let expected =
@@ -117,9 +146,9 @@ mod tests {
     #[test]
     fn an_assertion_verifies_with_the_published_key_that_made_it_and_says_what_it_is() {
         let ring = ring("2030-01-01T00:00:00Z");
-        let set = jwks(&ring).unwrap();
+        let set = ASSERTION.jwks(&ring).unwrap();
         for (now, kid) in [(at(1_893_455_999), "k4"), (at(1_893_456_000), "k5")] {
-            let token = sign(&ring, now, &json!({"sub": "someone"})).unwrap();
+            let token = ASSERTION.sign(&ring, now, &json!({"sub": "someone"})).unwrap();
             let header = jsonwebtoken::decode_header(token.expose()).unwrap();
             assert_eq!(header.kid.as_deref(), Some(kid));
             assert_eq!(header.typ.as_deref(), Some("tandem-assertion+jwt"));
@@ -139,12 +168,29 @@ mod tests {
     fn every_assertion_key_is_published_and_no_seed() {
         let mut ring = KeyRing::generate(&Entropy::seeded(8));
         let later = ring.rotate(Purpose::Assertion, at(60), &Entropy::seeded(9)).unwrap();
-        let set = jwks(&ring).unwrap();
+        let set = ASSERTION.jwks(&ring).unwrap();
         assert_eq!(set.keys.len(), 2);
         assert!(set.find(&kid(later)).is_some());
         let text = serde_json::to_string(&set).unwrap();
-        for (_, seed) in ring.assertion_seeds() {
+        for (_, seed) in ring.seeds(Purpose::Assertion) {
             assert!(!text.contains(&URL_SAFE_NO_PAD.encode(seed.expose())));
         }
+    }
+
+    #[test]
+    fn a_statement_opens_as_what_it_is_and_unchanged() {
+        let ring = ring("2030-01-01T00:00:00Z");
+        let claims = json!({"seq": 7});
+        let head = AUDIT_HEAD.sign(&ring, at(0), &claims).unwrap();
+        let assertion = ASSERTION.sign(&ring, at(0), &claims).unwrap();
+        let opened = |kind: Kind, text: &str| kind.open::<Value>(&ring, text).unwrap();
+        assert_eq!(opened(AUDIT_HEAD, head.expose()), Some(claims));
+        assert_eq!(opened(ASSERTION, head.expose()), None);
+        assert_eq!(opened(AUDIT_HEAD, assertion.expose()), None);
+        let other = AUDIT_HEAD.sign(&ring, at(0), &json!({"seq": 8})).unwrap();
+        let (start, _) = other.expose().rsplit_once('.').unwrap();
+        let (_, signature) = head.expose().rsplit_once('.').unwrap();
+        assert_eq!(opened(AUDIT_HEAD, &format!("{start}.{signature}")), None);
+        assert_eq!(opened(AUDIT_HEAD, "nonsense"), None);
     }
 }
