@@ -24,6 +24,7 @@ mod apply;
 pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
+    pub mod blocker;
     pub mod component;
     pub mod release;
     pub mod rollout;

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
 use prost::Message;
 use shared::db::Db;
 use shared::feed::Feed;
@@ -29,8 +30,9 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
+use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
 use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
-use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
+use crate::domain::rollout::WrongState as WrongRolloutState;
 use crate::domain::version::NotGreater;
 
 mod approval;
@@ -170,32 +172,31 @@ impl From<WrongRolloutState> for Failure {
     }
 }
 
+/// Where one kind of thing alone holds back, its own reason says so.
 impl From<Blocked> for Failure {
     fn from(Blocked(holds): Blocked) -> Self {
-        let blockers: Vec<_> = holds.into_iter().map(blocker).collect();
-        let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
+        let kinds: BTreeSet<_> = holds.iter().map(|hold| hold.kind).collect();
+        let reason = match kinds.first() {
+            Some(Kind::Line) if kinds.len() == 1 => Reason::LineStopped,
+            Some(Kind::Window) if kinds.len() == 1 => Reason::RolloutWindowClosed,
+            Some(_) | None => Reason::RolloutBlocked,
+        };
+        let sentences: Vec<_> = holds.iter().map(|hold| hold.description.as_str()).collect();
         let text = format!("the rollout is held back: {}", sentences.join("; "));
-        Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into()
+        Refusal::new(reason, text)
+            .blocked_by(holds.into_iter().map(Blocker::from))
+            .into()
     }
 }
 
-fn blocker(hold: Hold) -> Blocker {
-    match hold {
-        Hold::NotCleared { release, state } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} is {state}; only what is approved is rolled out"),
-        },
-        Hold::AlreadyStable { release, environment } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} serves everyone in {environment} already"),
-        },
-        Hold::EarlierRollout { rollout } => Blocker {
-            kind: "EARLIER_ROLLOUT",
-            subject: rollout.to_string(),
-            description: format!("rollout {rollout} of this component is not finished here"),
-        },
+impl From<Hold> for Blocker {
+    fn from(hold: Hold) -> Self {
+        let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
+        if let Some(time) = next_open {
+            let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            description.push_str(&format!("; may go from {time} on"));
+        }
+        Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }
 }
 

@@ -232,7 +232,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ElevationLimit
         | R::WishlistLimit
         | R::ShopperLimit
-        | R::WebhookLimit => Code::ResourceExhausted,
+        | R::WebhookLimit
+        | R::WindowLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -257,7 +258,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ApprovalPolicyNotFound
         | R::ReleaseNotFound
         | R::RolloutNotFound
-        | R::WebhookNotFound => Code::NotFound,
+        | R::WebhookNotFound
+        | R::WindowNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -294,7 +296,9 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartRecoveryRedeemed
         | R::CartRecoveryRevoked
         | R::CartRecoverySubjectDiffers
-        | R::WebhookTargetRefused => Code::FailedPrecondition,
+        | R::WebhookTargetRefused
+        | R::RolloutWindowClosed
+        | R::LineStopped => Code::FailedPrecondition,
     }
 }
 

@@ -94,7 +94,7 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    let decisions = Rollout::start(plan, &release, stable, earlier, work.now)?;
+    let decisions = Rollout::start(plan, &release, stable, earlier, Vec::new(), work.now)?;
     for decision in &decisions {
         apply::rollout(&mut work.tx, &work.actor, decision).await?;
     }
