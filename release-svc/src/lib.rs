@@ -30,6 +30,7 @@ pub mod domain {
     pub mod rollout;
     pub mod route;
     pub mod version;
+    pub mod window;
 }
 mod kinds;
 pub mod rpc;

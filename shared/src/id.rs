@@ -86,6 +86,10 @@ ids! {
     RolloutId "rlo";
     /// One receiver of events over HTTP.
     WebhookId "whk";
+    /// One freeze window.
+    WindowId "wnd";
+    /// One person's word that a window does not hold for a while.
+    WindowOverrideId "wov";
 }
 
 macro_rules! names {
