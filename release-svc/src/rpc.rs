@@ -2,6 +2,7 @@
 //! caller.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use chrono::SecondsFormat;
@@ -18,6 +19,7 @@ use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
+use shared::pb::release::window_service_server::WindowServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Blocker, Failure, Reason, Refusal};
@@ -40,6 +42,7 @@ mod catalog;
 mod release;
 mod rollout;
 mod routing;
+mod window;
 
 /// Full names of what is served.
 pub const SERVICES: &[&str] = &[
@@ -48,6 +51,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.ApprovalService",
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
+    "tandem.release.v1.WindowService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -94,6 +98,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let window = WindowServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -107,6 +115,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(approval)
         .add_service(rollout)
         .add_service(routing)
+        .add_service(window)
         .add_service(event)
         .add_service(webhook)
 }
@@ -194,7 +203,7 @@ impl From<Hold> for Blocker {
         let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
         if let Some(time) = next_open {
             let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
-            description.push_str(&format!("; may go from {time} on"));
+            let _ = write!(description, "; may go from {time} on");
         }
         Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }

@@ -1,7 +1,7 @@
 //! `RolloutService`: releases into environments, step by step, and back.
 
 use shared::auth::Caller;
-use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
 use shared::parse::{etag, etag_of, known, known_or_default, optional, parse, text_of};
@@ -14,6 +14,9 @@ use tonic::{Request, Response, Status};
 use super::release::{REASON_MAX, lock as lock_release};
 use super::{App, absent, before, state_names};
 use crate::apply;
+use crate::apply::exposure::{self, Increase, Passage};
+use crate::domain::blocker;
+use crate::domain::component::Component;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
 use crate::store::rollout::Filter;
@@ -71,13 +74,29 @@ fn no_rollout(id: RolloutId) -> Refusal {
 }
 
 /// The rollout, locked after its component, if the caller may change it.
-async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout), Failure> {
     let tenant = &work.actor.tenant;
     let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
     let component = component.ok_or_else(|| no_rollout(id))?;
     work.caller.require_owner(&component.owner_groups)?;
     let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
-    Ok(rollout.ok_or_else(|| no_rollout(id))?)
+    Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
+}
+
+/// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
+async fn require_open(
+    work: &mut Mutation,
+    component: &Component,
+    rollout: &Rollout,
+) -> Result<Vec<WindowOverrideId>, Failure> {
+    let environment = &rollout.environment;
+    let found = store::component::find_environment(&mut work.tx, &work.actor.tenant, environment).await?;
+    let found =
+        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
+    let increase = Increase { component, environment: &found, release: rollout.release.id };
+    let Passage { blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    blocker::require_none(blockers)?;
+    Ok(overrides)
 }
 
 /// Starts a rollout under the component's lock.
@@ -85,18 +104,16 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let (component, release) = lock_release(work, release).await?;
     work.caller.require_owner(&component.owner_groups)?;
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
-    if store::component::find_environment(&mut work.tx, tenant, environment)
-        .await?
-        .is_none()
-    {
-        return Err(absent(Reason::EnvironmentNotFound, "environment", environment).into());
-    }
+    let found = store::component::find_environment(&mut work.tx, tenant, environment).await?;
+    let found = found.ok_or_else(|| absent(Reason::EnvironmentNotFound, "environment", environment))?;
+    let increase = Increase { component: &component, environment: &found, release: release.id };
+    let Passage { blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    let decisions = Rollout::start(plan, &release, stable, earlier, Vec::new(), work.now)?;
+    let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
-        apply::rollout(&mut work.tx, &work.actor, decision).await?;
+        apply::increase(&mut work.tx, &work.actor, decision, &overrides).await?;
     }
     let last = decisions.into_iter().next_back();
     last.map(|decision| decision.rollout)
@@ -183,10 +200,17 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let rollout = lock(&mut work, id).await?;
+        let (component, rollout) = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
+        let before = rollout.exposure_bps();
         let decision = rollout.advance(work.now)?;
-        apply::rollout(&mut work.tx, &work.actor, &decision).await?;
+        // The end of a rollout that everyone sees raises nothing.
+        let overrides = if decision.rollout.exposure_bps() > before {
+            require_open(&mut work, &component, &decision.rollout).await?
+        } else {
+            Vec::new()
+        };
+        apply::increase(&mut work.tx, &work.actor, &decision, &overrides).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
     }
@@ -203,7 +227,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let mut rollout = lock(&mut work, id).await?;
+        let (_, mut rollout) = lock(&mut work, id).await?;
         if let Some(decision) = rollout.clone().roll_back(reason)? {
             apply::rollout(&mut work.tx, &work.actor, &decision).await?;
             // Where no session service can know of the rollout, nobody has to confirm it.
