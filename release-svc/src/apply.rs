@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use shared::db::Db;
-use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
@@ -20,6 +20,7 @@ use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
 pub(crate) mod dependency;
+pub(crate) mod exposure;
 
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
@@ -156,6 +157,16 @@ pub(crate) async fn rollout(
     actor: &Actor,
     decision: &rollout::Decision,
 ) -> Result<(), Failure> {
+    increase(db, actor, decision, &[]).await
+}
+
+/// As [`rollout`], of one that goes by overrides of windows; its event names them.
+pub(crate) async fn increase(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decision: &rollout::Decision,
+    overrides: &[WindowOverrideId],
+) -> Result<(), Failure> {
     let rollout::Decision { rollout, from, kind } = decision;
     let tenant = &actor.tenant;
     match from {
@@ -180,6 +191,7 @@ pub(crate) async fn rollout(
         "exposure_bps": rollout.exposure_bps(),
         "reason": rollout.state.rollback_reason(),
         "route_revision": route.revision,
+        "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
     match &rollout.state {

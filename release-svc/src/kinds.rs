@@ -15,6 +15,8 @@ pub const KINDS: &[Kind] = &[
     ("identity_alias.set", "Another name of a person was told."),
     ("evidence.revoked", "Evidence about an artifact was revoked."),
     ("evidence.submitted", "Evidence about an artifact was handed in."),
+    ("line.resumed", "Exposure may be raised again."),
+    ("line.stopped", "Nothing of the tenant's is exposed further until the line is resumed."),
     ("release.activated", "A release is being rolled out and is stable nowhere yet."),
     ("release.approved", "A release has the approvals that it needs."),
     ("release.cancelled", "A release was given up before it was exposed."),
@@ -30,4 +32,8 @@ pub const KINDS: &[Kind] = &[
     ("rollout.rolled_back", "A rollback is confirmed by every replica of the environment."),
     ("rollout.started", "A rollout began."),
     ("rollout.succeeded", "A rollout reached everyone."),
+    ("window.created", "A freeze window was made."),
+    ("window.deleted", "A freeze window was deleted."),
+    ("window.overridden", "A person lifted a freeze window for one thing and a while."),
+    ("window.updated", "A freeze window was changed."),
 ];

@@ -25,6 +25,7 @@ pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
     pub mod audit;
+    pub mod blocker;
     pub mod component;
     pub mod dependency;
     pub mod evidence;
@@ -35,6 +36,7 @@ pub mod domain {
     pub mod rollout;
     pub mod route;
     pub mod version;
+    pub mod window;
 }
 mod kinds;
 pub mod rpc;

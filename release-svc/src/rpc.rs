@@ -2,8 +2,10 @@
 //! caller.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
 use prost::Message;
 use shared::db::Db;
 use shared::feed::Feed;
@@ -19,6 +21,7 @@ use shared::pb::release::evidence_service_server::EvidenceServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
+use shared::pb::release::window_service_server::WindowServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Blocker, Failure, Reason, Refusal};
@@ -31,8 +34,9 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
+use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
 use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
-use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
+use crate::domain::rollout::WrongState as WrongRolloutState;
 use crate::domain::version::NotGreater;
 
 mod approval;
@@ -43,6 +47,7 @@ mod evidence;
 mod release;
 mod rollout;
 mod routing;
+mod window;
 
 /// Full names of what is served.
 pub const SERVICES: &[&str] = &[
@@ -53,6 +58,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
     "tandem.release.v1.AuditService",
+    "tandem.release.v1.WindowService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -107,6 +113,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let window = WindowServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -122,6 +132,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(rollout)
         .add_service(routing)
         .add_service(audit)
+        .add_service(window)
         .add_service(event)
         .add_service(webhook)
         .into_axum_router()
@@ -190,32 +201,31 @@ impl From<WrongRolloutState> for Failure {
     }
 }
 
+/// Where one kind of thing alone holds back, its own reason says so.
 impl From<Blocked> for Failure {
     fn from(Blocked(holds): Blocked) -> Self {
-        let blockers: Vec<_> = holds.into_iter().map(blocker).collect();
-        let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
+        let kinds: BTreeSet<_> = holds.iter().map(|hold| hold.kind).collect();
+        let reason = match kinds.first() {
+            Some(Kind::Line) if kinds.len() == 1 => Reason::LineStopped,
+            Some(Kind::Window) if kinds.len() == 1 => Reason::RolloutWindowClosed,
+            Some(_) | None => Reason::RolloutBlocked,
+        };
+        let sentences: Vec<_> = holds.iter().map(|hold| hold.description.as_str()).collect();
         let text = format!("the rollout is held back: {}", sentences.join("; "));
-        Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into()
+        Refusal::new(reason, text)
+            .blocked_by(holds.into_iter().map(Blocker::from))
+            .into()
     }
 }
 
-fn blocker(hold: Hold) -> Blocker {
-    match hold {
-        Hold::NotCleared { release, state } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} is {state}; only what is approved is rolled out"),
-        },
-        Hold::AlreadyStable { release, environment } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} serves everyone in {environment} already"),
-        },
-        Hold::EarlierRollout { rollout } => Blocker {
-            kind: "EARLIER_ROLLOUT",
-            subject: rollout.to_string(),
-            description: format!("rollout {rollout} of this component is not finished here"),
-        },
+impl From<Hold> for Blocker {
+    fn from(hold: Hold) -> Self {
+        let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
+        if let Some(time) = next_open {
+            let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let _ = write!(description, "; may go from {time} on");
+        }
+        Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }
 }
 

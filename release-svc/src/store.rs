@@ -8,11 +8,15 @@
 //! write, too; a write that finds its row changed says `false`.
 //! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
 //! the transition means something to. As the component comes first, everything about one component happens in one
+//! Rows are locked in this order: component; the release that a rollout starts with; rollout; the tenant's calendar, which
+//! whoever raises exposure shares; route; the releases that the transition means something to. Who changes a window, an
+//! override or the line locks the calendar alone. As the component comes first, everything about one component happens in one
 //! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
 //! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
 //! database itself locks it when a transaction commits that tells of something.
 
 pub mod audit;
+pub mod calendar;
 pub mod component;
 pub mod dependency;
 pub mod environment;
@@ -22,6 +26,7 @@ pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
+pub mod window;
 
 /// What is stored cannot be: names the table, the column and the row.
 fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {

@@ -88,6 +88,10 @@ ids! {
     EvidenceId "evd";
     /// One receiver of events over HTTP.
     WebhookId "whk";
+    /// One freeze window.
+    WindowId "wnd";
+    /// One person's word that a window does not hold for a while.
+    WindowOverrideId "wov";
 }
 
 macro_rules! names {

@@ -236,7 +236,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ShopperLimit
         | R::DependencyLimit
         | R::WebhookLimit
-        | R::EvidenceLimit => Code::ResourceExhausted,
+        | R::EvidenceLimit
+        | R::WindowLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -264,6 +265,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::RolloutNotFound
         | R::EvidenceNotFound
         | R::WebhookNotFound => Code::NotFound,
+        R::WebhookNotFound | R::WindowNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -303,7 +305,9 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartRecoveryRevoked
         | R::CartRecoverySubjectDiffers
         | R::WebhookTargetRefused
-        | R::EvidenceRevoked => Code::FailedPrecondition,
+        | R::EvidenceRevoked
+        | R::RolloutWindowClosed
+        | R::LineStopped => Code::FailedPrecondition,
     }
 }
 

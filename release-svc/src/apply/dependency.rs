@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shared::id::{ComponentId, EnvironmentId, TenantId};
 use shared::mutation::Actor;
-use shared::status::{Blocker, Failure, Reason, Refusal};
+use shared::status::{Failure, Reason, Refusal};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::Environment;
 use crate::domain::dependency::{self, Edge, Serving, Unmet};
 use crate::domain::release::Release;
@@ -66,13 +67,16 @@ pub(crate) async fn blockers(
     let serving = serving(db, tenant, &edges, environment).await?;
     let unmet = dependency::hold(component, version, &edges, environment, &serving);
     let blockers = unmet.into_iter().map(|unmet| Blocker {
-        kind: "DEPENDENCY",
+        kind: Kind::Dependency,
         subject: if unmet.component == *component {
             unmet.on.to_string()
         } else {
             unmet.component.to_string()
         },
         description: format!("{unmet} in {environment}"),
+        lifted_by: "a release that fits both, rolled out there first; PlanRollouts gives the order"
+            .to_owned(),
+        next_open: None,
     });
     Ok(blockers.collect())
 }
@@ -91,18 +95,13 @@ pub(crate) async fn promotion_blocker(
     let before =
         store::environment::list_before(db, tenant, environment, &release.component, release.id).await?;
     let hold = environment.requirements.promotion_hold(&before, actor.now);
-    let subject = release.id.to_string();
-    Ok(hold.map(|description| Blocker { kind: "STATE", subject, description }))
-}
-
-/// Refuses a rollout that something holds back.
-pub(crate) fn require_none(blockers: Vec<Blocker>) -> Result<(), Failure> {
-    if blockers.is_empty() {
-        return Ok(());
-    }
-    let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
-    let text = format!("the rollout is held back: {}", sentences.join("; "));
-    Err(Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into())
+    Ok(hold.map(|description| Blocker {
+        kind: Kind::State,
+        subject: release.id.to_string(),
+        description,
+        lifted_by: "a rollout of it that has succeeded there for as long".to_owned(),
+        next_open: None,
+    }))
 }
 
 /// Sentences about what does not hold of a component where it is exposed.

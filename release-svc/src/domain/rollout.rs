@@ -4,6 +4,7 @@
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
 use shared::time::Time;
 
+use crate::domain::blocker::{self, Blocked, Blocker, Kind};
 use crate::domain::release::Release;
 
 /// Everyone, in basis points.
@@ -83,22 +84,6 @@ pub struct Plan {
     pub starter: String,
 }
 
-/// What holds a rollout back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocker {
-    /// The release is not approved, or ended.
-    NotCleared { release: ReleaseId, state: &'static str },
-    /// It is what the environment serves already.
-    AlreadyStable { release: ReleaseId, environment: EnvironmentId },
-    /// Another rollout of the component in this environment is not finished.
-    EarlierRollout { rollout: RolloutId },
-}
-
-/// Everything that holds a rollout back.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the rollout is held back")]
-pub struct Blocked(pub Vec<Blocker>);
-
 /// The rollout is in a state that does not allow it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rollout {id} is {state}")]
@@ -116,19 +101,20 @@ pub struct Decision {
 }
 
 impl Rollout {
-    /// Starts at the first step, unless something holds it back; then says all that does. Without a `stable` release
-    /// there is nothing to compare with, so the first goes to everyone at once, which is two transitions.
+    /// Starts at the first step, unless something holds it back, here or elsewhere (`held`); then says all that does.
+    /// Without a `stable` release there is nothing to compare with, so the first goes to everyone at once, which is two
+    /// transitions.
     pub fn start(
         plan: Plan,
         release: &Release,
         stable: Option<ServedRelease>,
         earlier: Option<RolloutId>,
+        held: Vec<Blocker>,
         now: Time,
     ) -> Result<Vec<Decision>, Blocked> {
-        let blockers = blockers(&plan, release, stable.as_ref(), earlier);
-        if !blockers.is_empty() {
-            return Err(Blocked(blockers));
-        }
+        let mut blockers = blockers(&plan, release, stable.as_ref(), earlier);
+        blockers.extend(held);
+        blocker::require_none(blockers)?;
         let (steps, at_once) = match plan.steps {
             Some(steps) if stable.is_some() => (steps, false),
             Some(_) | None => (Steps(vec![EVERYONE_BPS]), true),
@@ -218,14 +204,29 @@ fn blockers(
     earlier: Option<RolloutId>,
 ) -> Vec<Blocker> {
     let mut blockers = Vec::new();
+    let (id, environment) = (release.id, &plan.environment);
+    let mut block = |kind, subject: String, description, lifted_by: &str| {
+        blockers.push(Blocker {
+            kind,
+            subject,
+            description,
+            lifted_by: lifted_by.to_owned(),
+            next_open: None,
+        });
+    };
     if !release.state.is_cleared() {
-        blockers.push(Blocker::NotCleared { release: release.id, state: release.state.name() });
+        let state = release.state.name();
+        let text = format!("release {id} is {state}; only what is approved is rolled out");
+        block(Kind::State, id.to_string(), text, "the approval of the release");
     }
-    if stable.is_some_and(|stable| stable.id == release.id) {
-        let environment = plan.environment.clone();
-        blockers.push(Blocker::AlreadyStable { release: release.id, environment });
+    if stable.is_some_and(|stable| stable.id == id) {
+        let text = format!("release {id} serves everyone in {environment} already");
+        block(Kind::State, id.to_string(), text, "another release");
     }
-    blockers.extend(earlier.map(|rollout| Blocker::EarlierRollout { rollout }));
+    if let Some(rollout) = earlier {
+        let text = format!("rollout {rollout} of this component is not finished here");
+        block(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout");
+    }
     blockers
 }
 
@@ -336,7 +337,8 @@ mod tests {
     }
 
     fn running(steps: Vec<i32>) -> Rollout {
-        let mut decisions = Rollout::start(plan(steps), &release(true), Some(stable()), None, at(3)).unwrap();
+        let mut decisions =
+            Rollout::start(plan(steps), &release(true), Some(stable()), None, vec![], at(3)).unwrap();
         assert_eq!(decisions.len(), 1);
         decisions.remove(0).rollout
     }
@@ -382,7 +384,7 @@ mod tests {
     #[test]
     fn the_first_release_and_a_rollout_without_steps_go_to_everyone_at_once() {
         for (steps, stable) in [(vec![1000], None), (vec![], None), (vec![], Some(stable()))] {
-            let decisions = Rollout::start(plan(steps), &release(true), stable, None, at(3)).unwrap();
+            let decisions = Rollout::start(plan(steps), &release(true), stable, None, vec![], at(3)).unwrap();
             let told: Vec<_> = decisions.iter().map(|decision| (decision.kind, decision.from)).collect();
             assert_eq!(told, [("rollout.started", None), ("rollout.succeeded", Some("RUNNING"))]);
             let last = &decisions[1].rollout;
@@ -395,13 +397,21 @@ mod tests {
         let earlier = RolloutId::new(at(1), [5; 10]);
         let release = release(false);
         let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
+        let held = Blocker {
+            kind: Kind::Window,
+            subject: "wnd_1".to_owned(),
+            description: "frozen".to_owned(),
+            lifted_by: "its end".to_owned(),
+            next_open: Some(at(9)),
+        };
         let Blocked(blockers) =
-            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), at(3)).unwrap_err();
-        let environment = "prod".parse().unwrap();
+            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), vec![held], at(3)).unwrap_err();
+        let blockers: Vec<_> = blockers.into_iter().map(|blocker| (blocker.kind, blocker.subject)).collect();
         let expected = [
-            Blocker::NotCleared { release: release.id, state: "DRAFT" },
-            Blocker::AlreadyStable { release: release.id, environment },
-            Blocker::EarlierRollout { rollout: earlier },
+            (Kind::State, release.id.to_string()),
+            (Kind::State, release.id.to_string()),
+            (Kind::EarlierRollout, earlier.to_string()),
+            (Kind::Window, "wnd_1".to_owned()),
         ];
         assert_eq!(blockers, expected);
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::auth::Caller;
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
 use shared::parse::{at_most, etag, etag_of, known, known_or_default, optional, parse, text_of};
@@ -16,6 +16,10 @@ use tonic::{Request, Response, Status};
 use super::release::{REASON_MAX, lock as lock_release, no_release};
 use super::{App, absent, before, state_names};
 use crate::apply;
+use crate::apply::dependency::Locked;
+use crate::apply::exposure::{self, Increase, Passage};
+use crate::domain::blocker;
+use crate::domain::component::Component;
 use crate::domain::dependency::Unmet;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
@@ -89,13 +93,33 @@ fn no_rollout(id: RolloutId) -> Refusal {
 }
 
 /// The rollout, locked after its component, if the caller may change it.
-async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout), Failure> {
     let tenant = &work.actor.tenant;
     let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
     let component = component.ok_or_else(|| no_rollout(id))?;
     work.caller.require_owner(&component.owner_groups)?;
     let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
-    Ok(rollout.ok_or_else(|| no_rollout(id))?)
+    Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
+}
+
+/// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
+async fn require_open(
+    work: &mut Mutation,
+    locked: &Locked,
+    component: &Component,
+    rollout: &Rollout,
+) -> Result<Vec<WindowOverrideId>, Failure> {
+    let Rollout { environment, release, .. } = rollout;
+    let found = store::environment::find(&mut work.tx, &work.actor.tenant, environment).await?;
+    let found =
+        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
+    let version = release.version.parse();
+    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
+    let increase =
+        Increase { component, environment: &found, release: release.id, version: &version, locked };
+    let Passage { blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    blocker::require_none(blockers)?;
+    Ok(overrides)
 }
 
 fn no_environment(name: &EnvironmentId) -> Refusal {
@@ -110,16 +134,17 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
     let found = store::environment::find(&mut work.tx, tenant, environment).await?;
     let found = found.ok_or_else(|| no_environment(environment))?;
-    let of = (&component.name, &release.version);
-    let mut held = apply::dependency::blockers(&mut work.tx, tenant, &locked, of, environment).await?;
-    held.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
-    apply::dependency::require_none(held)?;
+    let (id, version) = (release.id, &release.version);
+    let increase =
+        Increase { component: &component, environment: &found, release: id, version, locked: &locked };
+    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    blockers.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    let decisions = Rollout::start(plan, &release, stable, earlier, work.now)?;
+    let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
-        apply::rollout(&mut work.tx, &work.actor, decision).await?;
+        apply::increase(&mut work.tx, &work.actor, decision, &overrides).await?;
     }
     let last = decisions.into_iter().next_back();
     last.map(|decision| decision.rollout)
@@ -138,7 +163,7 @@ async fn roll_back(
         .ok_or_else(|| no_rollout(id))?;
     let (before, warnings) =
         apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
-    let rollout = lock(work, id).await?;
+    let (_, rollout) = lock(work, id).await?;
     if rollout.state != State::Running {
         let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
         let rollout = Some((&again.unwrap_or(rollout)).into());
@@ -233,18 +258,18 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let tenant = work.actor.tenant.clone();
-        let locked = apply::dependency::lock_needed(&mut work.tx, &tenant, id.uuid()).await?;
-        let rollout = lock(&mut work, id).await?;
+        let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
+        let (component, rollout) = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
+        let before = rollout.exposure_bps();
         let decision = rollout.advance(work.now)?;
-        let Rollout { component, environment, release, .. } = &decision.rollout;
-        let version = release.version.parse();
-        let version = version.map_err(|error| Failure::Bug(format!("version of rollout {id}: {error}")))?;
-        let of = (component, &version);
-        let held = apply::dependency::blockers(&mut work.tx, &tenant, &locked, of, environment).await?;
-        apply::dependency::require_none(held)?;
-        apply::rollout(&mut work.tx, &work.actor, &decision).await?;
+        // The end of a rollout that everyone sees raises nothing.
+        let overrides = if decision.rollout.exposure_bps() > before {
+            require_open(&mut work, &locked, &component, &decision.rollout).await?
+        } else {
+            Vec::new()
+        };
+        apply::increase(&mut work.tx, &work.actor, &decision, &overrides).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
     }
