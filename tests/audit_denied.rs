@@ -192,10 +192,10 @@ fn the_first_field_of_every_change_names_what_it_is_about() {
     let mut count = 0;
     for method in changes {
         let first = method.input().get_field(1).unwrap();
-        let named = match first.kind() {
-            Kind::Message(object) => object.get_field(1).unwrap(),
-            _ => first,
-        };
+        let kind = first.kind();
+        let named = kind
+            .as_message()
+            .map_or_else(|| first.clone(), |object| object.get_field(1).unwrap());
         assert!(named.kind() == Kind::String && !named.is_list(), "{}", method.full_name());
         count += 1;
     }

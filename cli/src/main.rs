@@ -1,5 +1,6 @@
 //! The `tandem` command: the local stack, the services themselves, and what operators need. One file per command.
 
+mod audit;
 mod check;
 mod client;
 mod error;
@@ -43,6 +44,9 @@ enum Command {
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
     Rollout(rollout::Command),
+    /// Sign or check the audit trail of release-svc
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Drive the running stack with real shop sessions while real releases are rolled out, and check its promises
     Replay(replay::Args),
     /// Make the files that both services need to start: local issuer, key ring, session-svc's token
@@ -65,6 +69,7 @@ async fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Ship(args) => Box::pin(ship::run(args)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
+        Command::Audit(command) => Box::pin(audit::run(command)).await,
         Command::Replay(args) => match stack::Stack::open(&args.stack) {
             Ok(stack) => return Box::pin(replay::run(args, &stack)).await,
             Err(error) => Err(error.into()),

@@ -199,9 +199,11 @@ mod tests {
         assert_eq!(fault_of(swapped), Some((2, Fault::Reordered(3))));
     }
 
+    type Change = fn(&mut Entry);
+
     #[test]
     fn every_column_is_held_to_the_record() {
-        let columns: [(&str, fn(&mut Entry)); 7] = [
+        let columns: [(&str, Change); 7] = [
             ("kind", |entry| entry.kind.push('x')),
             ("subject", |entry| entry.subject.push('x')),
             ("principal", |entry| entry.principal.push('x')),
