@@ -9,6 +9,7 @@ pub const KINDS: &[Kind] = &[
     ("component.created", "A component was made."),
     ("component.updated", "A component was changed."),
     ("environment.created", "An environment was made."),
+    ("history.deployment_imported", "A deployment of the past was imported."),
     ("release.activated", "A release is being rolled out and is stable nowhere yet."),
     ("release.approved", "A release has the approvals that it needs."),
     ("release.cancelled", "A release was given up before it was exposed."),

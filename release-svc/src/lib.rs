@@ -25,6 +25,7 @@ pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
     pub mod component;
+    pub mod insight;
     pub mod release;
     pub mod rollout;
     pub mod route;

@@ -14,6 +14,7 @@ use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
+use shared::pb::release::insight_service_server::InsightServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
@@ -35,6 +36,7 @@ use crate::domain::version::NotGreater;
 
 mod approval;
 mod catalog;
+mod insight;
 mod release;
 mod rollout;
 mod routing;
@@ -46,6 +48,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.ApprovalService",
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
+    "tandem.release.v1.InsightService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -92,6 +95,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let insight = InsightServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -105,6 +112,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(approval)
         .add_service(rollout)
         .add_service(routing)
+        .add_service(insight)
         .add_service(event)
         .add_service(webhook)
 }

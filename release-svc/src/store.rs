@@ -6,6 +6,7 @@
 //! write, too; a write that finds its row changed says `false`.
 
 pub mod component;
+pub mod insight;
 pub mod release;
 pub mod rollout;
 pub mod route;
