@@ -3,7 +3,9 @@
 mod check;
 mod client;
 mod error;
+mod history;
 mod init;
+mod insight;
 mod keys;
 mod percent;
 mod replay;
@@ -43,6 +45,11 @@ enum Command {
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
     Rollout(rollout::Command),
+    /// Show how delivery of a component goes: DORA's five metrics and what belongs to them
+    Insight(insight::Args),
+    /// Import what happened before Tandem was there
+    #[command(subcommand)]
+    History(history::Command),
     /// Drive the running stack with real shop sessions while real releases are rolled out, and check its promises
     Replay(replay::Args),
     /// Make the files that both services need to start: local issuer, key ring, session-svc's token
@@ -65,6 +72,8 @@ async fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Ship(args) => Box::pin(ship::run(args)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
+        Command::Insight(args) => Box::pin(insight::run(args)).await,
+        Command::History(command) => Box::pin(history::run(command)).await,
         Command::Replay(args) => match stack::Stack::open(&args.stack) {
             Ok(stack) => return Box::pin(replay::run(args, &stack)).await,
             Err(error) => Err(error.into()),
