@@ -54,8 +54,8 @@ struct Site {
     runs: HashMap<String, Run>,
     /// The deployment of each release that everyone got.
     served: HashMap<String, usize>,
-    /// A deployment that failed, and what follows is to put right.
-    failed: Option<usize>,
+    /// Deployments that failed and that the next success puts right.
+    failed: Vec<usize>,
 }
 
 /// A rollout while facts are taken in.
@@ -64,8 +64,8 @@ struct Run {
     has_reached_everyone: bool,
     /// It brings back what was there before.
     is_return: bool,
-    /// It was taken back after everyone was exposed.
-    has_failed: bool,
+    /// Its deployment, if it was taken back after everyone was exposed.
+    failed: Option<usize>,
 }
 
 /// A release while facts are taken in.
@@ -105,13 +105,22 @@ impl History {
                 Fact::Approved { release_id } => fold.approve(release_id, at),
                 Fact::Ended { release_id } => fold.end_wait(&release_id, at),
                 Fact::Rollout { stage, rollout } if counts(&rollout.environment) => {
-                    fold.roll(stage, rollout, at);
+                    fold.roll(stage, &rollout, at);
                 }
                 Fact::Imported(past) if counts(&past.environment) => fold.import(past),
                 Fact::Rollout { .. } | Fact::Imported(_) => {}
             }
         }
         fold.history
+    }
+
+    /// Those of these deployments that did not recover before have now.
+    fn recover(&mut self, failed: impl IntoIterator<Item = usize>, at: Time) {
+        for index in failed {
+            if let Some(failure) = self.deployments.get_mut(index).and_then(|it| it.failure.as_mut()) {
+                failure.recovered_at.get_or_insert(at);
+            }
+        }
     }
 
     /// When each deployment ended, and whether it failed: what a next one's risk is judged by.
@@ -145,34 +154,36 @@ impl Fold {
         }
     }
 
-    fn roll(&mut self, stage: Stage, rollout: Rollout, at: Time) {
+    fn roll(&mut self, stage: Stage, rollout: &Rollout, at: Time) {
         let site = self.sites.entry(rollout.environment.clone()).or_default();
-        let run = site.runs.entry(rollout.rollout_id.clone()).or_default();
+        let run = site.runs.entry(rollout.id.clone()).or_default();
         match stage {
             Stage::Started => {
                 run.has_reached_everyone = rollout.exposure_bps == EVERYONE_BPS;
                 run.is_return = site.served.contains_key(&rollout.release_id);
                 if run.is_return {
                     self.history.rollbacks.push(at);
-                    self.fail(&rollout, at);
+                    self.fail(rollout, at);
                 }
                 self.end_wait(&rollout.release_id, at);
             }
             Stage::Advanced => run.has_reached_everyone |= rollout.exposure_bps == EVERYONE_BPS,
             Stage::Succeeded => {
                 if !run.is_return {
-                    self.succeed(&rollout, at);
+                    self.succeed(rollout, at);
                 }
-                self.recover(&rollout.environment, at);
+                let site = self.sites.entry(rollout.environment.clone()).or_default();
+                self.history.recover(std::mem::take(&mut site.failed), at);
             }
             Stage::RollbackStarted => {
                 self.history.rollbacks.push(at);
                 // Where it was to bring something back, nothing was deployed.
                 if run.has_reached_everyone && !run.is_return {
-                    run.has_failed = true;
-                    site.failed = Some(self.history.deployments.len());
+                    let index = self.history.deployments.len();
+                    run.failed = Some(index);
+                    site.failed.push(index);
                     let failure = Some(Failure { detected_at: at, recovered_at: None });
-                    let is_rework = self.change(&rollout).is_some_and(Change::is_rework);
+                    let is_rework = self.change(rollout).is_some_and(Change::is_rework);
                     self.history
                         .deployments
                         .push(Deployment { at, lead_times: vec![], is_rework, failure });
@@ -180,8 +191,7 @@ impl Fold {
                     self.history.caught.push(at);
                 }
             }
-            Stage::RolledBack if run.has_failed => self.recover(&rollout.environment, at),
-            Stage::RolledBack => {}
+            Stage::RolledBack => self.history.recover(run.failed, at),
         }
     }
 
@@ -220,16 +230,7 @@ impl Fold {
             && deployment.failure.is_none()
         {
             deployment.failure = Some(Failure { detected_at, recovered_at: None });
-            site.failed = Some(index);
-        }
-    }
-
-    /// The environment is well again.
-    fn recover(&mut self, environment: &str, at: Time) {
-        let failed = self.sites.get_mut(environment).and_then(|site| site.failed.take());
-        let deployment = failed.and_then(|index| self.history.deployments.get_mut(index));
-        if let Some(failure) = deployment.and_then(|deployment| deployment.failure.as_mut()) {
-            failure.recovered_at = Some(at);
+            site.failed.push(index);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use chrono::TimeDelta;
 use shared::id::{ComponentId, EnvironmentId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
@@ -52,7 +53,8 @@ pub async fn history(
             .filter_map(|row| row.into_fact().transpose())
             .collect::<sqlx::Result<_>>()?;
         if let Some((oldest, _)) = read.first().filter(|_| is_cut) {
-            whole_since = whole_since.max(*oldest);
+            // Of that instant there may be more.
+            whole_since = whole_since.max(*oldest + TimeDelta::microseconds(1));
         }
         facts.extend(read);
     }

@@ -47,7 +47,8 @@ pub enum Stage {
 /// A rollout as it was then.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Rollout {
-    pub rollout_id: String,
+    #[serde(rename = "rollout_id")]
+    pub id: String,
     pub environment: String,
     pub release_id: String,
     pub version: String,

@@ -74,12 +74,12 @@ fn days(count: i64) -> Period {
     Period { start: at(0), end: at(count * DAY) }
 }
 
-fn spread(median: i64, p90: i64, count: usize) -> Option<Spread> {
-    Some(Spread { median: TimeDelta::seconds(median), p90: TimeDelta::seconds(p90), count })
+fn spread(median: i64, p90: i64, count: usize) -> Spread {
+    Spread { median: TimeDelta::seconds(median), p90: TimeDelta::seconds(p90), count }
 }
 
-fn ratio(numerator: usize, denominator: usize) -> Option<Ratio> {
-    Some(Ratio { numerator, denominator })
+fn ratio(numerator: usize, denominator: usize) -> Ratio {
+    Ratio { numerator, denominator }
 }
 
 #[test]
@@ -120,9 +120,9 @@ fn lead_time_is_of_each_commit_to_the_first_success_with_it() {
     let both = BTreeSet::from(["prod".parse().unwrap(), "prod-us".parse().unwrap()]);
     let metrics = History::of(facts, &both).metrics(&days(1), &[]);
     // 8 h, 7 h, and a commit that the clock of its author puts after the deployment.
-    assert_eq!(metrics.change_lead_time, spread(7 * HOUR, 8 * HOUR, 3));
+    assert_eq!(metrics.change_lead_time, Some(spread(7 * HOUR, 8 * HOUR, 3)));
     assert_eq!((metrics.deployments, metrics.per_day), (2, Some(2.0)));
-    assert_eq!(metrics.change_fail_rate, ratio(0, 2));
+    assert_eq!(metrics.change_fail_rate, Some(ratio(0, 2)));
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn a_rollback_is_a_failure_only_after_everyone_was_exposed() {
         let metrics = history(facts).metrics(&days(1), &[]);
         assert_eq!((metrics.deployments, metrics.caught_in_canary), (deployments, caught), "{steps:?}");
         assert_eq!(metrics.rollbacks, 1);
-        assert_eq!(metrics.change_fail_rate, ratio(1 - caught, deployments));
-        let recovery = if caught == 0 { spread(HOUR, HOUR, 1) } else { None };
+        assert_eq!(metrics.change_fail_rate, Some(ratio(1 - caught, deployments)));
+        let recovery = (caught == 0).then(|| spread(HOUR, HOUR, 1));
         assert_eq!(metrics.failed_deployment_recovery_time, recovery);
     }
 }
@@ -152,8 +152,8 @@ fn what_was_deployed_before_and_comes_back_says_that_what_it_replaces_failed() {
     facts.push(rollout("succeeded", "a", Some("b"), 10_000, 7 * HOUR));
     let metrics = history(facts).metrics(&days(1), &[]);
     assert_eq!((metrics.deployments, metrics.rollbacks, metrics.caught_in_canary), (2, 1, 0));
-    assert_eq!(metrics.change_fail_rate, ratio(1, 2));
-    assert_eq!(metrics.failed_deployment_recovery_time, spread(2 * HOUR, 2 * HOUR, 1));
+    assert_eq!(metrics.change_fail_rate, Some(ratio(1, 2)));
+    assert_eq!(metrics.failed_deployment_recovery_time, Some(spread(2 * HOUR, 2 * HOUR, 1)));
 }
 
 #[test]
@@ -164,11 +164,16 @@ fn a_return_that_is_taken_back_mends_nothing() {
     facts.push(rollout("rollback_started", "a", Some("b"), 0, 6 * HOUR));
     facts.push(rollout("rolled_back", "a", Some("b"), 0, 7 * HOUR));
     let still_down = history(facts.clone()).metrics(&days(1), &[]);
-    assert_eq!(still_down.change_fail_rate, ratio(1, 2));
+    assert_eq!(still_down.change_fail_rate, Some(ratio(1, 2)));
     assert_eq!(still_down.failed_deployment_recovery_time, None);
-    facts.extend(shipped("c", Some("b"), 9 * HOUR));
+    // Nor does another one that fails itself.
+    facts.push(rollout("started", "c", Some("b"), 10_000, 8 * HOUR));
+    facts.push(rollout("rollback_started", "c", Some("b"), 0, 9 * HOUR));
+    facts.push(rollout("rolled_back", "c", Some("b"), 0, 10 * HOUR));
+    facts.extend(shipped("d", Some("b"), 12 * HOUR));
     let mended = history(facts).metrics(&days(1), &[]);
-    assert_eq!(mended.failed_deployment_recovery_time, spread(4 * HOUR, 4 * HOUR, 1));
+    assert_eq!(mended.change_fail_rate, Some(ratio(2, 4)));
+    assert_eq!(mended.failed_deployment_recovery_time, Some(spread(4 * HOUR, 7 * HOUR, 2)));
 }
 
 #[test]
@@ -184,9 +189,9 @@ fn what_an_incident_made_necessary_is_rework_and_what_it_replaces_has_failed() {
         facts.push(submitted("b", submitted_after, &change));
         facts.extend(shipped("b", Some("a"), 5 * HOUR));
         let metrics = history(facts).metrics(&days(1), &[]);
-        assert_eq!(metrics.deployment_rework_rate, ratio(rework, 2), "{change}");
-        assert_eq!(metrics.change_fail_rate, ratio(failed, 2), "{change}");
-        let recovery = if failed == 1 { spread(3 * HOUR, 3 * HOUR, 1) } else { None };
+        assert_eq!(metrics.deployment_rework_rate, Some(ratio(rework, 2)), "{change}");
+        assert_eq!(metrics.change_fail_rate, Some(ratio(failed, 2)), "{change}");
+        let recovery = (failed == 1).then(|| spread(3 * HOUR, 3 * HOUR, 1));
         assert_eq!(metrics.failed_deployment_recovery_time, recovery, "{change}");
     }
 }
@@ -199,7 +204,7 @@ fn a_failure_belongs_to_the_period_of_its_deployment() {
     facts.push(rollout("succeeded", "a", Some("b"), 10_000, 31 * HOUR));
     let history = history(facts);
     let (first, second) = (days(1), Period { start: at(DAY), end: at(2 * DAY) });
-    assert_eq!(history.metrics(&first, &[]).change_fail_rate, ratio(1, 2));
+    assert_eq!(history.metrics(&first, &[]).change_fail_rate, Some(ratio(1, 2)));
     let next = history.metrics(&second, &[]);
     assert_eq!((next.change_fail_rate, next.rollbacks), (None, 1));
 }
@@ -221,11 +226,11 @@ fn imported_records_speak_for_themselves() {
     let back = PastDeployment { is_rollback: true, ..past("0.9", 5 * HOUR) };
     let unmended = PastDeployment { failed_at: Some(at(9 * HOUR)), ..past("1.2", 8 * HOUR) };
     let metrics = history([unmended, back, fix, failed].map(imported).into()).metrics(&days(1), &[]);
-    assert_eq!(metrics.change_lead_time, spread(2 * HOUR, 2 * HOUR, 2));
+    assert_eq!(metrics.change_lead_time, Some(spread(2 * HOUR, 2 * HOUR, 2)));
     assert_eq!((metrics.deployments, metrics.rollbacks), (3, 1));
-    assert_eq!(metrics.change_fail_rate, ratio(2, 3));
-    assert_eq!(metrics.deployment_rework_rate, ratio(1, 3));
-    assert_eq!(metrics.failed_deployment_recovery_time, spread(4 * HOUR, 4 * HOUR, 1));
+    assert_eq!(metrics.change_fail_rate, Some(ratio(2, 3)));
+    assert_eq!(metrics.deployment_rework_rate, Some(ratio(1, 3)));
+    assert_eq!(metrics.failed_deployment_recovery_time, Some(spread(4 * HOUR, 4 * HOUR, 1)));
 }
 
 #[test]
@@ -241,7 +246,7 @@ fn approval_is_waited_for_from_the_last_submission_on() {
         approved("unknown", HOUR),
     ];
     let metrics = history(facts).metrics(&days(1), &[]);
-    assert_eq!(metrics.approval_wait_time, spread(3 * HOUR, 4 * HOUR, 2));
+    assert_eq!(metrics.approval_wait_time, Some(spread(3 * HOUR, 4 * HOUR, 2)));
 }
 
 #[test]
@@ -303,7 +308,7 @@ fn spreads_are_those_computed_by_hand() {
         let found = history(facts).metrics(&days(1), &[]).change_lead_time;
         // Twice as long, so that halves are whole; of an even number the median is the mean.
         let doubled_median = if seconds.len() == 10 { 11 } else { 2 * median };
-        assert_eq!(found, spread(doubled_median, 2 * p90, seconds.len()), "{seconds:?}");
+        assert_eq!(found, Some(spread(doubled_median, 2 * p90, seconds.len())), "{seconds:?}");
     }
 }
 
