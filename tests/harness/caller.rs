@@ -4,6 +4,7 @@ use shared::pb::common::event_service_client::EventServiceClient;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
+use shared::pb::release::insight_service_client::InsightServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
@@ -84,6 +85,7 @@ impl Caller {
         approvals: ApprovalServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
+        insight: InsightServiceClient of release;
         release_events: EventServiceClient of release;
         release_webhooks: WebhookServiceClient of release;
     }
