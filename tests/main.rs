@@ -84,6 +84,10 @@ mod history;
 #[cfg(test)]
 mod id_token;
 #[cfg(test)]
+mod insight;
+#[cfg(test)]
+mod insight_import;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod leak;

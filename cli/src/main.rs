@@ -4,7 +4,9 @@ mod audit;
 mod check;
 mod client;
 mod error;
+mod history;
 mod init;
+mod insight;
 mod keys;
 mod percent;
 mod replay;
@@ -47,6 +49,11 @@ enum Command {
     /// Sign or check the audit trail of release-svc
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Show how delivery of a component goes: DORA's five metrics and what belongs to them
+    Insight(insight::Args),
+    /// Import what happened before Tandem was there
+    #[command(subcommand)]
+    History(history::Command),
     /// Drive the running stack with real shop sessions while real releases are rolled out, and check its promises
     Replay(replay::Args),
     /// Make the files that both services need to start: local issuer, key ring, session-svc's token
@@ -70,6 +77,8 @@ async fn main() -> ExitCode {
         Command::Ship(args) => Box::pin(ship::run(args)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
         Command::Audit(command) => Box::pin(audit::run(command)).await,
+        Command::Insight(args) => Box::pin(insight::run(args)).await,
+        Command::History(command) => Box::pin(history::run(command)).await,
         Command::Replay(args) => match stack::Stack::open(&args.stack) {
             Ok(stack) => return Box::pin(replay::run(args, &stack)).await,
             Err(error) => Err(error.into()),

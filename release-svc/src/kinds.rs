@@ -17,6 +17,7 @@ pub const KINDS: &[Kind] = &[
     ("evidence.submitted", "Evidence about an artifact was handed in."),
     ("line.resumed", "Exposure may be raised again."),
     ("line.stopped", "Nothing of the tenant's is exposed further until the line is resumed."),
+    ("history.deployment_imported", "A deployment of the past was imported."),
     ("release.activated", "A release is being rolled out and is stable nowhere yet."),
     ("release.approved", "A release has the approvals that it needs."),
     ("release.cancelled", "A release was given up before it was exposed."),

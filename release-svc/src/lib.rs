@@ -30,6 +30,7 @@ pub mod domain {
     pub mod dependency;
     pub mod evidence;
     pub mod identity;
+    pub mod insight;
     pub mod policy;
     pub mod release;
     pub mod risk;

@@ -18,6 +18,7 @@ use shared::pb::release::approval_service_server::ApprovalServiceServer;
 use shared::pb::release::audit_service_server::AuditServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::evidence_service_server::EvidenceServiceServer;
+use shared::pb::release::insight_service_server::InsightServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
@@ -44,6 +45,7 @@ mod audit;
 mod catalog;
 mod denial;
 mod evidence;
+mod insight;
 mod release;
 mod rollout;
 mod routing;
@@ -59,6 +61,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.RoutingService",
     "tandem.release.v1.AuditService",
     "tandem.release.v1.WindowService",
+    "tandem.release.v1.InsightService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -117,6 +120,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let insight = InsightServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -133,6 +140,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(routing)
         .add_service(audit)
         .add_service(window)
+        .add_service(insight)
         .add_service(event)
         .add_service(webhook)
         .into_axum_router()

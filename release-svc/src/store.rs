@@ -22,6 +22,7 @@ pub mod dependency;
 pub mod environment;
 pub mod evidence;
 pub mod identity;
+pub mod insight;
 pub mod policy;
 pub mod release;
 pub mod rollout;
