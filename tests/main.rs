@@ -8,6 +8,8 @@ mod abandonment_list;
 #[cfg(test)]
 mod abandonment_races;
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;
@@ -31,6 +33,8 @@ mod authenticate;
 mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
+#[cfg(test)]
+mod break_glass;
 #[cfg(test)]
 mod browsing;
 #[cfg(test)]
@@ -64,6 +68,8 @@ mod failover;
 #[cfg(test)]
 mod floors;
 #[cfg(test)]
+mod governance;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod history;
@@ -83,6 +89,8 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
+mod policy;
 #[cfg(test)]
 mod preferences;
 #[cfg(test)]

@@ -24,10 +24,16 @@ mod apply;
 pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
+    pub mod approval;
+    pub mod blocker;
+    pub mod break_glass;
     pub mod component;
+    pub mod policy;
     pub mod release;
+    pub mod risk;
     pub mod rollout;
     pub mod route;
+    pub mod snapshot;
     pub mod version;
 }
 mod kinds;

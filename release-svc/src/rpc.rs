@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
 use prost::Message;
 use shared::db::Db;
 use shared::feed::Feed;
@@ -29,8 +30,11 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
-use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
-use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
+use crate::domain::approval::VoteRefused;
+use crate::domain::blocker::{Blocked, Blocker as Hold};
+use crate::domain::break_glass::ReviewRefused;
+use crate::domain::release::{AbandonRefused, SubmitRefused, WrongState as WrongReleaseState};
+use crate::domain::rollout::WrongState as WrongRolloutState;
 use crate::domain::version::NotGreater;
 
 mod approval;
@@ -144,6 +148,30 @@ impl From<SubmitRefused> for Failure {
         match error {
             SubmitRefused::State(error) => error.into(),
             SubmitRefused::Version(error) => error.into(),
+            SubmitRefused::Incomplete(field) => {
+                let text = format!("the approval policy asks for {field}");
+                Refusal::new(Reason::ReleaseIncomplete, text).with("field", field).into()
+            }
+        }
+    }
+}
+
+impl From<AbandonRefused> for Failure {
+    fn from(error: AbandonRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            AbandonRefused::State(error) => error.into(),
+            AbandonRefused::Exposed(_) => Refusal::new(Reason::ReleaseExposed, text).into(),
+        }
+    }
+}
+
+impl From<ReviewRefused> for Failure {
+    fn from(error: ReviewRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            ReviewRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
+            ReviewRefused::Again(_) => Refusal::new(Reason::BreakGlassReviewed, text).into(),
         }
     }
 }
@@ -155,6 +183,7 @@ impl From<VoteRefused> for Failure {
             VoteRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
             VoteRefused::State(error) => error.into(),
             VoteRefused::Again(voter) => Refusal::new(Reason::VoteExists, text).with("voter", voter).into(),
+            VoteRefused::Unmapped(committers) => unmapped(&committers).into(),
         }
     }
 }
@@ -170,32 +199,31 @@ impl From<WrongRolloutState> for Failure {
     }
 }
 
+/// Whoever approves must be known to be none of those who wrote it.
+fn unmapped(committers: &[String]) -> Refusal {
+    let committers = committers.join(", ");
+    Refusal::new(Reason::CommitterUnmapped, format!("nobody knows who committed as {committers}"))
+        .with("committers", committers)
+}
+
 impl From<Blocked> for Failure {
     fn from(Blocked(holds): Blocked) -> Self {
-        let blockers: Vec<_> = holds.into_iter().map(blocker).collect();
-        let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
+        let sentences: Vec<_> = holds.iter().map(|hold| hold.description.as_str()).collect();
         let text = format!("the rollout is held back: {}", sentences.join("; "));
-        Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into()
+        Refusal::new(Reason::RolloutBlocked, text)
+            .blocked_by(holds.into_iter().map(Blocker::from))
+            .into()
     }
 }
 
-fn blocker(hold: Hold) -> Blocker {
-    match hold {
-        Hold::NotCleared { release, state } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} is {state}; only what is approved is rolled out"),
-        },
-        Hold::AlreadyStable { release, environment } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} serves everyone in {environment} already"),
-        },
-        Hold::EarlierRollout { rollout } => Blocker {
-            kind: "EARLIER_ROLLOUT",
-            subject: rollout.to_string(),
-            description: format!("rollout {rollout} of this component is not finished here"),
-        },
+impl From<Hold> for Blocker {
+    fn from(hold: Hold) -> Self {
+        let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
+        if let Some(time) = next_open {
+            let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            description.push_str(&format!("; may go from {time} on"));
+        }
+        Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }
 }
 

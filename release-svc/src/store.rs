@@ -5,10 +5,14 @@
 //! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
 //! write, too; a write that finds its row changed says `false`.
 
+pub mod approval;
+pub mod break_glass;
 pub mod component;
+pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
+pub mod snapshot;
 
 /// What is stored cannot be: names the table, the column and the row.
 fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {

@@ -84,6 +84,10 @@ ids! {
     ReleaseId "rel";
     /// One release moving into one environment.
     RolloutId "rlo";
+    /// That a release had all that it needed.
+    ApprovalId "apv";
+    /// That somebody approved a release alone.
+    BreakGlassId "bgl";
     /// One receiver of events over HTTP.
     WebhookId "whk";
 }

@@ -257,6 +257,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::ApprovalPolicyNotFound
         | R::ReleaseNotFound
         | R::RolloutNotFound
+        | R::VoteNotFound
+        | R::BreakGlassNotFound
         | R::WebhookNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
@@ -287,6 +289,12 @@ pub const fn code(reason: Reason) -> Code {
         | R::ShopperMerged
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
+        | R::ReleaseIncomplete
+        | R::ReleaseExposed
+        | R::CommitterUnmapped
+        | R::BreakGlassReviewed
+        | R::BreakGlassReviewOverdue
+        | R::ProposalNotPending
         | R::RolloutWrongState
         | R::RolloutBlocked
         | R::CartRecoveryUnknown

@@ -1,10 +1,7 @@
-//! What is released, where it runs, and what it needs: the catalogue, which people write.
+//! What is released and where it runs: the catalogue, which people write.
 
 use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId};
 use shared::time::Time;
-
-/// The approval policy that every tenant has: profile STARTER, quorum 0.
-pub const STARTER_POLICY: &str = "starter";
 
 /// A deployable thing that is released on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,27 +26,58 @@ pub struct Environment {
     pub row_version: i64,
 }
 
-/// What a release needs before it may be rolled out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApprovalPolicy {
-    pub name: ApprovalPolicyId,
-    pub profile: Profile,
-    /// How many people must approve.
-    pub quorum: i32,
-    pub created_at: Time,
-    pub row_version: i64,
-}
-
-/// A named set of governance rules.
+/// How much hangs on a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// For a team that begins: any quorum, and risk is advice.
-    Starter,
+pub enum Tier {
+    /// Checkout, payment, ledger.
+    One,
+    /// Order, stock, dispatch.
+    Two,
+    /// Account, search.
+    Three,
+    /// For the company's own people.
+    Four,
 }
 
-impl ApprovalPolicy {
-    /// Whether it is the one that every tenant has without making it.
-    pub fn is_given(name: &ApprovalPolicyId) -> bool {
-        name.as_str() == STARTER_POLICY
+/// What a component handles that laws and contracts protect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataScope {
+    Card,
+    Ledger,
+    Personal,
+}
+
+impl Tier {
+    const ALL: [Self; 4] = [Self::One, Self::Two, Self::Three, Self::Four];
+
+    /// As in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::One => "TIER_1",
+            Self::Two => "TIER_2",
+            Self::Three => "TIER_3",
+            Self::Four => "TIER_4",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tier| tier.name() == name)
+    }
+}
+
+impl DataScope {
+    const ALL: [Self; 3] = [Self::Card, Self::Ledger, Self::Personal];
+
+    /// As in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Card => "CARD",
+            Self::Ledger => "LEDGER",
+            Self::Personal => "PERSONAL",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
     }
 }

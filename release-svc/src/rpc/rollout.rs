@@ -11,9 +11,10 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
-use super::release::{REASON_MAX, lock as lock_release};
+use super::release::{REASON_MAX, look};
 use super::{App, absent, before, state_names};
 use crate::apply;
+use crate::domain::blocker::require_none;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
 use crate::store::rollout::Filter;
@@ -39,6 +40,7 @@ impl From<&Rollout> for pb::Rollout {
             start_time: Some(to_proto(rollout.started_at)),
             end_time: rollout.state.ended_at().map(to_proto),
             etag: etag_of(rollout.row_version),
+            approval_id: rollout.approval.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -81,8 +83,8 @@ async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
 }
 
 /// Starts a rollout under the component's lock.
-async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
-    let (component, release) = lock_release(work, release).await?;
+async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
+    let (component, release, facts) = look(app, work, release).await?;
     work.caller.require_owner(&component.owner_groups)?;
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
     if store::component::find_environment(&mut work.tx, tenant, environment)
@@ -94,7 +96,7 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    let decisions = Rollout::start(plan, &release, stable, earlier, work.now)?;
+    let decisions = Rollout::start(plan, &release, stable, earlier, release.holds(&facts), work.now)?;
     for decision in &decisions {
         apply::rollout(&mut work.tx, &work.actor, decision).await?;
     }
@@ -127,7 +129,8 @@ impl App {
         };
         let id = RolloutId::new(work.now, self.entropy.bytes());
         let starter = work.actor.principal.clone();
-        let rollout = start(&mut work, release, Plan { id, environment, steps, assignment, starter }).await?;
+        let plan = Plan { id, environment, steps, assignment, starter };
+        let rollout = start(self, &mut work, release, plan).await?;
         work.answer(pb::StartRolloutResponse { rollout: Some((&rollout).into()) }).await
     }
 
@@ -185,7 +188,13 @@ impl App {
         };
         let rollout = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
-        let decision = rollout.advance(work.now)?;
+        let decision = rollout.clone().advance(work.now)?;
+        let (_, release, facts) = look(self, &mut work, rollout.release.id).await?;
+        let began = match rollout.approval {
+            Some(id) => store::approval::find(&mut work.tx, &work.actor.tenant, id).await?,
+            None => None,
+        };
+        require_none(release.holds_under(began.as_ref(), &facts))?;
         apply::rollout(&mut work.tx, &work.actor, &decision).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
