@@ -8,9 +8,10 @@ use shared::pb::session as pb;
 use tonic::Code;
 
 use crate::evidence::{submit_evidence, test_report};
+use crate::harness::govern::{emergency, hand_in};
 use crate::harness::shop::{
-    add_line, create_catalog, create_policy, create_release, create_session, create_touchpoint, known_device,
-    log_in, owner, set_alias, ship, validate, web,
+    add_line, create_catalog, create_component, create_policy, create_release, create_session,
+    create_touchpoint, draft, known_device, log_in, owner, set_alias, ship, validate, web,
 };
 use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of};
 use crate::history::{append, list, view};
@@ -62,6 +63,8 @@ const NAMING_NOTHING: &[&str] = &[
     "CreateApprovalPolicy",
     "ListReleases",
     "ListEvidence",
+    "ListPendingForMe",
+    "ListBreakGlasses",
     "ListRollouts",
     "ListAudit",
     "GetAuditHead",
@@ -126,12 +129,27 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("evidence_id", evidence.evidence_id),
         ("artifact_digest", evidence.artifact_digest),
         ("suite", evidence.suite),
+        ("break_glass_id", break_glass_of(caller).await),
         ("version", "9.0".to_owned()),
         ("rollout_id", rollout.rollout_id),
         ("reason", "because".to_owned()),
         ("webhook_id", webhook),
         ("url", url),
     ]
+}
+
+/// That somebody approved a release alone.
+async fn break_glass_of(caller: &Caller) -> String {
+    let strict = rpb::Component {
+        component: "ledger".to_owned(),
+        approval_policy: "strict".to_owned(),
+        ..rpb::Component::default()
+    };
+    create_component(caller, strict).await;
+    let draft = rpb::CreateReleaseRequest { component: "ledger".to_owned(), ..draft("1.0") };
+    let release = hand_in(caller, draft).await;
+    let used = caller.approvals().use_break_glass(emergency(&release)).await.answer();
+    used.break_glass.unwrap().break_glass_id
 }
 
 /// A message that is all right but for whose things it names.
@@ -141,8 +159,8 @@ fn fill(descriptor: &MessageDescriptor, has: &[(&str, String)]) -> DynamicMessag
         // Of two ways to name something, the one by id.
         let by_token =
             field.containing_oneof().is_some() && ["session_token", "own_session"].contains(&field.name());
-        let is_optional =
-            ["session_policy", "cart_policy", "ref", "counts", "review", "statement"].contains(&field.name());
+        let is_optional = ["session_policy", "cart_policy", "ref", "rules", "counts", "review", "statement"]
+            .contains(&field.name());
         if by_token || field.is_list() || is_optional {
             continue;
         }

@@ -8,6 +8,8 @@ mod abandonment_list;
 #[cfg(test)]
 mod abandonment_races;
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;
@@ -37,6 +39,8 @@ mod authenticate;
 mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
+#[cfg(test)]
+mod break_glass;
 #[cfg(test)]
 mod browsing;
 #[cfg(test)]
@@ -78,6 +82,8 @@ mod failover;
 #[cfg(test)]
 mod floors;
 #[cfg(test)]
+mod governance;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod history;
@@ -101,6 +107,8 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
+mod policy;
 #[cfg(test)]
 mod preferences;
 #[cfg(test)]

@@ -3,24 +3,28 @@
 
 use serde_json::{Map, Value, json};
 use shared::db::Db;
-use shared::id::{EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
+use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
 use shared::time::Time;
 use sqlx::PgConnection;
 
+use crate::domain::break_glass::BreakGlass;
 use crate::domain::component::{Component, DataScope, Environment};
 use crate::domain::dependency::Dependency;
 use crate::domain::identity::IdentityAlias;
-use crate::domain::policy::ApprovalPolicy;
-use crate::domain::release::{self, Ending, Release};
+use crate::domain::policy::{ApprovalPolicy, Profile, Terms};
+use crate::domain::release::{self, Ending, Facts, Release};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
 pub(crate) mod dependency;
 pub(crate) mod exposure;
+mod facts;
+
+pub(crate) use facts::{evidence_blockers, facts, person_of};
 
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
@@ -116,8 +120,25 @@ pub(crate) async fn tell_policy(
     kind: &'static str,
     policy: &ApprovalPolicy,
 ) -> sqlx::Result<()> {
-    let data = json!({ "approval_policy": policy.name.as_str(), "quorum": policy.quorum });
+    let data = json!({
+        "approval_policy": policy.name.as_str(),
+        "profile": policy.terms.profile.name(),
+        "quorum": policy.terms.quorum,
+        "version": policy.row_version,
+        "proposed_version": policy.proposed.as_ref().map(|proposed| proposed.version),
+    });
     tell(db, actor, kind, policy.name.to_string(), data).await
+}
+
+/// Tells of a review of a break-glass.
+pub(crate) async fn tell_review(db: &mut PgConnection, actor: &Actor, used: &BreakGlass) -> sqlx::Result<()> {
+    let data = json!({
+        "break_glass_id": used.id.to_string(),
+        "release_id": used.release.to_string(),
+        "verdict": used.review.as_ref().map(|review| review.verdict.name()),
+        "reason": used.review.as_ref().map(|review| review.reason.as_str()),
+    });
+    tell(db, actor, "break_glass.reviewed", used.id.to_string(), data).await
 }
 
 /// Tells of a draft that was made.
@@ -135,9 +156,50 @@ pub(crate) async fn release(
 ) -> Result<(), Failure> {
     expect_written(store::release::update(db, &actor.tenant, decision).await?)?;
     let release = &decision.release;
+    if decision.was_approved != release.approval {
+        if let Some(ended) = &decision.was_approved {
+            expect_written(store::approval::end(db, &actor.tenant, ended.id, actor.now).await?)?;
+        }
+        if let Some(approval) = &release.approval {
+            store::approval::insert(db, &actor.tenant, release, approval).await?;
+        }
+    }
     let data = release_data(release, Some(decision.from), more);
     tell(db, actor, decision.kind, release.id.to_string(), data).await?;
     Ok(())
+}
+
+/// The release as the facts of now make it, with these facts. The caller has locked it after its component. What follows
+/// from facts is nobody's doing.
+pub(crate) async fn look(
+    db: &mut PgConnection,
+    actor: &Actor,
+    component: &Component,
+    found: Release,
+    approval_id: ApprovalId,
+) -> Result<(Release, Facts), Failure> {
+    let terms = found
+        .state
+        .submission()
+        .map_or_else(|| Terms::of(Profile::Starter, 0), |of| of.terms());
+    let facts = facts(db, actor, component, &found, &terms, approval_id).await?;
+    let system = Actor { principal: "system".to_owned(), ..actor.clone() };
+    let seen = reassess(db, &system, found, &facts).await?;
+    Ok((seen, facts))
+}
+
+/// Carries out what the facts make of a release.
+pub(crate) async fn reassess(
+    db: &mut PgConnection,
+    actor: &Actor,
+    mut found: Release,
+    facts: &Facts,
+) -> Result<Release, Failure> {
+    for decision in found.clone().reassess(facts) {
+        release(db, actor, &decision, Map::new()).await?;
+        found = decision.release;
+    }
+    Ok(found)
 }
 
 fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>) -> Value {
@@ -147,6 +209,15 @@ fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>)
     data.insert("version".to_owned(), release.version.as_str().into());
     data.insert("from".to_owned(), from.into());
     data.insert("to".to_owned(), release.state.name().into());
+    data.insert("revision".to_owned(), release.revision.into());
+    if let Some(submission) = release.state.submission() {
+        data.insert("band".to_owned(), submission.band.name().into());
+        data.insert("quorum".to_owned(), submission.quorum.into());
+    }
+    if let Some(approval) = &release.approval {
+        data.insert("approval_id".to_owned(), approval.id.to_string().into());
+        data.insert("basis".to_owned(), approval.basis.name().into());
+    }
     Value::Object(data)
 }
 
@@ -170,7 +241,7 @@ pub(crate) async fn increase(
     let rollout::Decision { rollout, from, kind } = decision;
     let tenant = &actor.tenant;
     match from {
-        None => store::rollout::insert(db, tenant, rollout).await?,
+        None => expect_written(store::rollout::insert(db, tenant, rollout).await?)?,
         Some(_) => expect_written(store::rollout::update(db, tenant, decision).await?)?,
     }
     let (component, environment) = (&rollout.component, &rollout.environment);
@@ -192,6 +263,7 @@ pub(crate) async fn increase(
         "reason": rollout.state.rollback_reason(),
         "route_revision": route.revision,
         "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "approval_id": rollout.approval.map(|id| id.to_string()),
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
     match &rollout.state {
@@ -201,7 +273,9 @@ pub(crate) async fn increase(
         State::Succeeded { .. } => {
             settle(db, actor, rollout.release.id, Ending::Superseded).await?;
             // Also those that were replaced before and waited for this environment.
-            for id in store::release::list_replaced(db, tenant, component, REPLACED_MAX).await? {
+            for id in
+                store::release::list_replaced(db, tenant, component, rollout.release.id, REPLACED_MAX).await?
+            {
                 settle(db, actor, id, Ending::Superseded).await?;
             }
             Ok(())

@@ -24,8 +24,10 @@ mod apply;
 pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
+    pub mod approval;
     pub mod audit;
     pub mod blocker;
+    pub mod break_glass;
     pub mod component;
     pub mod dependency;
     pub mod evidence;
@@ -36,6 +38,7 @@ pub mod domain {
     pub mod risk;
     pub mod rollout;
     pub mod route;
+    pub mod snapshot;
     pub mod version;
     pub mod window;
 }

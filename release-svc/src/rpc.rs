@@ -35,8 +35,10 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
+use crate::domain::approval::VoteRefused;
 use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
-use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
+use crate::domain::break_glass::ReviewRefused;
+use crate::domain::release::{AbandonRefused, SubmitRefused, WrongState as WrongReleaseState};
 use crate::domain::rollout::WrongState as WrongRolloutState;
 use crate::domain::version::NotGreater;
 
@@ -183,6 +185,30 @@ impl From<SubmitRefused> for Failure {
         match error {
             SubmitRefused::State(error) => error.into(),
             SubmitRefused::Version(error) => error.into(),
+            SubmitRefused::Incomplete(field) => {
+                let text = format!("the approval policy asks for {field}");
+                Refusal::new(Reason::ReleaseIncomplete, text).with("field", field).into()
+            }
+        }
+    }
+}
+
+impl From<AbandonRefused> for Failure {
+    fn from(error: AbandonRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            AbandonRefused::State(error) => error.into(),
+            AbandonRefused::Exposed(_) => Refusal::new(Reason::ReleaseExposed, text).into(),
+        }
+    }
+}
+
+impl From<ReviewRefused> for Failure {
+    fn from(error: ReviewRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            ReviewRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
+            ReviewRefused::Again(_) => Refusal::new(Reason::BreakGlassReviewed, text).into(),
         }
     }
 }
@@ -194,6 +220,7 @@ impl From<VoteRefused> for Failure {
             VoteRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
             VoteRefused::State(error) => error.into(),
             VoteRefused::Again(voter) => Refusal::new(Reason::VoteExists, text).with("voter", voter).into(),
+            VoteRefused::Unmapped(committers) => unmapped(&committers).into(),
         }
     }
 }
@@ -207,6 +234,13 @@ impl From<WrongRolloutState> for Failure {
             .blocked_by([blocker])
             .into()
     }
+}
+
+/// Whoever approves must be known to be none of those who wrote it.
+fn unmapped(committers: &[String]) -> Refusal {
+    let committers = committers.join(", ");
+    Refusal::new(Reason::CommitterUnmapped, format!("nobody knows who committed as {committers}"))
+        .with("committers", committers)
 }
 
 /// Where one kind of thing alone holds back, its own reason says so.

@@ -15,7 +15,9 @@
 //! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
 //! database itself locks it when a transaction commits that tells of something.
 
+pub mod approval;
 pub mod audit;
+pub mod break_glass;
 pub mod calendar;
 pub mod component;
 pub mod dependency;
@@ -27,6 +29,7 @@ pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
+pub mod snapshot;
 pub mod window;
 
 /// What is stored cannot be: names the table, the column and the row.

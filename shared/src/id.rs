@@ -86,6 +86,10 @@ ids! {
     RolloutId "rlo";
     /// What was found out about one artifact.
     EvidenceId "evd";
+    /// That a release had all that it needed.
+    ApprovalId "apv";
+    /// That somebody approved a release alone.
+    BreakGlassId "bgl";
     /// One receiver of events over HTTP.
     WebhookId "whk";
     /// One freeze window.

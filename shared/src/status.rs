@@ -264,8 +264,10 @@ pub const fn code(reason: Reason) -> Code {
         | R::ReleaseNotFound
         | R::RolloutNotFound
         | R::EvidenceNotFound
-        | R::WebhookNotFound => Code::NotFound,
-        R::WebhookNotFound | R::WindowNotFound => Code::NotFound,
+        | R::VoteNotFound
+        | R::BreakGlassNotFound
+        | R::WebhookNotFound
+        | R::WindowNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -297,6 +299,12 @@ pub const fn code(reason: Reason) -> Code {
         | R::DependencyCycle
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
+        | R::ReleaseIncomplete
+        | R::ReleaseExposed
+        | R::CommitterUnmapped
+        | R::BreakGlassReviewed
+        | R::BreakGlassReviewOverdue
+        | R::ProposalNotPending
         | R::RolloutWrongState
         | R::RolloutBlocked
         | R::CartRecoveryUnknown

@@ -283,7 +283,11 @@ pub(crate) fn draft(version: &str) -> rpb::CreateReleaseRequest {
 }
 
 pub(crate) async fn create_release(caller: &Caller, version: &str) -> rpb::Release {
-    caller.releases().create_release(draft(version)).await.answer().release.unwrap()
+    create_release_as(caller, draft(version)).await
+}
+
+pub(crate) async fn create_release_as(caller: &Caller, draft: rpb::CreateReleaseRequest) -> rpb::Release {
+    caller.releases().create_release(draft).await.answer().release.unwrap()
 }
 
 pub(crate) fn submission(release: &rpb::Release) -> rpb::SubmitReleaseRequest {

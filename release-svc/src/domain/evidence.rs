@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use shared::id::{ComponentId, EvidenceId};
 use shared::time::Time;
 
-use crate::domain::release::Digest;
+use crate::domain::snapshot::Digest;
 
 /// A rehearsal says something of a rollback for so long.
 const REHEARSAL_COUNTS: TimeDelta = TimeDelta::days(30);

@@ -1,7 +1,7 @@
 //! One release moving into one environment, in steps. Forward, exposure only rises; backward, it goes to 0 at once, and
 //! nothing may stand in the way of that.
 
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId};
 use shared::time::Time;
 
 use crate::domain::blocker::{self, Blocked, Blocker, Kind};
@@ -29,6 +29,8 @@ pub struct Rollout {
     /// `issuer|sub`.
     pub starter: String,
     pub started_at: Time,
+    /// The one that stood then; none where an older version of Tandem started it.
+    pub approval: Option<ApprovalId>,
     pub row_version: i64,
 }
 
@@ -112,7 +114,7 @@ impl Rollout {
         held: Vec<Blocker>,
         now: Time,
     ) -> Result<Vec<Decision>, Blocked> {
-        let mut blockers = blockers(&plan, release, stable.as_ref(), earlier);
+        let mut blockers = blockers(&plan.environment, release, stable.as_ref(), earlier);
         blockers.extend(held);
         blocker::require_none(blockers)?;
         let (steps, at_once) = match plan.steps {
@@ -131,6 +133,7 @@ impl Rollout {
             state: State::Running,
             starter: plan.starter,
             started_at: now,
+            approval: release.approval.as_ref().map(|approval| approval.id),
             row_version: 1,
         };
         let started = Decision { rollout, from: None, kind: "rollout.started" };
@@ -197,14 +200,14 @@ impl Rollout {
     }
 }
 
-fn blockers(
-    plan: &Plan,
+/// What keeps a release from starting in an environment, as far as its rollouts know.
+pub fn blockers(
+    environment: &EnvironmentId,
     release: &Release,
     stable: Option<&ServedRelease>,
     earlier: Option<RolloutId>,
 ) -> Vec<Blocker> {
-    let mut blockers = Vec::new();
-    let (id, environment) = (release.id, &plan.environment);
+    let mut blockers: Vec<_> = release.state_hold().into_iter().collect();
     let mut block = |kind, subject: String, description, lifted_by: &str| {
         blockers.push(Blocker {
             kind,
@@ -214,11 +217,7 @@ fn blockers(
             next_open: None,
         });
     };
-    if !release.state.is_cleared() {
-        let state = release.state.name();
-        let text = format!("release {id} is {state}; only what is approved is rolled out");
-        block(Kind::State, id.to_string(), text, "the approval of the release");
-    }
+    let id = release.id;
     if stable.is_some_and(|stable| stable.id == id) {
         let text = format!("release {id} serves everyone in {environment} already");
         block(Kind::State, id.to_string(), text, "another release");
@@ -304,22 +303,13 @@ mod tests {
     use shared::time::at;
 
     use super::*;
-    use crate::domain::release::{self, Submission};
+    use crate::domain::release;
 
     fn release(is_approved: bool) -> Release {
-        let submission = Submission { submitter: "s".to_owned(), at: at(0), quorum: 0 };
-        Release {
-            id: ReleaseId::new(at(1), [1; 10]),
-            component: "storefront".parse().unwrap(),
-            version: "1.1".parse().unwrap(),
-            artifact_digest: None,
-            notes: String::new(),
-            author: "a".to_owned(),
-            created_at: at(0),
-            state: if is_approved { release::State::Approved(submission) } else { release::State::Draft },
-            votes: Vec::new(),
-            row_version: 1,
-        }
+        let release = release::tests::draft();
+        let submission = release::tests::submission(0);
+        let state = if is_approved { release::State::Approved(submission) } else { release::State::Draft };
+        Release { id: ReleaseId::new(at(1), [1; 10]), state, ..release }
     }
 
     fn stable() -> ServedRelease {

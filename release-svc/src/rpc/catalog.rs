@@ -111,4 +111,11 @@ impl CatalogService for App {
     ) -> Result<Response<pb::UpdateApprovalPolicyResponse>, Status> {
         Ok(Response::new(self.update_approval_policy(request).await?))
     }
+
+    async fn confirm_approval_policy(
+        &self,
+        request: Request<pb::ConfirmApprovalPolicyRequest>,
+    ) -> Result<Response<pb::ConfirmApprovalPolicyResponse>, Status> {
+        Ok(Response::new(self.confirm_approval_policy(request).await?))
+    }
 }

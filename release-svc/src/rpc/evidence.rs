@@ -18,7 +18,7 @@ use super::release::REASON_MAX;
 use super::{App, absent, before};
 use crate::apply::expect_written;
 use crate::domain::evidence::{AlreadyRevoked, Counts, Evidence, Kind, Review, Revocation};
-use crate::domain::release::Digest;
+use crate::domain::snapshot::Digest;
 use crate::store;
 use crate::store::evidence::Filter;
 

@@ -62,7 +62,7 @@ async fn require_environment(
     tenant: &TenantId,
     name: &EnvironmentId,
 ) -> Result<(), Failure> {
-    let found = store::component::find_environment(db, tenant, name).await?;
+    let found = store::environment::find(db, tenant, name).await?;
     found
         .map(|_| ())
         .ok_or_else(|| absent(Reason::EnvironmentNotFound, "environment", name).into())

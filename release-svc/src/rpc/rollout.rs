@@ -13,7 +13,7 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
-use super::release::{REASON_MAX, lock as lock_release, no_release};
+use super::release::{REASON_MAX, look, no_release};
 use super::{App, absent, before, state_names};
 use crate::apply;
 use crate::apply::dependency::Locked;
@@ -61,6 +61,7 @@ impl From<&Rollout> for pb::Rollout {
             start_time: Some(to_proto(rollout.started_at)),
             end_time: rollout.state.ended_at().map(to_proto),
             etag: etag_of(rollout.row_version),
+            approval_id: rollout.approval.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -104,6 +105,7 @@ async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout)
 
 /// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
 async fn require_open(
+    app: &App,
     work: &mut Mutation,
     locked: &Locked,
     component: &Component,
@@ -117,7 +119,14 @@ async fn require_open(
     let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
     let increase =
         Increase { component, environment: &found, release: release.id, version: &version, locked };
-    let Passage { blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    let began_under = match rollout.approval {
+        Some(id) => store::approval::find(&mut work.tx, &work.actor.tenant, id).await?,
+        None => None,
+    };
+    let (_, release, facts) = look(app, work, rollout.release.id).await?;
+    blockers.extend(apply::evidence_blockers(&mut work.tx, &work.actor.tenant, &release, &found).await?);
+    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
     blocker::require_none(blockers)?;
     Ok(overrides)
 }
@@ -127,9 +136,9 @@ fn no_environment(name: &EnvironmentId) -> Refusal {
 }
 
 /// Starts a rollout under the locks of the component and of what it needs.
-async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
+async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
     let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, release.uuid()).await?;
-    let (component, release) = lock_release(work, release).await?;
+    let (component, release, facts) = look(app, work, release).await?;
     work.caller.require_owner(&component.owner_groups)?;
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
     let found = store::environment::find(&mut work.tx, tenant, environment).await?;
@@ -142,6 +151,8 @@ async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Ro
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
+    blockers.extend(apply::evidence_blockers(&mut work.tx, tenant, &release, &found).await?);
+    blockers.extend(release.holds(&facts));
     let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
         apply::increase(&mut work.tx, &work.actor, decision, &overrides).await?;
@@ -202,7 +213,8 @@ impl App {
         };
         let id = RolloutId::new(work.now, self.entropy.bytes());
         let starter = work.actor.principal.clone();
-        let rollout = start(&mut work, release, Plan { id, environment, steps, assignment, starter }).await?;
+        let plan = Plan { id, environment, steps, assignment, starter };
+        let rollout = start(self, &mut work, release, plan).await?;
         work.answer(pb::StartRolloutResponse { rollout: Some((&rollout).into()) }).await
     }
 
@@ -265,7 +277,7 @@ impl App {
         let decision = rollout.advance(work.now)?;
         // The end of a rollout that everyone sees raises nothing.
         let overrides = if decision.rollout.exposure_bps() > before {
-            require_open(&mut work, &locked, &component, &decision.rollout).await?
+            require_open(self, &mut work, &locked, &component, &decision.rollout).await?
         } else {
             Vec::new()
         };

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::corrupt;
 use crate::domain::evidence::{Counts, Evidence, Kind, Review, Revocation};
-use crate::domain::release::Digest;
+use crate::domain::snapshot::Digest;
 
 /// What a list is narrowed to.
 pub struct Filter<'a> {
