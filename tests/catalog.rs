@@ -4,7 +4,7 @@ use shared::issuer::Grant;
 use shared::pb::release as pb;
 use tonic::Code;
 
-use crate::harness::shop::{create_catalog, create_component, set_alias};
+use crate::harness::shop::{create_catalog, create_component, seconds, set_alias};
 use crate::harness::{Answer as _, Caller, Options, Stack, Watch, reason_of, workload};
 
 const ADA: &str = "https://id.example|ada";
@@ -22,10 +22,6 @@ fn component() -> pb::Component {
 
 fn update(component: pb::Component) -> pb::UpdateComponentRequest {
     pb::UpdateComponentRequest { component: Some(component), ..Default::default() }
-}
-
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
 fn alias(alias: &str, person: &str) -> pb::SetIdentityAliasRequest {
@@ -114,11 +110,15 @@ async fn settings_that_make_no_sense_are_refused() {
     }
     let evidence = |kind: &str| pb::EvidenceRequirement { kind: kind.to_owned(), suite: String::new() };
     for bad in [
-        pb::EnvironmentRequirements { min_bake: seconds(60), ..Default::default() },
-        pb::EnvironmentRequirements { requires_promotion: true, min_bake: seconds(-1), ..Default::default() },
+        pb::EnvironmentRequirements { min_bake: Some(seconds(60)), ..Default::default() },
         pb::EnvironmentRequirements {
             requires_promotion: true,
-            min_bake: seconds(30 * 86_400 + 1),
+            min_bake: Some(seconds(-1)),
+            ..Default::default()
+        },
+        pb::EnvironmentRequirements {
+            requires_promotion: true,
+            min_bake: Some(seconds(30 * 86_400 + 1)),
             ..Default::default()
         },
         pb::EnvironmentRequirements { required_evidence: vec![evidence("GOSSIP")], ..Default::default() },
@@ -164,7 +164,7 @@ async fn an_environment_is_production_until_somebody_who_may_says_otherwise() {
     stale.refused(Code::Aborted, "ETAG_MISMATCH");
     let requirements = pb::EnvironmentRequirements {
         requires_promotion: true,
-        min_bake: seconds(3600),
+        min_bake: Some(seconds(3600)),
         required_evidence: vec![
             pb::EvidenceRequirement { kind: "SCAN".to_owned(), suite: String::new() },
             pb::EvidenceRequirement { kind: "TEST_REPORT".to_owned(), suite: "a/b".to_owned() },

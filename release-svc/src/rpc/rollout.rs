@@ -318,26 +318,26 @@ impl App {
         found.ok_or_else(|| no_environment(&environment))?;
         let uuids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
         let releases = store::dependency::list_planned(&mut db, tenant, &uuids).await?;
-        let (mut planned, mut id_of) = (BTreeMap::new(), BTreeMap::new());
+        let (mut planned, mut by_component) = (BTreeMap::new(), BTreeMap::new());
         for (id, component, version) in releases {
-            if let Some(other) = id_of.insert(component.clone(), id) {
+            if let Some(other) = by_component.insert(component.clone(), id) {
                 let text = format!("{other} and {id} are both of {component}");
                 return Err(Refusal::field("release_ids", text).into());
             }
             planned.insert(component, version);
         }
-        let is_found = |id: &&ReleaseId| id_of.values().any(|found| found == *id);
+        let is_found = |id: &&ReleaseId| by_component.values().any(|found| found == *id);
         if let Some(id) = ids.iter().find(|id| !is_found(id)) {
             return Err(no_release(id).into());
         }
         let plan = apply::dependency::plan(&mut db, tenant, &planned, &environment).await?;
-        let ids_of = |wave: &Vec<ComponentId>| {
+        let named = |wave: &Vec<ComponentId>| {
             wave.iter()
-                .filter_map(|name| id_of.get(name))
+                .filter_map(|name| by_component.get(name))
                 .map(ToString::to_string)
                 .collect()
         };
-        let waves = plan.waves.iter().map(|wave| pb::RolloutWave { release_ids: ids_of(wave) });
+        let waves = plan.waves.iter().map(|wave| pb::RolloutWave { release_ids: named(wave) });
         Ok(pb::PlanRolloutsResponse {
             waves: waves.collect(),
             conflicts: plan.conflicts.iter().map(Into::into).collect(),
