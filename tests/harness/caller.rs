@@ -7,6 +7,7 @@ use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
+use shared::pb::release::window_service_client::WindowServiceClient;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::shopper_service_client::ShopperServiceClient;
@@ -84,6 +85,7 @@ impl Caller {
         approvals: ApprovalServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
+        windows: WindowServiceClient of release;
         release_events: EventServiceClient of release;
         release_webhooks: WebhookServiceClient of release;
     }
