@@ -158,6 +158,12 @@ mod webhook_faults;
 #[cfg(test)]
 mod webhook_guard;
 #[cfg(test)]
+mod window;
+#[cfg(test)]
+mod window_hold;
+#[cfg(test)]
+mod window_properties;
+#[cfg(test)]
 mod wishlist;
 #[cfg(test)]
 mod wishlist_share;

@@ -10,6 +10,7 @@ use shared::pb::release::insight_service_client::InsightServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
+use shared::pb::release::window_service_client::WindowServiceClient;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::shopper_service_client::ShopperServiceClient;
@@ -90,6 +91,7 @@ impl Caller {
         routing: RoutingServiceClient of release;
         audit: AuditServiceClient of release;
         insight: InsightServiceClient of release;
+        windows: WindowServiceClient of release;
         release_events: EventServiceClient of release;
         release_webhooks: WebhookServiceClient of release;
     }

@@ -45,7 +45,9 @@ async fn admit(work: &mut Mutation, window: &Window) -> Result<(), Failure> {
     if let Some(name) = store::window::missing_environment(&mut work.tx, tenant, &scope.environments).await? {
         return Err(absent(Reason::EnvironmentNotFound, "environment", &name).into());
     }
-    if store::window::count_others(&mut work.tx, tenant, window.id, work.now).await? < WINDOWS_MAX {
+    let is_over = window.over_at().is_some_and(|over_at| over_at <= work.now);
+    if is_over || store::window::count_others(&mut work.tx, tenant, window.id, work.now).await? < WINDOWS_MAX
+    {
         return Ok(());
     }
     let text = format!("the tenant has {WINDOWS_MAX} windows that are not over, as many as it may");
