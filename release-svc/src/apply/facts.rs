@@ -1,5 +1,6 @@
 //! The facts that governance goes by, read in the transaction that acts on them.
 
+use chrono::TimeDelta;
 use shared::id::{ApprovalId, TenantId};
 use shared::mutation::Actor;
 use shared::status::Failure;
@@ -25,6 +26,8 @@ use crate::store::rollout::Ended;
 /// What a component has in common with its present and its past.
 const HISTORY_MAX: i64 = 200;
 const RECENT_DAYS: i64 = 7;
+/// Older deployments weigh less than one in two hundred.
+const PRIOR_DAYS: i64 = 720;
 /// As much as counts at once on an artifact.
 const EVIDENCE_MAX: i64 = 1000;
 
@@ -163,14 +166,12 @@ pub(crate) async fn facts(
     let windows = store::window::list_live(db, tenant, now).await?;
     let target = exposure::target(Some(component), None, Some(release.id));
     let calendar = if window::is_peak(&windows, now, &target) { Calendar::Peak } else { Calendar::Normal };
-    let deployments: Vec<_> = history
-        .iter()
-        .filter(|ended| !ended.is_rolled_back)
-        .map(|ended| (ended.at, false))
-        .collect();
+    let production = store::insight::production(db, tenant).await?;
+    let since = now - TimeDelta::days(PRIOR_DAYS);
+    let (past, _) = store::insight::history(db, tenant, &component.name, &production, since).await?;
     let reversibility = release.change.reversibility;
     let assessment = assess(
-        Prior::of(&deployments, now),
+        Prior::of(&past.outcomes(), now),
         &Features::of(&risk_facts),
         Impact { tier: component.tier, calendar, reversibility },
         &Weights::of_version(terms.rules.weights_version).unwrap_or_default(),

@@ -110,13 +110,13 @@ async fn imported(
     .await
 }
 
-/// Environments whose rollouts count unless others are named: all of them are production.
+/// Environments whose rollouts count unless others are named.
 #[tracing::instrument(name = "db.insight.production", skip_all)]
 pub async fn production(db: &mut PgConnection, tenant: &TenantId) -> sqlx::Result<BTreeSet<EnvironmentId>> {
     let rows = sqlx::query_scalar!(
         r#"select environment as "environment: EnvironmentId"
         from release.environments
-        where tenant_id = $1
+        where tenant_id = $1 and is_production
         order by environment
         limit 1000"#,
         tenant.as_str(),
