@@ -135,6 +135,7 @@ fn hostile_value(field: &FieldDescriptor, rng: &mut StdRng, real: &[String], dep
         Kind::Int64 => Value::I64(int),
         Kind::Bool => Value::Bool(rng.random_bool(0.5)),
         Kind::String => Value::String(text(rng, real)),
+        Kind::Bytes => Value::Bytes(text(rng, real).into_bytes().into()),
         Kind::Double
         | Kind::Float
         | Kind::Uint32
@@ -144,8 +145,7 @@ fn hostile_value(field: &FieldDescriptor, rng: &mut StdRng, real: &[String], dep
         | Kind::Fixed32
         | Kind::Fixed64
         | Kind::Sfixed32
-        | Kind::Sfixed64
-        | Kind::Bytes => panic!("{}: nothing hostile for its type yet", field.full_name()),
+        | Kind::Sfixed64 => panic!("{}: nothing hostile for its type yet", field.full_name()),
     }
 }
 

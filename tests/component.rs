@@ -31,7 +31,7 @@ async fn a_component_follows_the_starter_policy_unless_it_says_otherwise() {
     let (_stack, caller) = start();
     let created = create_component(&caller, component("storefront", &[])).await;
     assert_eq!(created.approval_policy, "starter");
-    let request = pb::GetApprovalPolicyRequest { approval_policy: "starter".to_owned() };
+    let request = pb::GetApprovalPolicyRequest { approval_policy: "starter".to_owned(), version: 0 };
     let starter = caller
         .catalog()
         .get_approval_policy(request)

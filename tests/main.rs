@@ -8,6 +8,8 @@ mod abandonment_list;
 #[cfg(test)]
 mod abandonment_races;
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;
@@ -22,6 +24,12 @@ mod asvs_token;
 #[cfg(test)]
 mod attribute;
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
+mod audit_denied;
+#[cfg(test)]
+mod audit_trail;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod auth_keys;
@@ -31,6 +39,8 @@ mod authenticate;
 mod bad_input;
 #[cfg(test)]
 mod bad_tokens;
+#[cfg(test)]
+mod break_glass;
 #[cfg(test)]
 mod browsing;
 #[cfg(test)]
@@ -48,7 +58,13 @@ mod cart_newer;
 #[cfg(test)]
 mod cart_vocabulary;
 #[cfg(test)]
+mod catalog;
+#[cfg(test)]
 mod component;
+#[cfg(test)]
+mod dependency;
+#[cfg(test)]
+mod dependency_properties;
 #[cfg(test)]
 mod elevation;
 #[cfg(test)]
@@ -60,15 +76,23 @@ mod event_retention;
 #[cfg(test)]
 mod event_types;
 #[cfg(test)]
+mod evidence;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod floors;
+#[cfg(test)]
+mod governance;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
 mod id_token;
+#[cfg(test)]
+mod insight;
+#[cfg(test)]
+mod insight_import;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
@@ -83,6 +107,8 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
+mod policy;
 #[cfg(test)]
 mod preferences;
 #[cfg(test)]
@@ -131,6 +157,12 @@ mod webhook_delivery;
 mod webhook_faults;
 #[cfg(test)]
 mod webhook_guard;
+#[cfg(test)]
+mod window;
+#[cfg(test)]
+mod window_hold;
+#[cfg(test)]
+mod window_properties;
 #[cfg(test)]
 mod wishlist;
 #[cfg(test)]

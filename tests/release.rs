@@ -303,3 +303,110 @@ async fn what_is_not_approved_is_not_rolled_out() {
     let violations = status.get_details_precondition_failure().unwrap().violations;
     assert_eq!((violations.len(), violations[0].r#type.as_str()), (1, "STATE"));
 }
+
+#[tokio::test]
+async fn what_is_approved_is_superseded_when_everybody_has_a_greater_version_of_its_line() {
+    let (_stack, author) = start(0).await;
+    let old = submit(&author, &create_release(&author, "1.0").await).await;
+    let (_, fix) =
+        (submit(&author, &create_release(&author, "2.0.1").await).await, hotfix(&author, "1.0.1").await);
+    ship(&author, "2.0.2", &[]).await;
+    let states = [get_release(&author, &old).await.state(), get_release(&author, &fix).await.state()];
+    assert_eq!(states, [ReleaseState::Approved, ReleaseState::Approved]);
+    ship(&author, "2.0.3", &[]).await;
+    let by_ref = pb::ReleaseRef { component: "storefront".to_owned(), version: "2.0.1".to_owned() };
+    let request = pb::GetReleaseRequest { name: Some(Name::Ref(by_ref)) };
+    let passed = author.releases().get_release(request).await.answer().release.unwrap();
+    assert_eq!(passed.state(), ReleaseState::Superseded);
+}
+
+/// A fix of a line that newer ones have passed.
+async fn hotfix(caller: &Caller, version: &str) -> pb::Release {
+    let change = pb::Change { hotfix_line: true, ..pb::Change::default() };
+    let draft = pb::CreateReleaseRequest { change: Some(change), ..draft(version) };
+    let release = caller.releases().create_release(draft).await.answer().release.unwrap();
+    submit(caller, &release).await
+}
+
+#[tokio::test]
+async fn a_hotfix_opens_a_line_below_the_greatest_but_never_falls_behind_its_own() {
+    let (_stack, author) = start(0).await;
+    for version in ["1.0", "2.0"] {
+        submit(&author, &create_release(&author, version).await).await;
+    }
+    author
+        .releases()
+        .create_release(draft("1.1"))
+        .await
+        .refused(Code::FailedPrecondition, "RELEASE_VERSION_NOT_GREATER");
+    assert_eq!(hotfix(&author, "1.1").await.state(), ReleaseState::Approved);
+    let change = pb::Change { hotfix_line: true, ..pb::Change::default() };
+    let stale = pb::CreateReleaseRequest { change: Some(change), ..draft("1.1.0-rc.1") };
+    let refused = author.releases().create_release(stale).await;
+    refused.refused(Code::FailedPrecondition, "RELEASE_VERSION_NOT_GREATER");
+}
+
+#[tokio::test]
+async fn a_draft_is_edited_until_it_is_submitted() {
+    let (stack, author) = start(1).await;
+    let release = create_release(&author, "1.0").await;
+    let edit = |notes: &str, etag: &str| pb::UpdateReleaseRequest {
+        release_id: release.release_id.clone(),
+        notes: notes.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::UpdateReleaseRequest::default()
+    };
+    let editor = stack.caller(&person("editor"));
+    let edited = editor
+        .releases()
+        .update_release(edit("faster", &release.etag))
+        .await
+        .answer()
+        .release
+        .unwrap();
+    assert_eq!(
+        (edited.notes.as_str(), edited.editors.as_slice()),
+        ("faster", &["tandem-local|editor".to_owned()][..])
+    );
+    editor
+        .releases()
+        .update_release(edit("slower", &release.etag))
+        .await
+        .refused(Code::Aborted, "ETAG_MISMATCH");
+    let submitted = submit(&author, &release).await;
+    assert!(submitted.snapshot_digest.starts_with("sha256:"));
+    editor
+        .releases()
+        .update_release(edit("slower", ""))
+        .await
+        .refused(WRONG_STATE.0, WRONG_STATE.1);
+}
+
+#[tokio::test]
+async fn what_was_exposed_is_abandoned_once_nobody_has_it_and_never_comes_back() {
+    let (_stack, author) = start(0).await;
+    let environment = Some(pb::Environment { environment: "staging".to_owned(), ..Default::default() });
+    let request = pb::CreateEnvironmentRequest { environment, ..Default::default() };
+    author.catalog().create_environment(request).await.answer();
+    // Staging stays behind, so that what is replaced elsewhere could still come there.
+    let first = submit(&author, &create_release(&author, "0.9").await).await;
+    let request = pb::StartRolloutRequest { environment: "staging".to_owned(), ..rollout_of(&first, &[]) };
+    author.rollouts().start_rollout(request).await.answer();
+    let rollout = ship(&author, "1.0", &[]).await;
+    let abandonment = pb::AbandonReleaseRequest {
+        release_id: rollout.release_id.clone(),
+        reason: "the line is closed".to_owned(),
+        ..Default::default()
+    };
+    let served = author.releases().abandon_release(abandonment.clone()).await;
+    served.refused(Code::FailedPrecondition, "RELEASE_EXPOSED");
+    ship(&author, "1.1", &[]).await;
+    let abandoned = author.releases().abandon_release(abandonment).await.answer().release.unwrap();
+    assert_eq!((abandoned.state(), abandoned.approval.as_ref()), (ReleaseState::Abandoned, None));
+    let again = pb::StartRolloutRequest { environment: "staging".to_owned(), ..rollout_of(&abandoned, &[]) };
+    author
+        .rollouts()
+        .start_rollout(again)
+        .await
+        .refused(Code::FailedPrecondition, "ROLLOUT_BLOCKED");
+}

@@ -7,8 +7,9 @@ use chrono::TimeDelta;
 use shared::pb::session as pb;
 use shared::pb::session::{SessionLimitAction, TokenGrade, ValidateSessionResponse, Verdict};
 use shared::time::from_proto;
+use tonic::Code;
 
-use crate::harness::shop::{create_session, revoke, validate};
+use crate::harness::shop::{add_line, create_session, line, revoke, seconds, validate};
 use crate::harness::trust::{
     BEYOND_BOUND, FLUSH, IDLE, authenticate, disabling, identity, limited, log_in, logout_everywhere, rotate,
     set_policy, short, start_with,
@@ -76,6 +77,30 @@ fn is_revoked(answer: &ValidateSessionResponse) -> bool {
 async fn a_revocation_of_one_session_reaches_the_other_replica() {
     let change = async |pair: &Pair| drop(revoke(&pair.here, &pair.session).await);
     reaches("a revocation", pb::SessionPolicy::default(), nothing, change, is_revoked).await;
+}
+
+#[tokio::test]
+async fn a_revocation_of_one_session_ends_its_carts_changes_at_the_other_replica() {
+    for (policy, by_bound) in [
+        (pb::SessionPolicy::default(), false),
+        (pb::SessionPolicy::default(), true),
+        (pb::SessionPolicy { staleness_bound: Some(seconds(0)), ..Default::default() }, false),
+    ] {
+        let reads_always = policy.staleness_bound.is_some();
+        let pair = Pair::start(policy).await;
+        add_line(&pair.there, &pair.token, "sku-1", 1).await;
+        revoke(&pair.here, &pair.session).await;
+        if by_bound {
+            pair.stack.advance(BEYOND_BOUND);
+        }
+        let change = async || pair.there.carts().add_cart_line(line(&pair.token, "sku-2", 1)).await;
+        let refused = if by_bound || reads_always {
+            change().await
+        } else {
+            eventually("the feed", async || Some(change().await).filter(Result::is_err)).await
+        };
+        refused.refused(Code::FailedPrecondition, "SESSION_REVOKED");
+    }
 }
 
 #[tokio::test]

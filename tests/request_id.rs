@@ -183,6 +183,7 @@ async fn votes(caller: &Caller, boss: &Caller) {
         reason: reason.to_owned(),
         etag: String::new(),
         request_id: id(1),
+        snapshot_digest: String::new(),
     };
     let voted = once(approve("fine"), approve("good"), async |request| {
         boss.approvals().approve_release(request).await
@@ -195,6 +196,7 @@ async fn votes(caller: &Caller, boss: &Caller) {
         reason: reason.to_owned(),
         etag: String::new(),
         request_id: id(1),
+        snapshot_digest: String::new(),
     };
     once(reject("bad"), reject("ugly"), async |request| boss.approvals().reject_release(request).await).await;
 }

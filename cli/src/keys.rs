@@ -69,6 +69,8 @@ pub(crate) enum Rotating {
     Assertion,
     /// Secrets of webhooks
     Webhook,
+    /// Signed heads of audit trails
+    AuditHead,
 }
 
 impl From<Rotating> for Purpose {
@@ -78,6 +80,7 @@ impl From<Rotating> for Purpose {
             Rotating::Cursor => Self::Cursor,
             Rotating::Assertion => Self::Assertion,
             Rotating::Webhook => Self::Webhook,
+            Rotating::AuditHead => Self::AuditHead,
         }
     }
 }
@@ -117,6 +120,7 @@ fn retire(id: u32, file: &Path, now: Time) -> Result<ExitCode, Error> {
         }
         Purpose::Assertion => "its assertions are refused by whoever reads the key set from now on",
         Purpose::Webhook => "secrets of webhooks that were made in its time sign nothing more",
+        Purpose::AuditHead => "audit heads that it signed can no longer be checked by the service",
         Purpose::SubjectDigest => "its subjects are strangers",
     };
     term::say(format_args!("key {id} is no longer in {}; {lost}", file.display()));
@@ -179,6 +183,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::SubjectDigest => "subject-digest",
         Purpose::Assertion => "assertion",
         Purpose::Webhook => "webhook",
+        Purpose::AuditHead => "audit-head",
     }
 }
 

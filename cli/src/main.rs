@@ -1,9 +1,12 @@
 //! The `tandem` command: the local stack, the services themselves, and what operators need. One file per command.
 
+mod audit;
 mod check;
 mod client;
 mod error;
+mod history;
 mod init;
+mod insight;
 mod keys;
 mod percent;
 mod replay;
@@ -43,6 +46,14 @@ enum Command {
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
     Rollout(rollout::Command),
+    /// Sign or check the audit trail of release-svc
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Show how delivery of a component goes: DORA's five metrics and what belongs to them
+    Insight(insight::Args),
+    /// Import what happened before Tandem was there
+    #[command(subcommand)]
+    History(history::Command),
     /// Drive the running stack with real shop sessions while real releases are rolled out, and check its promises
     Replay(replay::Args),
     /// Make the files that both services need to start: local issuer, key ring, session-svc's token
@@ -65,6 +76,9 @@ async fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Ship(args) => Box::pin(ship::run(args)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
+        Command::Audit(command) => Box::pin(audit::run(command)).await,
+        Command::Insight(args) => Box::pin(insight::run(args)).await,
+        Command::History(command) => Box::pin(history::run(command)).await,
         Command::Replay(args) => match stack::Stack::open(&args.stack) {
             Ok(stack) => return Box::pin(replay::run(args, &stack)).await,
             Err(error) => Err(error.into()),

@@ -146,12 +146,13 @@ pub(crate) async fn ship(
         say(format!("submitted {component} {version}"));
     }
     match release.state() {
-        ReleaseState::PendingApproval => return Ok(Shipped::Waits(release)),
+        ReleaseState::Assessing | ReleaseState::PendingApproval => return Ok(Shipped::Waits(release)),
         ReleaseState::Approved | ReleaseState::Active | ReleaseState::Released => {}
         ReleaseState::Unspecified
         | ReleaseState::Draft
         | ReleaseState::Rejected
         | ReleaseState::Cancelled
+        | ReleaseState::Abandoned
         | ReleaseState::RolledBack
         | ReleaseState::Superseded => return Ok(Shipped::Ended(release)),
     }
@@ -182,6 +183,7 @@ async fn create(clients: &mut ReleaseClients, plan: &Plan, say: impl Fn(String))
         artifact_digest: String::new(),
         notes: notes.clone(),
         request_id: request_id(&["create", component, version, notes]),
+        change: None,
     };
     let release = clients
         .releases
@@ -266,18 +268,14 @@ async fn tell_governance(
         .into_inner()
         .component
         .unwrap_or_default();
-    let request = GetApprovalPolicyRequest { approval_policy: component.approval_policy };
+    let request = GetApprovalPolicyRequest { approval_policy: component.approval_policy, version: 0 };
     let answer = clients.catalog.get_approval_policy(request).await?.into_inner();
     let policy = answer.approval_policy.unwrap_or_default();
-    if policy.quorum > 0 {
+    if policy.quorum > 0 || policy.profile() != GovernanceProfile::Starter {
         return Ok(());
     }
-    let profile = match policy.profile() {
-        GovernanceProfile::Starter => "STARTER",
-        GovernanceProfile::Unspecified => "unknown",
-    };
     term::say(format_args!(
-        "skipped: approvals. Policy `{}` (profile {profile}) has quorum 0; to ask for one approval from now on:\n  {}",
+        "skipped: approvals. Policy `{}` (profile STARTER) has quorum 0; to ask for one approval from now on:\n  {}",
         policy.approval_policy,
         shell.ask_for_approval(address, &policy),
     ));

@@ -3,18 +3,28 @@
 
 use serde_json::{Map, Value, json};
 use shared::db::Db;
-use shared::id::{ReleaseId, RolloutId};
+use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::telemetry;
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::component::{ApprovalPolicy, Component, Environment};
-use crate::domain::release::{self, Ending, Release};
+use crate::domain::break_glass::BreakGlass;
+use crate::domain::component::{Component, DataScope, Environment};
+use crate::domain::dependency::Dependency;
+use crate::domain::identity::IdentityAlias;
+use crate::domain::policy::{ApprovalPolicy, Profile, Terms};
+use crate::domain::release::{self, Ending, Facts, Release};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
+
+pub(crate) mod dependency;
+pub(crate) mod exposure;
+mod facts;
+
+pub(crate) use facts::{evidence_blockers, facts, person_of};
 
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
@@ -43,26 +53,64 @@ pub(crate) async fn tell_component(
     actor: &Actor,
     kind: &'static str,
     component: &Component,
+    dependencies: &[Dependency],
 ) -> sqlx::Result<()> {
+    let scopes: Vec<_> = component.data_scopes.iter().copied().map(DataScope::name).collect();
+    let dependencies = dependencies.iter().map(|dependency| {
+        json!({
+            "component": dependency.on.as_str(),
+            "environment": dependency.environment.as_ref().map(EnvironmentId::as_str),
+            "constraint": dependency.constraint.as_str(),
+        })
+    });
     let data = json!({
         "component": component.name.as_str(),
         "owner_groups": component.owner_groups,
+        "business_owner_groups": component.business_owner_groups,
         "approval_policy": component.approval_policy.as_str(),
+        "tier": component.tier.name(),
+        "kind": component.kind.name(),
+        "data_scopes": scopes,
+        "dependencies": dependencies.collect::<Vec<_>>(),
     });
     tell(db, actor, kind, component.name.to_string(), data).await
 }
 
-/// Tells of an environment that was made.
+/// Tells of an environment that was made or changed.
 pub(crate) async fn tell_environment(
     db: &mut PgConnection,
     actor: &Actor,
+    kind: &'static str,
     environment: &Environment,
 ) -> sqlx::Result<()> {
+    let requirements = &environment.requirements;
+    let evidence = requirements.evidence.iter();
+    let evidence = evidence.map(|required| json!({ "kind": required.kind, "suite": required.suite }));
     let data = json!({
         "environment": environment.name.as_str(),
         "promotion_order": environment.promotion_order,
+        "region": environment.region,
+        "is_production": environment.is_production,
+        "requires_promotion": requirements.requires_promotion,
+        "min_bake_seconds": requirements.min_bake.num_seconds(),
+        "required_evidence": evidence.collect::<Vec<_>>(),
     });
-    tell(db, actor, "environment.created", environment.name.to_string(), data).await
+    tell(db, actor, kind, environment.name.to_string(), data).await
+}
+
+/// Tells of another name of a person, but not of an address, which events would keep for ever.
+pub(crate) async fn tell_alias(
+    db: &mut PgConnection,
+    actor: &Actor,
+    kind: &'static str,
+    alias: &IdentityAlias,
+) -> sqlx::Result<()> {
+    let name = &alias.alias;
+    let data = json!({
+        "person": alias.person.as_str(),
+        "alias": (!name.is_mail()).then(|| name.as_str()),
+    });
+    tell(db, actor, kind, alias.person.as_str().to_owned(), data).await
 }
 
 /// Tells of an approval policy that was made or changed.
@@ -72,8 +120,25 @@ pub(crate) async fn tell_policy(
     kind: &'static str,
     policy: &ApprovalPolicy,
 ) -> sqlx::Result<()> {
-    let data = json!({ "approval_policy": policy.name.as_str(), "quorum": policy.quorum });
+    let data = json!({
+        "approval_policy": policy.name.as_str(),
+        "profile": policy.terms.profile.name(),
+        "quorum": policy.terms.quorum,
+        "version": policy.row_version,
+        "proposed_version": policy.proposed.as_ref().map(|proposed| proposed.version),
+    });
     tell(db, actor, kind, policy.name.to_string(), data).await
+}
+
+/// Tells of a review of a break-glass.
+pub(crate) async fn tell_review(db: &mut PgConnection, actor: &Actor, used: &BreakGlass) -> sqlx::Result<()> {
+    let data = json!({
+        "break_glass_id": used.id.to_string(),
+        "release_id": used.release.to_string(),
+        "verdict": used.review.as_ref().map(|review| review.verdict.name()),
+        "reason": used.review.as_ref().map(|review| review.reason.as_str()),
+    });
+    tell(db, actor, "break_glass.reviewed", used.id.to_string(), data).await
 }
 
 /// Tells of a draft that was made.
@@ -91,9 +156,50 @@ pub(crate) async fn release(
 ) -> Result<(), Failure> {
     expect_written(store::release::update(db, &actor.tenant, decision).await?)?;
     let release = &decision.release;
+    if decision.was_approved != release.approval {
+        if let Some(ended) = &decision.was_approved {
+            expect_written(store::approval::end(db, &actor.tenant, ended.id, actor.now).await?)?;
+        }
+        if let Some(approval) = &release.approval {
+            store::approval::insert(db, &actor.tenant, release, approval).await?;
+        }
+    }
     let data = release_data(release, Some(decision.from), more);
     tell(db, actor, decision.kind, release.id.to_string(), data).await?;
     Ok(())
+}
+
+/// The release as the facts of now make it, with these facts. The caller has locked it after its component. What follows
+/// from facts is nobody's doing.
+pub(crate) async fn look(
+    db: &mut PgConnection,
+    actor: &Actor,
+    component: &Component,
+    found: Release,
+    approval_id: ApprovalId,
+) -> Result<(Release, Facts), Failure> {
+    let terms = found
+        .state
+        .submission()
+        .map_or_else(|| Terms::of(Profile::Starter, 0), |of| of.terms());
+    let facts = facts(db, actor, component, &found, &terms, approval_id).await?;
+    let system = Actor { principal: "system".to_owned(), ..actor.clone() };
+    let seen = reassess(db, &system, found, &facts).await?;
+    Ok((seen, facts))
+}
+
+/// Carries out what the facts make of a release.
+pub(crate) async fn reassess(
+    db: &mut PgConnection,
+    actor: &Actor,
+    mut found: Release,
+    facts: &Facts,
+) -> Result<Release, Failure> {
+    for decision in found.clone().reassess(facts) {
+        release(db, actor, &decision, Map::new()).await?;
+        found = decision.release;
+    }
+    Ok(found)
 }
 
 fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>) -> Value {
@@ -103,6 +209,15 @@ fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>)
     data.insert("version".to_owned(), release.version.as_str().into());
     data.insert("from".to_owned(), from.into());
     data.insert("to".to_owned(), release.state.name().into());
+    data.insert("revision".to_owned(), release.revision.into());
+    if let Some(submission) = release.state.submission() {
+        data.insert("band".to_owned(), submission.band.name().into());
+        data.insert("quorum".to_owned(), submission.quorum.into());
+    }
+    if let Some(approval) = &release.approval {
+        data.insert("approval_id".to_owned(), approval.id.to_string().into());
+        data.insert("basis".to_owned(), approval.basis.name().into());
+    }
     Value::Object(data)
 }
 
@@ -113,10 +228,20 @@ pub(crate) async fn rollout(
     actor: &Actor,
     decision: &rollout::Decision,
 ) -> Result<(), Failure> {
+    increase(db, actor, decision, &[]).await
+}
+
+/// As [`rollout`], of one that goes by overrides of windows; its event names them.
+pub(crate) async fn increase(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decision: &rollout::Decision,
+    overrides: &[WindowOverrideId],
+) -> Result<(), Failure> {
     let rollout::Decision { rollout, from, kind } = decision;
     let tenant = &actor.tenant;
     match from {
-        None => store::rollout::insert(db, tenant, rollout).await?,
+        None => expect_written(store::rollout::insert(db, tenant, rollout).await?)?,
         Some(_) => expect_written(store::rollout::update(db, tenant, decision).await?)?,
     }
     let (component, environment) = (&rollout.component, &rollout.environment);
@@ -137,6 +262,8 @@ pub(crate) async fn rollout(
         "exposure_bps": rollout.exposure_bps(),
         "reason": rollout.state.rollback_reason(),
         "route_revision": route.revision,
+        "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "approval_id": rollout.approval.map(|id| id.to_string()),
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
     match &rollout.state {
@@ -146,12 +273,29 @@ pub(crate) async fn rollout(
         State::Succeeded { .. } => {
             settle(db, actor, rollout.release.id, Ending::Superseded).await?;
             // Also those that were replaced before and waited for this environment.
-            for id in store::release::list_replaced(db, tenant, component, REPLACED_MAX).await? {
+            for id in
+                store::release::list_replaced(db, tenant, component, rollout.release.id, REPLACED_MAX).await?
+            {
                 settle(db, actor, id, Ending::Superseded).await?;
             }
             Ok(())
         }
     }
+}
+
+/// Takes a rollout back whose component the caller has locked. None where that was done before.
+pub(crate) async fn roll_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    taken: Rollout,
+    reason: String,
+) -> Result<Option<Rollout>, Failure> {
+    let id = taken.id;
+    let Some(decision) = taken.roll_back(reason)? else { return Ok(None) };
+    rollout(db, actor, &decision).await?;
+    // Where no session service can know of the rollout, nobody has to confirm it.
+    let ended = confirm(db, actor, id).await?;
+    Ok(Some(ended.unwrap_or(decision.rollout)))
 }
 
 async fn expose(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<(), Failure> {

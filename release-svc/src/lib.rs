@@ -24,11 +24,23 @@ mod apply;
 pub mod config;
 pub mod domain {
     //! What holds, without I/O, clock or chance.
+    pub mod approval;
+    pub mod audit;
+    pub mod blocker;
+    pub mod break_glass;
     pub mod component;
+    pub mod dependency;
+    pub mod evidence;
+    pub mod identity;
+    pub mod insight;
+    pub mod policy;
     pub mod release;
+    pub mod risk;
     pub mod rollout;
     pub mod route;
+    pub mod snapshot;
     pub mod version;
+    pub mod window;
 }
 mod kinds;
 pub mod rpc;

@@ -2,8 +2,10 @@
 //! caller.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
 use prost::Message;
 use shared::db::Db;
 use shared::feed::Feed;
@@ -13,10 +15,14 @@ use shared::parse::at_most;
 use shared::pb::common::event_service_server::EventServiceServer;
 use shared::pb::common::webhook_service_server::WebhookServiceServer;
 use shared::pb::release::approval_service_server::ApprovalServiceServer;
+use shared::pb::release::audit_service_server::AuditServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
+use shared::pb::release::evidence_service_server::EvidenceServiceServer;
+use shared::pb::release::insight_service_server::InsightServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
 use shared::pb::release::routing_service_server::RoutingServiceServer;
+use shared::pb::release::window_service_server::WindowServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Blocker, Failure, Reason, Refusal};
@@ -29,23 +35,35 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
-use crate::domain::release::{SubmitRefused, VoteRefused, WrongState as WrongReleaseState};
-use crate::domain::rollout::{Blocked, Blocker as Hold, WrongState as WrongRolloutState};
+use crate::domain::approval::VoteRefused;
+use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
+use crate::domain::break_glass::ReviewRefused;
+use crate::domain::release::{AbandonRefused, SubmitRefused, WrongState as WrongReleaseState};
+use crate::domain::rollout::WrongState as WrongRolloutState;
 use crate::domain::version::NotGreater;
 
 mod approval;
+mod audit;
 mod catalog;
+mod denial;
+mod evidence;
+mod insight;
 mod release;
 mod rollout;
 mod routing;
+mod window;
 
 /// Full names of what is served.
 pub const SERVICES: &[&str] = &[
     "tandem.release.v1.CatalogService",
     "tandem.release.v1.ReleaseService",
     "tandem.release.v1.ApprovalService",
+    "tandem.release.v1.EvidenceService",
     "tandem.release.v1.RolloutService",
     "tandem.release.v1.RoutingService",
+    "tandem.release.v1.AuditService",
+    "tandem.release.v1.WindowService",
+    "tandem.release.v1.InsightService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -84,11 +102,27 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let evidence = EvidenceServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let rollout = RolloutServiceServer::from_arc(Arc::clone(app))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
     let routing = RoutingServiceServer::new(routing::Routing(Arc::clone(app)))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let audit = AuditServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let window = WindowServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
+    let insight = InsightServiceServer::from_arc(Arc::clone(app))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
@@ -103,10 +137,17 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
     Routes::new(catalog)
         .add_service(release)
         .add_service(approval)
+        .add_service(evidence)
         .add_service(rollout)
         .add_service(routing)
+        .add_service(audit)
+        .add_service(window)
+        .add_service(insight)
         .add_service(event)
         .add_service(webhook)
+        .into_axum_router()
+        .layer(denial::DenialLayer(Arc::clone(app)))
+        .into()
 }
 
 impl App {
@@ -144,6 +185,30 @@ impl From<SubmitRefused> for Failure {
         match error {
             SubmitRefused::State(error) => error.into(),
             SubmitRefused::Version(error) => error.into(),
+            SubmitRefused::Incomplete(field) => {
+                let text = format!("the approval policy asks for {field}");
+                Refusal::new(Reason::ReleaseIncomplete, text).with("field", field).into()
+            }
+        }
+    }
+}
+
+impl From<AbandonRefused> for Failure {
+    fn from(error: AbandonRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            AbandonRefused::State(error) => error.into(),
+            AbandonRefused::Exposed(_) => Refusal::new(Reason::ReleaseExposed, text).into(),
+        }
+    }
+}
+
+impl From<ReviewRefused> for Failure {
+    fn from(error: ReviewRefused) -> Self {
+        let text = error.to_string();
+        match error {
+            ReviewRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
+            ReviewRefused::Again(_) => Refusal::new(Reason::BreakGlassReviewed, text).into(),
         }
     }
 }
@@ -155,6 +220,7 @@ impl From<VoteRefused> for Failure {
             VoteRefused::Own => Refusal::new(Reason::SodViolation, text).into(),
             VoteRefused::State(error) => error.into(),
             VoteRefused::Again(voter) => Refusal::new(Reason::VoteExists, text).with("voter", voter).into(),
+            VoteRefused::Unmapped(committers) => unmapped(&committers).into(),
         }
     }
 }
@@ -170,32 +236,38 @@ impl From<WrongRolloutState> for Failure {
     }
 }
 
+/// Whoever approves must be known to be none of those who wrote it.
+fn unmapped(committers: &[String]) -> Refusal {
+    let committers = committers.join(", ");
+    Refusal::new(Reason::CommitterUnmapped, format!("nobody knows who committed as {committers}"))
+        .with("committers", committers)
+}
+
+/// Where one kind of thing alone holds back, its own reason says so.
 impl From<Blocked> for Failure {
     fn from(Blocked(holds): Blocked) -> Self {
-        let blockers: Vec<_> = holds.into_iter().map(blocker).collect();
-        let sentences: Vec<_> = blockers.iter().map(|blocker| blocker.description.as_str()).collect();
+        let kinds: BTreeSet<_> = holds.iter().map(|hold| hold.kind).collect();
+        let reason = match kinds.first() {
+            Some(Kind::Line) if kinds.len() == 1 => Reason::LineStopped,
+            Some(Kind::Window) if kinds.len() == 1 => Reason::RolloutWindowClosed,
+            Some(_) | None => Reason::RolloutBlocked,
+        };
+        let sentences: Vec<_> = holds.iter().map(|hold| hold.description.as_str()).collect();
         let text = format!("the rollout is held back: {}", sentences.join("; "));
-        Refusal::new(Reason::RolloutBlocked, text).blocked_by(blockers).into()
+        Refusal::new(reason, text)
+            .blocked_by(holds.into_iter().map(Blocker::from))
+            .into()
     }
 }
 
-fn blocker(hold: Hold) -> Blocker {
-    match hold {
-        Hold::NotCleared { release, state } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} is {state}; only what is approved is rolled out"),
-        },
-        Hold::AlreadyStable { release, environment } => Blocker {
-            kind: "STATE",
-            subject: release.to_string(),
-            description: format!("release {release} serves everyone in {environment} already"),
-        },
-        Hold::EarlierRollout { rollout } => Blocker {
-            kind: "EARLIER_ROLLOUT",
-            subject: rollout.to_string(),
-            description: format!("rollout {rollout} of this component is not finished here"),
-        },
+impl From<Hold> for Blocker {
+    fn from(hold: Hold) -> Self {
+        let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
+        if let Some(time) = next_open {
+            let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let _ = write!(description, "; may go from {time} on");
+        }
+        Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }
 }
 

@@ -1,14 +1,36 @@
 //! All SQL of release-svc: a function a statement, on a connection that the caller brings.
 //!
+//! Rows are locked in this order: components, by name; the release that a rollout starts with; rollout; route; the releases
+//! that the transition means something to. As components come first, everything about one component happens in one
+//! transaction at a time, and the order of the rest cannot deadlock. Whoever exposes more of a component locks those that
+//! it needs, too, in one statement; whoever rolls one back, those that go back before it; whoever changes what one needs,
+//! those that it will need, and then all dependencies of the tenant. Each guard of the domain is a condition of the
+//! write, too; a write that finds its row changed says `false`.
 //! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
 //! the transition means something to. As the component comes first, everything about one component happens in one
+//! Rows are locked in this order: component; the release that a rollout starts with; rollout; the tenant's calendar, which
+//! whoever raises exposure shares; route; the releases that the transition means something to. Who changes a window, an
+//! override or the line locks the calendar alone. As the component comes first, everything about one component happens in one
 //! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
-//! write, too; a write that finds its row changed says `false`.
+//! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
+//! database itself locks it when a transaction commits that tells of something.
 
+pub mod approval;
+pub mod audit;
+pub mod break_glass;
+pub mod calendar;
 pub mod component;
+pub mod dependency;
+pub mod environment;
+pub mod evidence;
+pub mod identity;
+pub mod insight;
+pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
+pub mod snapshot;
+pub mod window;
 
 /// What is stored cannot be: names the table, the column and the row.
 fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {

@@ -83,6 +83,11 @@ impl Caller {
             .with("scope", scope))
     }
 
+    /// Groups that the token names, in order.
+    pub fn groups(&self) -> Vec<String> {
+        self.groups.iter().cloned().collect()
+    }
+
     /// Refuses a caller in none of the groups; no groups ask for nothing.
     pub fn require_owner(&self, owner_groups: &[String]) -> Result<(), Refusal> {
         if owner_groups.is_empty() || owner_groups.iter().any(|group| self.groups.contains(group)) {

@@ -84,8 +84,18 @@ ids! {
     ReleaseId "rel";
     /// One release moving into one environment.
     RolloutId "rlo";
+    /// What was found out about one artifact.
+    EvidenceId "evd";
+    /// That a release had all that it needed.
+    ApprovalId "apv";
+    /// That somebody approved a release alone.
+    BreakGlassId "bgl";
     /// One receiver of events over HTTP.
     WebhookId "whk";
+    /// One freeze window.
+    WindowId "wnd";
+    /// One person's word that a window does not hold for a while.
+    WindowOverrideId "wov";
 }
 
 macro_rules! names {

@@ -10,7 +10,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
-use crate::assertion::pkcs8;
+use crate::jws::pkcs8;
 use crate::secret::{Entropy, Secret};
 use crate::time::Time;
 

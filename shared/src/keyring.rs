@@ -30,14 +30,16 @@ pub enum Purpose {
     Assertion,
     /// Secrets of webhooks, derived with every use.
     Webhook,
+    /// Signatures of audit trails' heads: as with assertions.
+    AuditHead,
 }
 
 impl Purpose {
     /// Every purpose.
-    pub const ALL: [Self; 5] =
-        [Self::Token, Self::Cursor, Self::SubjectDigest, Self::Assertion, Self::Webhook];
+    pub const ALL: [Self; 6] =
+        [Self::Token, Self::Cursor, Self::SubjectDigest, Self::Assertion, Self::Webhook, Self::AuditHead];
     /// Those that rings of earlier versions lack.
-    const LATER: [Self; 2] = [Self::Assertion, Self::Webhook];
+    const LATER: [Self; 3] = [Self::Assertion, Self::Webhook, Self::AuditHead];
 }
 
 /// The key ring cannot be used, or not in this way.
@@ -254,9 +256,9 @@ impl KeyRing {
         bool::from(expected[..16].ct_eq(tag)).then(|| payload.to_vec())
     }
 
-    /// The seeds of the assertion keys, oldest first.
-    pub(crate) fn assertion_seeds(&self) -> impl Iterator<Item = (u32, &Secret<[u8; 32]>)> {
-        self.of(Purpose::Assertion).map(|(id, key)| (id, &key.secret))
+    /// The seeds of the keys of a purpose that signs, oldest first.
+    pub(crate) fn seeds(&self, purpose: Purpose) -> impl Iterator<Item = (u32, &Secret<[u8; 32]>)> {
+        self.of(purpose).map(|(id, key)| (id, &key.secret))
     }
 
     /// Whether both make the same pseudonyms.
@@ -372,8 +374,8 @@ mod tests {
         let mut read = KeyRing::read(&old).expect("reads");
         assert!(read.add_later(&entropy) && !read.add_later(&entropy));
         let whole = KeyRing::parse(&read.to_json().expect("writes")).expect("is whole");
-        let keys = [Purpose::Assertion, Purpose::Webhook].map(|purpose| whole.current(purpose, at(0)).ok());
-        assert_eq!(keys, [Some(4), Some(5)]);
+        let keys = Purpose::LATER.map(|purpose| whole.current(purpose, at(0)).ok());
+        assert_eq!(keys, [Some(4), Some(5), Some(6)]);
         let mut damaged = KeyRing::read(&ring(&["token", "cursor"])).expect("reads");
         damaged.add_later(&entropy);
         let json = damaged.to_json().expect("writes");

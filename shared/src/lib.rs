@@ -3,7 +3,6 @@
 #![warn(missing_docs)]
 
 pub mod allowance;
-pub mod assertion;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -15,6 +14,7 @@ pub mod id_token;
 pub mod issuer;
 mod json;
 pub mod jwks;
+pub mod jws;
 pub mod keyring;
 pub mod keys;
 pub mod mutation;

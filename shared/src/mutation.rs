@@ -1,7 +1,7 @@
 //! The frame of every mutation: who asks, until when, and whether for the first time; then one instant and one
 //! transaction, at whose end the answer is kept for whoever asks again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use prost::Message;
@@ -17,6 +17,34 @@ use crate::replay::{Replay, Replayed};
 use crate::status::{Failure, Refusal};
 use crate::telemetry;
 use crate::time::Time;
+
+/// Longer than any name or id of ours.
+const NAME_MAX: usize = 128;
+
+/// What was asked for by a mutation, for whoever put an empty one into its request's extensions. A method that leaves it
+/// empty changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Asked(Arc<OnceLock<(&'static str, Option<String>)>>);
+
+impl Asked {
+    /// The method's name, and the name of what it is about.
+    pub fn get(&self) -> Option<(&'static str, Option<&str>)> {
+        self.0.get().map(|(method, name)| (*method, name.as_deref()))
+    }
+}
+
+/// The name of what a request is about: its first field, or that field's first field where it is an object. A name never
+/// begins with a line feed, as an encoded message does whose first field is set.
+fn name_in(encoded: &[u8]) -> Option<String> {
+    let mut rest = encoded.strip_prefix(b"\n")?;
+    let len = usize::try_from(prost::encoding::decode_varint(&mut rest).ok()?).ok()?;
+    let field = rest.get(..len)?;
+    if field.starts_with(b"\n") {
+        return name_in(field);
+    }
+    let is_name = field.len() <= NAME_MAX && field.iter().all(u8::is_ascii_graphic);
+    is_name.then(|| String::from_utf8_lossy(field).into_owned())
+}
 
 /// A mutation that was asked for.
 #[derive(Debug)]
@@ -35,7 +63,11 @@ impl Call {
         request_id: fn(&mut T) -> &mut String,
     ) -> Result<(Self, T), Refusal> {
         let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
+        let asked = request.extensions().get::<Asked>().cloned();
         let mut message = request.into_inner();
+        if let Some(Asked(asked)) = asked {
+            asked.get_or_init(|| (method, name_in(&message.encode_to_vec())));
+        }
         let id = std::mem::take(request_id(&mut message));
         let replay = Replay::new(&caller, method, &id, &message)?;
         Ok((Self { caller, deadline, replay }, message))
@@ -128,5 +160,35 @@ impl Actor {
         let (tenant, principal) = (self.tenant.clone(), self.principal.clone());
         let trace_parent = telemetry::trace_parent();
         Event { tenant, kind, subject, principal, at: self.now, data, trace_parent }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::release::{Component, CreateComponentRequest, SubmitReleaseRequest};
+
+    #[test]
+    fn what_a_request_is_about_is_its_first_field_or_that_of_the_object_in_it() {
+        let submit = |release_id: &str| SubmitReleaseRequest {
+            release_id: release_id.to_owned(),
+            etag: "v1".to_owned(),
+            ..Default::default()
+        };
+        let create = |component: &str| CreateComponentRequest {
+            component: Some(Component {
+                component: component.to_owned(),
+                display_name: "Shop".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let name = |message: Vec<u8>| name_in(&message);
+        assert_eq!(name(submit("rel_1").encode_to_vec()).as_deref(), Some("rel_1"));
+        assert_eq!(name(create("storefront").encode_to_vec()).as_deref(), Some("storefront"));
+        for bad in ["", "a b", "\n", "\n\n\n", "\u{0}", "f\u{fc}r", &"x".repeat(129)] {
+            assert_eq!(name(submit(bad).encode_to_vec()), None, "{bad:?}");
+        }
+        assert_eq!(name(create("").encode_to_vec()), None);
     }
 }

@@ -128,8 +128,10 @@ macro_rules! outbox {
                 "select tenant_id, principal, method, request_id from ", $schema, ".requests ",
                 "where created_at <= $1 order by created_at limit $2 for update skip locked)"
             ),
+            // The setting tells the trail of release-svc that it is the purge that deletes.
             lock_purged: concat!(
-                "select position, cluster from ", $schema, ".outbox_positions where name = 'purge' for update skip locked"
+                "select position, cluster, set_config('", $schema, ".purge', 'on', true) from ",
+                $schema, ".outbox_positions where name = 'purge' for update skip locked"
             ),
             // In the order of the feed's index; nothing goes that webhooks were not told of.
             purge_events: concat!(
@@ -245,9 +247,9 @@ impl Outbox {
         limit: i64,
         cluster: &str,
     ) -> sqlx::Result<Option<i64>> {
-        let locked: Option<(Option<String>, Option<String>)> =
+        let locked: Option<(Option<String>, Option<String>, String)> =
             sqlx::query_as(self.lock_purged).fetch_optional(&mut *tx).await?;
-        let Some((earlier, of)) = locked else { return Ok(None) };
+        let Some((earlier, of, _)) = locked else { return Ok(None) };
         let (count, last, present): (i64, Option<String>, String) = sqlx::query_as(self.purge_events)
             .bind(before)
             .bind(limit)

@@ -198,6 +198,7 @@ fn internal(error: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// The code of a reason, the same everywhere.
+#[expect(clippy::too_many_lines, reason = "a table with a line for each reason")]
 pub const fn code(reason: Reason) -> Code {
     use Reason as R;
     match reason {
@@ -216,7 +217,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::CallerNotOwner
         | R::CallerTouchpointRefused
         | R::CallerNotAPerson
-        | R::SodViolation => Code::PermissionDenied,
+        | R::SodViolation
+        | R::EvidenceReviewNotOwn => Code::PermissionDenied,
         R::FieldInvalid
         | R::RequestUndecodable
         | R::PageTokenInvalid
@@ -232,7 +234,10 @@ pub const fn code(reason: Reason) -> Code {
         | R::ElevationLimit
         | R::WishlistLimit
         | R::ShopperLimit
-        | R::WebhookLimit => Code::ResourceExhausted,
+        | R::DependencyLimit
+        | R::WebhookLimit
+        | R::EvidenceLimit
+        | R::WindowLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,
         R::RequestIdReused
         | R::TouchpointExists
@@ -255,9 +260,14 @@ pub const fn code(reason: Reason) -> Code {
         | R::ComponentNotFound
         | R::EnvironmentNotFound
         | R::ApprovalPolicyNotFound
+        | R::IdentityAliasNotFound
         | R::ReleaseNotFound
         | R::RolloutNotFound
-        | R::WebhookNotFound => Code::NotFound,
+        | R::EvidenceNotFound
+        | R::VoteNotFound
+        | R::BreakGlassNotFound
+        | R::WebhookNotFound
+        | R::WindowNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -285,8 +295,16 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartMergeFinal
         | R::WishlistItemTaken
         | R::ShopperMerged
+        | R::IdentityAliasChained
+        | R::DependencyCycle
         | R::ReleaseWrongState
         | R::ReleaseVersionNotGreater
+        | R::ReleaseIncomplete
+        | R::ReleaseExposed
+        | R::CommitterUnmapped
+        | R::BreakGlassReviewed
+        | R::BreakGlassReviewOverdue
+        | R::ProposalNotPending
         | R::RolloutWrongState
         | R::RolloutBlocked
         | R::CartRecoveryUnknown
@@ -294,7 +312,10 @@ pub const fn code(reason: Reason) -> Code {
         | R::CartRecoveryRedeemed
         | R::CartRecoveryRevoked
         | R::CartRecoverySubjectDiffers
-        | R::WebhookTargetRefused => Code::FailedPrecondition,
+        | R::WebhookTargetRefused
+        | R::EvidenceRevoked
+        | R::RolloutWindowClosed
+        | R::LineStopped => Code::FailedPrecondition,
     }
 }
 

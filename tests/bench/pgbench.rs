@@ -9,6 +9,7 @@ use tokio::process::Command;
 use crate::Outcome;
 use crate::load::{Load, histogram};
 use crate::rounds::Variant;
+use crate::shop::log_pages;
 use crate::stand::Stand;
 
 /// As many as reach most on small machines.
@@ -110,6 +111,7 @@ impl Pgbench {
             sqlx::raw_sql(AssertSqlSafe(format!("vacuum (full, analyze) {table}")))
                 .execute(&mut db)
                 .await?;
+            log_pages(&mut db, table).await?;
         }
         let bytes: String = sqlx::query_scalar("select encode(content, 'hex') from bench.carts limit 1")
             .fetch_one(&mut db)

@@ -3,10 +3,14 @@
 use shared::pb::common::event_service_client::EventServiceClient;
 use shared::pb::common::webhook_service_client::WebhookServiceClient;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
+use shared::pb::release::audit_service_client::AuditServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
+use shared::pb::release::evidence_service_client::EvidenceServiceClient;
+use shared::pb::release::insight_service_client::InsightServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
+use shared::pb::release::window_service_client::WindowServiceClient;
 use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::shopper_service_client::ShopperServiceClient;
@@ -82,8 +86,12 @@ impl Caller {
         catalog: CatalogServiceClient of release;
         releases: ReleaseServiceClient of release;
         approvals: ApprovalServiceClient of release;
+        evidence: EvidenceServiceClient of release;
         rollouts: RolloutServiceClient of release;
         routing: RoutingServiceClient of release;
+        audit: AuditServiceClient of release;
+        insight: InsightServiceClient of release;
+        windows: WindowServiceClient of release;
         release_events: EventServiceClient of release;
         release_webhooks: WebhookServiceClient of release;
     }

@@ -244,6 +244,20 @@ pub(crate) async fn create_component(caller: &Caller, component: rpb::Component)
     caller.catalog().create_component(request).await.answer().component.unwrap()
 }
 
+/// Says whose an alias is.
+pub(crate) async fn set_alias(caller: &Caller, alias: &str, person: &str) -> rpb::IdentityAlias {
+    let (alias, person) = (alias.to_owned(), person.to_owned());
+    let identity_alias = Some(rpb::IdentityAlias { alias, person, create_time: None });
+    let request = rpb::SetIdentityAliasRequest { identity_alias, ..Default::default() };
+    caller
+        .catalog()
+        .set_identity_alias(request)
+        .await
+        .answer()
+        .identity_alias
+        .unwrap()
+}
+
 /// Approval policy `two-eyes` or any other, with this quorum.
 pub(crate) async fn create_policy(caller: &Caller, name: &str, quorum: i32) -> rpb::ApprovalPolicy {
     let approval_policy = rpb::ApprovalPolicy {
@@ -269,7 +283,11 @@ pub(crate) fn draft(version: &str) -> rpb::CreateReleaseRequest {
 }
 
 pub(crate) async fn create_release(caller: &Caller, version: &str) -> rpb::Release {
-    caller.releases().create_release(draft(version)).await.answer().release.unwrap()
+    create_release_as(caller, draft(version)).await
+}
+
+pub(crate) async fn create_release_as(caller: &Caller, draft: rpb::CreateReleaseRequest) -> rpb::Release {
+    caller.releases().create_release(draft).await.answer().release.unwrap()
 }
 
 pub(crate) fn submission(release: &rpb::Release) -> rpb::SubmitReleaseRequest {

@@ -4,6 +4,7 @@
 
 mod fault;
 mod harness;
+mod insight;
 mod lifecycle;
 mod observed;
 mod paste;

@@ -109,6 +109,7 @@ impl History {
             artifact_digest: String::new(),
             notes: facts.notes(),
             request_id: request_id(&self.entropy),
+            change: None,
         };
         let create = async |request| self.releases.clone().create_release(request).await;
         let release = caller.call("CreateRelease", request, create).await?.release;
@@ -135,7 +136,9 @@ impl History {
                 ReleaseState::Unspecified
                 | ReleaseState::Released
                 | ReleaseState::Rejected
+                | ReleaseState::Assessing
                 | ReleaseState::Cancelled
+                | ReleaseState::Abandoned
                 | ReleaseState::RolledBack
                 | ReleaseState::Superseded => return Ok(()),
             };
@@ -159,6 +162,7 @@ impl History {
             reason: "read the notes".to_owned(),
             etag: submitted.etag,
             request_id: request_id(&self.entropy),
+            snapshot_digest: submitted.snapshot_digest,
         };
         let approve = async |request| self.approvals.clone().approve_release(request).await;
         let answer = caller.call("ApproveRelease", request, approve).await?;

@@ -1,78 +1,96 @@
-//! A release on its way through governance. What was submitted never changes but in state and votes; final states stay.
+//! A release on its way through governance. What was submitted never changes but in state, votes, approval and risk; a
+//! revision makes a draft of it again, and final states stay. What the facts of the moment make of it is `reassess`.
 
-use std::fmt;
-use std::str::FromStr;
+use std::collections::BTreeSet;
 
-use shared::id::{ComponentId, ReleaseId};
+use shared::id::{BreakGlassId, ComponentId, ReleaseId};
 use shared::time::Time;
 
+use crate::domain::approval::{Approval, Basis, Vote, VoteRefused};
+use crate::domain::policy::{Profile, Terms};
+use crate::domain::risk::Band;
+use crate::domain::snapshot::{Change, Digest, Snapshot};
 use crate::domain::version::{Latest, NotGreater, Version};
 
+mod reassess;
+mod risk;
+
+pub use reassess::Facts;
+pub use risk::Risk;
+
 /// One version of one component.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Release {
     pub id: ReleaseId,
     pub component: ComponentId,
     pub version: Version,
+    /// Which draft of it this is, from 1.
+    pub revision: i32,
     pub artifact_digest: Option<Digest>,
     pub notes: String,
+    pub change: Change,
     /// `issuer|sub`.
     pub author: String,
+    /// Who changed the draft beside the author.
+    pub editors: Vec<String>,
     pub created_at: Time,
     pub state: State,
-    /// Oldest first.
+    /// Of this revision, oldest first, without those that were taken back.
     pub votes: Vec<Vote>,
+    /// The one that stood when it was last looked at.
+    pub approval: Option<Approval>,
+    pub quarantine: Option<Quarantine>,
     pub row_version: i64,
 }
 
 /// Where a release stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum State {
     Draft,
+    Assessing(Submission),
     PendingApproval(Submission),
     Approved(Submission),
     Active(Submission),
     Released(Submission),
     Rejected(Submission),
     Cancelled(Option<Submission>),
+    Abandoned(Submission),
     RolledBack(Submission),
     Superseded(Submission),
 }
 
 /// How a release was handed in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Submission {
     /// `issuer|sub`.
     pub submitter: String,
     pub at: Time,
-    /// Approvals it needs, as its policy said then.
+    /// People that must approve it, in its band.
     pub quorum: i32,
+    /// The band that its approval goes by.
+    pub band: Band,
+    /// As of when the band last changed; none where an older version of Tandem took it in.
+    pub risk: Option<Risk>,
+    /// None where an older version of Tandem took it in.
+    pub snapshot: Option<Snapshot>,
 }
 
-/// One person's say.
+/// That somebody marked it as bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vote {
-    /// `issuer|sub`.
-    pub voter: String,
-    pub approve: bool,
+pub struct Quarantine {
     pub reason: String,
+    /// `issuer|sub`.
+    pub by: String,
     pub at: Time,
 }
 
-/// An artifact's SHA-256, `sha256:...`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Digest(String);
-
-/// The text is no digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be `sha256:` and 64 lower-case hexadecimal digits")]
-pub struct MalformedDigest;
-
-/// A transition: the release after it, the name of the state before it, and what its event is called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A transition: the release after it, the names of the state and the id of the approval before it, and what its event is
+/// called.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     pub release: Release,
     pub from: &'static str,
+    pub was_approved: Option<Approval>,
     pub kind: &'static str,
 }
 
@@ -91,17 +109,17 @@ pub enum SubmitRefused {
     State(#[from] WrongState),
     #[error(transparent)]
     Version(#[from] NotGreater),
+    #[error("the approval policy asks for {0}")]
+    Incomplete(&'static str),
 }
 
-/// Why a vote does not count.
+/// Why a release cannot be abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VoteRefused {
-    #[error("nobody votes on a release that they wrote or submitted")]
-    Own,
+pub enum AbandonRefused {
     #[error(transparent)]
     State(#[from] WrongState),
-    #[error("{0} voted on this release already")]
-    Again(String),
+    #[error("somebody is exposed to release {0}; roll it back, or roll out another one, first")]
+    Exposed(ReleaseId),
 }
 
 /// In how many environments a release is what everyone gets, in how many it is being rolled out or back, and whether
@@ -125,111 +143,210 @@ impl State {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Draft => "DRAFT",
+            Self::Assessing(_) => "ASSESSING",
             Self::PendingApproval(_) => "PENDING_APPROVAL",
             Self::Approved(_) => "APPROVED",
             Self::Active(_) => "ACTIVE",
             Self::Released(_) => "RELEASED",
             Self::Rejected(_) => "REJECTED",
             Self::Cancelled(_) => "CANCELLED",
+            Self::Abandoned(_) => "ABANDONED",
             Self::RolledBack(_) => "ROLLED_BACK",
             Self::Superseded(_) => "SUPERSEDED",
         }
     }
 
+    /// The state of that name; None where it does not go with a submission, or without one.
+    pub fn of(name: &str, submission: Option<Submission>) -> Option<Self> {
+        Some(match (name, submission) {
+            ("DRAFT", None) => Self::Draft,
+            ("ASSESSING", Some(submission)) => Self::Assessing(submission),
+            ("PENDING_APPROVAL", Some(submission)) => Self::PendingApproval(submission),
+            ("APPROVED", Some(submission)) => Self::Approved(submission),
+            ("ACTIVE", Some(submission)) => Self::Active(submission),
+            ("RELEASED", Some(submission)) => Self::Released(submission),
+            ("REJECTED", Some(submission)) => Self::Rejected(submission),
+            ("CANCELLED", submission) => Self::Cancelled(submission),
+            ("ABANDONED", Some(submission)) => Self::Abandoned(submission),
+            ("ROLLED_BACK", Some(submission)) => Self::RolledBack(submission),
+            ("SUPERSEDED", Some(submission)) => Self::Superseded(submission),
+            _ => return None,
+        })
+    }
+
     pub const fn submission(&self) -> Option<&Submission> {
         match self {
             Self::Draft | Self::Cancelled(None) => None,
-            Self::PendingApproval(submission)
+            Self::Assessing(submission)
+            | Self::PendingApproval(submission)
             | Self::Approved(submission)
             | Self::Active(submission)
             | Self::Released(submission)
             | Self::Rejected(submission)
             | Self::Cancelled(Some(submission))
+            | Self::Abandoned(submission)
             | Self::RolledBack(submission)
             | Self::Superseded(submission) => Some(submission),
         }
     }
 
-    /// Whether it may be rolled out.
+    /// Whether votes on it mean something: it was handed in, and nothing has ended it.
+    pub const fn takes_votes(&self) -> bool {
+        matches!(self, Self::Assessing(_) | Self::PendingApproval(_)) || self.is_cleared()
+    }
+
+    /// Whether nothing comes after it.
+    pub const fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Rejected(_)
+                | Self::Cancelled(_)
+                | Self::Abandoned(_)
+                | Self::RolledBack(_)
+                | Self::Superseded(_)
+        )
+    }
+
+    /// Whether it may be rolled out, where an approval stands.
     pub const fn is_cleared(&self) -> bool {
-        match self {
-            Self::Approved(_) | Self::Active(_) | Self::Released(_) => true,
-            Self::Draft
-            | Self::PendingApproval(_)
-            | Self::Rejected(_)
-            | Self::Cancelled(_)
-            | Self::RolledBack(_)
-            | Self::Superseded(_) => false,
+        matches!(self, Self::Approved(_) | Self::Active(_) | Self::Released(_))
+    }
+}
+
+impl Submission {
+    /// What it is approved by.
+    pub fn terms(&self) -> Terms {
+        match &self.snapshot {
+            Some(snapshot) => snapshot.terms.clone(),
+            None => Terms::of(Profile::Starter, self.quorum),
         }
     }
 }
 
 impl Release {
-    /// Hands a draft in. `latest` leaves drafts out.
-    pub fn submit(
+    /// Everybody who wrote it, as it names them.
+    pub fn identities(&self, submitter: &str) -> Vec<String> {
+        let committers = self.change.commits.iter().map(|commit| commit.author.as_str());
+        let people = [self.author.as_str(), submitter];
+        let all = people
+            .into_iter()
+            .chain(self.editors.iter().map(String::as_str))
+            .chain(committers);
+        all.collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Changes a draft.
+    pub fn edit(
         self,
-        submitter: String,
-        quorum: i32,
-        latest: &Latest,
-        now: Time,
-    ) -> Result<Decision, SubmitRefused> {
+        editor: String,
+        artifact_digest: Option<Digest>,
+        notes: String,
+        change: Change,
+    ) -> Result<Decision, WrongState> {
+        if self.state != State::Draft {
+            return Err(self.wrong_state());
+        }
+        let edited = Self { artifact_digest, notes, change, ..self }.with_editor(editor);
+        Ok(edited.passed_to(State::Draft, "release.updated"))
+    }
+
+    /// Hands a draft in. `latest` leaves drafts out.
+    pub fn submit(self, submission: Submission, latest: &Latest) -> Result<Decision, SubmitRefused> {
         if self.state != State::Draft {
             return Err(self.wrong_state().into());
         }
         latest.admit(&self.version)?;
-        let submission = Submission { submitter, at: now, quorum };
-        Ok(self.passed_to(State::PendingApproval(submission), "release.submitted"))
-    }
-
-    /// Approves what needs nobody's approval: a standard change.
-    pub fn approve_standard_change(self) -> Option<Decision> {
-        match &self.state {
-            State::PendingApproval(submission) if submission.quorum == 0 => {
-                let submission = submission.clone();
-                Some(self.passed_to(State::Approved(submission), "release.approved"))
-            }
-            State::PendingApproval(_)
-            | State::Draft
-            | State::Approved(_)
-            | State::Active(_)
-            | State::Released(_)
-            | State::Rejected(_)
-            | State::Cancelled(_)
-            | State::RolledBack(_)
-            | State::Superseded(_) => None,
+        let rules = submission.terms().rules;
+        if rules.requires_rollback_plan && self.change.rollback_plan.trim().is_empty() {
+            return Err(SubmitRefused::Incomplete("change.rollback_plan"));
         }
+        let is_about_artifact = rules.risk_binding || !rules.required_evidence.is_empty();
+        if is_about_artifact && self.artifact_digest.is_none() {
+            return Err(SubmitRefused::Incomplete("artifact_digest"));
+        }
+        Ok(self.passed_to(State::Assessing(submission), "release.submitted"))
     }
 
-    /// Counts a vote: one against ends the release, the one that fills the quorum approves it.
-    pub fn vote(mut self, vote: Vote) -> Result<Decision, VoteRefused> {
-        let submission = self.state.submission().cloned();
-        let is_submitter = submission.as_ref().is_some_and(|by| by.submitter == vote.voter);
-        if self.author == vote.voter || is_submitter {
+    /// Makes a draft of it again, which is handed in and voted on anew.
+    pub fn revise(self, editor: String) -> Result<Decision, WrongState> {
+        if !matches!(self.state, State::Assessing(_) | State::PendingApproval(_)) {
+            return Err(self.wrong_state());
+        }
+        let revised = Self { votes: Vec::new(), ..self }.with_editor(editor);
+        let mut decision = revised.passed_to(State::Draft, "release.revised");
+        decision.release.revision += 1;
+        Ok(decision)
+    }
+
+    fn with_editor(mut self, editor: String) -> Self {
+        if editor != self.author && !self.editors.contains(&editor) {
+            self.editors.push(editor);
+        }
+        self
+    }
+
+    /// Counts a vote: one against ends the release; one for that completes what is asked for approves it.
+    pub fn vote(mut self, vote: Vote, facts: &Facts) -> Result<Decision, VoteRefused> {
+        let authors = self.authors(facts);
+        if authors.contains(&vote.person) || authors.contains(&vote.voter) {
             return Err(VoteRefused::Own);
         }
-        let (State::PendingApproval(_), Some(submission)) = (&self.state, submission) else {
+        let is_renewal = self.state.is_cleared() && self.approval.is_none() && vote.approve;
+        if !is_renewal && !matches!(self.state, State::PendingApproval(_)) {
+            return Err(self.wrong_state().into());
+        }
+        let Some(submission) = self.state.submission().cloned() else {
             return Err(self.wrong_state().into());
         };
-        if self.votes.iter().any(|earlier| earlier.voter == vote.voter) {
+        let unmapped = facts.people.unmapped(&self.identities(&submission.submitter));
+        if vote.approve && !unmapped.is_empty() {
+            return Err(VoteRefused::Unmapped(unmapped));
+        }
+        if self
+            .votes
+            .iter()
+            .any(|other| other.person == vote.person && other.counts(vote.band, vote.at))
+        {
             return Err(VoteRefused::Again(vote.voter));
         }
+        self.votes.retain(|other| other.person != vote.person);
         let is_against = !vote.approve;
         self.votes.push(vote);
-        let approvals = self.votes.iter().filter(|vote| vote.approve).count();
-        let needed = usize::try_from(submission.quorum).unwrap_or(usize::MAX);
-        Ok(if is_against {
-            self.passed_to(State::Rejected(submission), "release.rejected")
-        } else if approvals >= needed {
-            self.passed_to(State::Approved(submission), "release.approved")
-        } else {
-            self.passed_to(State::PendingApproval(submission), "release.voted")
+        if is_against {
+            return Ok(self.passed_to(State::Rejected(submission), "release.rejected"));
+        }
+        Ok(match self.clone().approve(facts) {
+            Some(decision) => decision,
+            None => {
+                let state = self.state.clone();
+                self.passed_to(state, "release.voted")
+            }
         })
+    }
+
+    /// Takes a vote back, if this person has one. What that leaves short is for [`Release::reassess`].
+    pub fn withdraw_vote(mut self, person: &str) -> Option<Decision> {
+        let count = self.votes.len();
+        self.votes.retain(|vote| vote.person != person || !vote.approve);
+        let state = self.state.clone();
+        (self.votes.len() < count).then(|| self.passed_to(state, "release.vote_withdrawn"))
+    }
+
+    /// Approves it on one person's word, until the review of that is due.
+    pub fn break_glass(self, id: BreakGlassId, due_at: Time, facts: &Facts) -> Result<Decision, WrongState> {
+        let is_open = matches!(self.state, State::Assessing(_) | State::PendingApproval(_));
+        if !is_open && (!self.state.is_cleared() || self.approval.is_some()) {
+            return Err(self.wrong_state());
+        }
+        let kind = "release.break_glass_used";
+        let decision = self.clone().approved_on(Basis::BreakGlass(id), Some(due_at), kind, facts);
+        decision.ok_or_else(|| self.wrong_state())
     }
 
     /// Gives up what nobody was exposed to.
     pub fn cancel(self) -> Result<Decision, WrongState> {
         match &self.state {
-            State::Draft | State::PendingApproval(_) | State::Approved(_) => {
+            State::Draft | State::Assessing(_) | State::PendingApproval(_) | State::Approved(_) => {
                 let submission = self.state.submission().cloned();
                 Ok(self.passed_to(State::Cancelled(submission), "release.cancelled"))
             }
@@ -237,32 +354,58 @@ impl Release {
             | State::Released(_)
             | State::Rejected(_)
             | State::Cancelled(_)
+            | State::Abandoned(_)
             | State::RolledBack(_)
             | State::Superseded(_) => Err(self.wrong_state()),
         }
     }
 
+    /// Gives up what was exposed and is no more.
+    pub fn abandon(self, standing: Standing) -> Result<Decision, AbandonRefused> {
+        let (State::Active(submission) | State::Released(submission)) = &self.state else {
+            return Err(self.wrong_state().into());
+        };
+        if standing.stable_in > 0 || standing.under_way_in > 0 {
+            return Err(AbandonRefused::Exposed(self.id));
+        }
+        let submission = submission.clone();
+        Ok(self.passed_to(State::Abandoned(submission), "release.abandoned"))
+    }
+
+    /// Marks it as bad. None where it is.
+    pub fn quarantine(self, quarantine: Quarantine) -> Option<Decision> {
+        let state = self.state.clone();
+        let release = Self { quarantine: Some(quarantine), ..self.clone() };
+        self.quarantine
+            .is_none()
+            .then(|| release.passed_to(state, "release.quarantined"))
+    }
+
+    /// Marks it as bad no more. None where it is not.
+    pub fn lift_quarantine(self) -> Option<Decision> {
+        let state = self.state.clone();
+        let release = Self { quarantine: None, ..self.clone() };
+        self.quarantine
+            .is_some()
+            .then(|| release.passed_to(state, "release.quarantine_lifted"))
+    }
+
     /// Takes in that a rollout exposes it. What serves everyone somewhere stays RELEASED.
     pub fn expose(self) -> Option<Decision> {
-        match &self.state {
-            State::Approved(submission) => {
-                let submission = submission.clone();
-                Some(self.passed_to(State::Active(submission), "release.activated"))
-            }
-            State::Draft
-            | State::PendingApproval(_)
-            | State::Active(_)
-            | State::Released(_)
-            | State::Rejected(_)
-            | State::Cancelled(_)
-            | State::RolledBack(_)
-            | State::Superseded(_) => None,
-        }
+        let State::Approved(submission) = &self.state else { return None };
+        let submission = submission.clone();
+        Some(self.passed_to(State::Active(submission), "release.activated"))
     }
 
     /// Takes in where it stands after a rollout of it, or of its successor, ended. Nothing where that changes nothing:
-    /// what was replaced can still be rolled out until every environment is past it.
+    /// what was replaced can still be rolled out until every environment is past it. What is approved and was never
+    /// exposed is past it, too, unless it mends an old line.
     pub fn settle(self, standing: Standing, ending: Ending) -> Option<Decision> {
+        if let State::Approved(submission) = &self.state {
+            let is_past = ending == Ending::Superseded && standing.is_surpassed && !self.change.is_hotfix;
+            let submission = submission.clone();
+            return is_past.then(|| self.passed_to(State::Superseded(submission), "release.superseded"));
+        }
         let (State::Active(submission) | State::Released(submission)) = &self.state else { return None };
         let submission = submission.clone();
         let (to, kind) = match (standing, ending) {
@@ -277,206 +420,22 @@ impl Release {
         (to != self.state).then(|| self.passed_to(to, kind))
     }
 
+    /// An approval ends where the release can be rolled out no more.
     fn passed_to(self, state: State, kind: &'static str) -> Decision {
-        let from = self.state.name();
-        Decision { release: Self { state, row_version: self.row_version + 1, ..self }, from, kind }
+        let approval = self.approval.clone().filter(|_| state.is_cleared());
+        self.passed_under(state, approval, kind)
     }
 
-    fn wrong_state(&self) -> WrongState {
+    fn passed_under(self, state: State, approval: Option<Approval>, kind: &'static str) -> Decision {
+        let (from, was_approved) = (self.state.name(), self.approval.clone());
+        let release = Self { state, approval, row_version: self.row_version + 1, ..self };
+        Decision { release, from, was_approved, kind }
+    }
+
+    pub fn wrong_state(&self) -> WrongState {
         WrongState { id: self.id, state: self.state.name() }
     }
 }
 
-impl Digest {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Digest {
-    type Err = MalformedDigest;
-
-    fn from_str(text: &str) -> Result<Self, MalformedDigest> {
-        let hex = text.strip_prefix("sha256:").ok_or(MalformedDigest)?;
-        let is_digest = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if is_digest { Ok(Self(text.to_owned())) } else { Err(MalformedDigest) }
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use shared::time::at;
-
-    use super::*;
-
-    const STATES: [&str; 9] = [
-        "DRAFT",
-        "PENDING_APPROVAL",
-        "APPROVED",
-        "ACTIVE",
-        "RELEASED",
-        "REJECTED",
-        "CANCELLED",
-        "ROLLED_BACK",
-        "SUPERSEDED",
-    ];
-    const FINAL: [&str; 4] = ["REJECTED", "CANCELLED", "ROLLED_BACK", "SUPERSEDED"];
-
-    fn draft() -> Release {
-        Release {
-            id: ReleaseId::new(at(0), [0; 10]),
-            component: "storefront".parse().unwrap(),
-            version: "1.0".parse().unwrap(),
-            artifact_digest: None,
-            notes: String::new(),
-            author: "author".to_owned(),
-            created_at: at(0),
-            state: State::Draft,
-            votes: Vec::new(),
-            row_version: 1,
-        }
-    }
-
-    fn in_state(name: &str, quorum: i32) -> Release {
-        let submission = Submission { submitter: "submitter".to_owned(), at: at(1), quorum };
-        let state = match name {
-            "DRAFT" => State::Draft,
-            "PENDING_APPROVAL" => State::PendingApproval(submission),
-            "APPROVED" => State::Approved(submission),
-            "ACTIVE" => State::Active(submission),
-            "RELEASED" => State::Released(submission),
-            "REJECTED" => State::Rejected(submission),
-            "CANCELLED" => State::Cancelled(Some(submission)),
-            "ROLLED_BACK" => State::RolledBack(submission),
-            "SUPERSEDED" => State::Superseded(submission),
-            _ => panic!("{name}"),
-        };
-        assert_eq!(state.name(), name);
-        Release { state, ..draft() }
-    }
-
-    fn by(voter: &str, approve: bool) -> Vote {
-        Vote { voter: voter.to_owned(), approve, reason: "looked at it".to_owned(), at: at(2) }
-    }
-
-    const NOWHERE: Standing = Standing { stable_in: 0, under_way_in: 0, is_surpassed: true };
-
-    /// What an event makes of a release; none where it is refused or changes nothing.
-    fn after(event: &str, release: Release) -> Option<&'static str> {
-        let decision = match event {
-            "submit" => release.submit("submitter".to_owned(), 1, &Latest::default(), at(1)).ok(),
-            "approve" => release.vote(by("voter", true)).ok(),
-            "reject" => release.vote(by("voter", false)).ok(),
-            "cancel" => release.cancel().ok(),
-            "expose" => release.expose(),
-            "roll back" => release.settle(NOWHERE, Ending::RolledBack),
-            "supersede" => release.settle(NOWHERE, Ending::Superseded),
-            "replace" => release.settle(Standing { is_surpassed: false, ..NOWHERE }, Ending::Superseded),
-            "serve" => {
-                release.settle(Standing { stable_in: 1, under_way_in: 1, ..NOWHERE }, Ending::RolledBack)
-            }
-            "go on" => release.settle(Standing { under_way_in: 1, ..NOWHERE }, Ending::RolledBack),
-            _ => panic!("{event}"),
-        };
-        decision.map(|decision| decision.release.state.name())
-    }
-
-    #[test]
-    fn every_event_does_in_every_state_what_the_table_says() {
-        let table: [(&str, &[(&str, &str)]); 10] = [
-            ("submit", &[("DRAFT", "PENDING_APPROVAL")]),
-            ("approve", &[("PENDING_APPROVAL", "APPROVED")]),
-            ("reject", &[("PENDING_APPROVAL", "REJECTED")]),
-            (
-                "cancel",
-                &[("DRAFT", "CANCELLED"), ("PENDING_APPROVAL", "CANCELLED"), ("APPROVED", "CANCELLED")],
-            ),
-            ("expose", &[("APPROVED", "ACTIVE")]),
-            ("roll back", &[("ACTIVE", "ROLLED_BACK"), ("RELEASED", "ROLLED_BACK")]),
-            ("supersede", &[("ACTIVE", "SUPERSEDED"), ("RELEASED", "SUPERSEDED")]),
-            ("replace", &[]),
-            ("serve", &[("ACTIVE", "RELEASED")]),
-            ("go on", &[("RELEASED", "ACTIVE")]),
-        ];
-        for (event, transitions) in table {
-            for state in STATES {
-                let expected = transitions.iter().find(|(from, _)| *from == state).map(|(_, to)| *to);
-                assert_eq!(after(event, in_state(state, 1)), expected, "{event} in {state}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_transition_counts_and_tells_where_it_came_from() {
-        let decision = draft().submit("s".to_owned(), 0, &Latest::default(), at(9)).unwrap();
-        assert_eq!((decision.from, decision.release.row_version), ("DRAFT", 2));
-        let approved = decision.release.approve_standard_change().unwrap();
-        assert_eq!(approved.release.state.name(), "APPROVED");
-        assert_eq!(in_state("PENDING_APPROVAL", 1).approve_standard_change(), None);
-    }
-
-    #[test]
-    fn a_version_that_came_too_late_is_not_submitted() {
-        let latest = Latest { of_line: Some("1.0.1".parse().unwrap()), of_all: None };
-        let refused = draft().submit("s".to_owned(), 0, &latest, at(1));
-        assert!(matches!(refused, Err(SubmitRefused::Version(_))));
-    }
-
-    #[test]
-    fn nobody_votes_twice() {
-        let once = in_state("PENDING_APPROVAL", 2).vote(by("voter", true)).unwrap();
-        assert_eq!((once.kind, once.release.state.name()), ("release.voted", "PENDING_APPROVAL"));
-        let twice = once.release.vote(by("voter", true));
-        assert_eq!(twice, Err(VoteRefused::Again("voter".to_owned())));
-    }
-
-    #[test]
-    fn digests_are_lower_case_sha256() {
-        assert!(format!("sha256:{}", "0a".repeat(32)).parse::<Digest>().is_ok());
-        for bad in ["", "sha256:", "0a", &"0a".repeat(32), &format!("sha256:{}", "0A".repeat(32))] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_quorum_is_met_by_others_only_and_by_each_once(
-            quorum in 1_i32..4,
-            voters in proptest::collection::vec(
-                prop_oneof![Just("author"), Just("submitter"), Just("a"), Just("b"), Just("c")], 0..12
-            ),
-        ) {
-            let mut release = in_state("PENDING_APPROVAL", quorum);
-            for voter in &voters {
-                if let Ok(decision) = release.clone().vote(by(voter, true)) {
-                    release = decision.release;
-                }
-            }
-            let mut others: Vec<_> =
-                voters.iter().filter(|voter| !["author", "submitter"].contains(voter)).collect();
-            others.sort_unstable();
-            others.dedup();
-            let needed = usize::try_from(quorum).unwrap();
-            prop_assert_eq!(release.state.name() == "APPROVED", others.len() >= needed);
-            prop_assert!(release.votes.iter().all(|vote| !["author", "submitter"].contains(&vote.voter.as_str())));
-        }
-
-        #[test]
-        fn final_states_stay(
-            from in proptest::sample::select(FINAL.as_slice()),
-            event in proptest::sample::select(vec![
-                "submit", "approve", "reject", "cancel", "expose", "roll back", "supersede", "replace", "serve",
-                "go on",
-            ]),
-        ) {
-            prop_assert_eq!(after(event, in_state(from, 0)), None);
-        }
-    }
-}
+pub(crate) mod tests;

@@ -1,9 +1,10 @@
 //! One release moving into one environment, in steps. Forward, exposure only rises; backward, it goes to 0 at once, and
 //! nothing may stand in the way of that.
 
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId};
 use shared::time::Time;
 
+use crate::domain::blocker::{self, Blocked, Blocker, Kind};
 use crate::domain::release::Release;
 
 /// Everyone, in basis points.
@@ -28,6 +29,8 @@ pub struct Rollout {
     /// `issuer|sub`.
     pub starter: String,
     pub started_at: Time,
+    /// The one that stood then; none where an older version of Tandem started it.
+    pub approval: Option<ApprovalId>,
     pub row_version: i64,
 }
 
@@ -83,22 +86,6 @@ pub struct Plan {
     pub starter: String,
 }
 
-/// What holds a rollout back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocker {
-    /// The release is not approved, or ended.
-    NotCleared { release: ReleaseId, state: &'static str },
-    /// It is what the environment serves already.
-    AlreadyStable { release: ReleaseId, environment: EnvironmentId },
-    /// Another rollout of the component in this environment is not finished.
-    EarlierRollout { rollout: RolloutId },
-}
-
-/// Everything that holds a rollout back.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the rollout is held back")]
-pub struct Blocked(pub Vec<Blocker>);
-
 /// The rollout is in a state that does not allow it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rollout {id} is {state}")]
@@ -116,19 +103,20 @@ pub struct Decision {
 }
 
 impl Rollout {
-    /// Starts at the first step, unless something holds it back; then says all that does. Without a `stable` release
-    /// there is nothing to compare with, so the first goes to everyone at once, which is two transitions.
+    /// Starts at the first step, unless something holds it back, here or elsewhere (`held`); then says all that does.
+    /// Without a `stable` release there is nothing to compare with, so the first goes to everyone at once, which is two
+    /// transitions.
     pub fn start(
         plan: Plan,
         release: &Release,
         stable: Option<ServedRelease>,
         earlier: Option<RolloutId>,
+        held: Vec<Blocker>,
         now: Time,
     ) -> Result<Vec<Decision>, Blocked> {
-        let blockers = blockers(&plan, release, stable.as_ref(), earlier);
-        if !blockers.is_empty() {
-            return Err(Blocked(blockers));
-        }
+        let mut blockers = blockers(&plan.environment, release, stable.as_ref(), earlier);
+        blockers.extend(held);
+        blocker::require_none(blockers)?;
         let (steps, at_once) = match plan.steps {
             Some(steps) if stable.is_some() => (steps, false),
             Some(_) | None => (Steps(vec![EVERYONE_BPS]), true),
@@ -145,6 +133,7 @@ impl Rollout {
             state: State::Running,
             starter: plan.starter,
             started_at: now,
+            approval: release.approval.as_ref().map(|approval| approval.id),
             row_version: 1,
         };
         let started = Decision { rollout, from: None, kind: "rollout.started" };
@@ -211,21 +200,32 @@ impl Rollout {
     }
 }
 
-fn blockers(
-    plan: &Plan,
+/// What keeps a release from starting in an environment, as far as its rollouts know.
+pub fn blockers(
+    environment: &EnvironmentId,
     release: &Release,
     stable: Option<&ServedRelease>,
     earlier: Option<RolloutId>,
 ) -> Vec<Blocker> {
-    let mut blockers = Vec::new();
-    if !release.state.is_cleared() {
-        blockers.push(Blocker::NotCleared { release: release.id, state: release.state.name() });
+    let mut blockers: Vec<_> = release.state_hold().into_iter().collect();
+    let mut block = |kind, subject: String, description, lifted_by: &str| {
+        blockers.push(Blocker {
+            kind,
+            subject,
+            description,
+            lifted_by: lifted_by.to_owned(),
+            next_open: None,
+        });
+    };
+    let id = release.id;
+    if stable.is_some_and(|stable| stable.id == id) {
+        let text = format!("release {id} serves everyone in {environment} already");
+        block(Kind::State, id.to_string(), text, "another release");
     }
-    if stable.is_some_and(|stable| stable.id == release.id) {
-        let environment = plan.environment.clone();
-        blockers.push(Blocker::AlreadyStable { release: release.id, environment });
+    if let Some(rollout) = earlier {
+        let text = format!("rollout {rollout} of this component is not finished here");
+        block(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout");
     }
-    blockers.extend(earlier.map(|rollout| Blocker::EarlierRollout { rollout }));
     blockers
 }
 
@@ -303,22 +303,13 @@ mod tests {
     use shared::time::at;
 
     use super::*;
-    use crate::domain::release::{self, Submission};
+    use crate::domain::release;
 
     fn release(is_approved: bool) -> Release {
-        let submission = Submission { submitter: "s".to_owned(), at: at(0), quorum: 0 };
-        Release {
-            id: ReleaseId::new(at(1), [1; 10]),
-            component: "storefront".parse().unwrap(),
-            version: "1.1".parse().unwrap(),
-            artifact_digest: None,
-            notes: String::new(),
-            author: "a".to_owned(),
-            created_at: at(0),
-            state: if is_approved { release::State::Approved(submission) } else { release::State::Draft },
-            votes: Vec::new(),
-            row_version: 1,
-        }
+        let release = release::tests::draft();
+        let submission = release::tests::submission(0);
+        let state = if is_approved { release::State::Approved(submission) } else { release::State::Draft };
+        Release { id: ReleaseId::new(at(1), [1; 10]), state, ..release }
     }
 
     fn stable() -> ServedRelease {
@@ -336,7 +327,8 @@ mod tests {
     }
 
     fn running(steps: Vec<i32>) -> Rollout {
-        let mut decisions = Rollout::start(plan(steps), &release(true), Some(stable()), None, at(3)).unwrap();
+        let mut decisions =
+            Rollout::start(plan(steps), &release(true), Some(stable()), None, vec![], at(3)).unwrap();
         assert_eq!(decisions.len(), 1);
         decisions.remove(0).rollout
     }
@@ -382,7 +374,7 @@ mod tests {
     #[test]
     fn the_first_release_and_a_rollout_without_steps_go_to_everyone_at_once() {
         for (steps, stable) in [(vec![1000], None), (vec![], None), (vec![], Some(stable()))] {
-            let decisions = Rollout::start(plan(steps), &release(true), stable, None, at(3)).unwrap();
+            let decisions = Rollout::start(plan(steps), &release(true), stable, None, vec![], at(3)).unwrap();
             let told: Vec<_> = decisions.iter().map(|decision| (decision.kind, decision.from)).collect();
             assert_eq!(told, [("rollout.started", None), ("rollout.succeeded", Some("RUNNING"))]);
             let last = &decisions[1].rollout;
@@ -395,13 +387,21 @@ mod tests {
         let earlier = RolloutId::new(at(1), [5; 10]);
         let release = release(false);
         let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
+        let held = Blocker {
+            kind: Kind::Window,
+            subject: "wnd_1".to_owned(),
+            description: "frozen".to_owned(),
+            lifted_by: "its end".to_owned(),
+            next_open: Some(at(9)),
+        };
         let Blocked(blockers) =
-            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), at(3)).unwrap_err();
-        let environment = "prod".parse().unwrap();
+            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), vec![held], at(3)).unwrap_err();
+        let blockers: Vec<_> = blockers.into_iter().map(|blocker| (blocker.kind, blocker.subject)).collect();
         let expected = [
-            Blocker::NotCleared { release: release.id, state: "DRAFT" },
-            Blocker::AlreadyStable { release: release.id, environment },
-            Blocker::EarlierRollout { rollout: earlier },
+            (Kind::State, release.id.to_string()),
+            (Kind::State, release.id.to_string()),
+            (Kind::EarlierRollout, earlier.to_string()),
+            (Kind::Window, "wnd_1".to_owned()),
         ];
         assert_eq!(blockers, expected);
     }

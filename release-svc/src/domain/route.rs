@@ -103,6 +103,7 @@ mod tests {
             state,
             starter: "s".to_owned(),
             started_at: at(0),
+            approval: None,
             row_version: 1,
         }
     }

@@ -56,6 +56,11 @@ impl Version {
         &self.text
     }
 
+    /// As constraints are checked with.
+    pub(crate) const fn as_semver(&self) -> &semver::Version {
+        &self.semver
+    }
+
     /// What the keys of its `major.minor` line, and of no other, begin with.
     pub fn line_key(&self) -> String {
         format!("{:020}.{:020}.", self.semver.major, self.semver.minor)

@@ -1,76 +1,37 @@
 //! `ReleaseService`: from draft to approved.
 
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 use shared::auth::Caller;
 use shared::db::broken_constraint;
-use shared::id::{ComponentId, ReleaseId};
-use shared::mutation::{Begun, Call, Mutation};
+use shared::edge::Deadline;
+use shared::id::{ApprovalId, ComponentId, ReleaseId};
+use shared::mutation::{Actor, Begun, Call, Mutation};
 use shared::page::{self, List};
-use shared::parse::{etag, etag_of, known, optional, parse, required, text_of};
+use shared::parse::{etag, known, optional, parse, required, text_of};
 use shared::pb::release as pb;
 use shared::pb::release::get_release_request::Name;
 use shared::pb::release::release_service_server::ReleaseService;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::to_proto;
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 
+pub(super) use self::change::because;
+use self::message::{NOTES_MAX, parse_change};
 use super::{App, absent, before, state_names};
 use crate::apply;
 use crate::domain::component::Component;
-use crate::domain::release::{Decision, Release, State, Vote};
-use crate::domain::version::Version;
+use crate::domain::policy::{Profile, Terms};
+use crate::domain::release::{Facts, Release, Risk, State, Submission};
+use crate::domain::snapshot::{Change, Snapshot};
+use crate::domain::version::{Latest, Version};
 use crate::store;
+
+mod change;
+mod explain;
+mod message;
 
 /// Longest reason anywhere, in characters.
 pub(super) const REASON_MAX: usize = 1000;
-const NOTES_MAX: usize = 16_000;
-
-impl From<&Release> for pb::Release {
-    fn from(release: &Release) -> Self {
-        let submission = release.state.submission();
-        Self {
-            release_id: release.id.to_string(),
-            component: release.component.to_string(),
-            version: release.version.to_string(),
-            state: state_to_proto(&release.state).into(),
-            artifact_digest: release.artifact_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
-            notes: release.notes.clone(),
-            author: release.author.clone(),
-            submitter: submission.map(|submission| submission.submitter.clone()).unwrap_or_default(),
-            quorum: submission.map_or(0, |submission| submission.quorum),
-            votes: release.votes.iter().map(Into::into).collect(),
-            create_time: Some(to_proto(release.created_at)),
-            submit_time: submission.map(|submission| to_proto(submission.at)),
-            etag: etag_of(release.row_version),
-        }
-    }
-}
-
-impl From<&Vote> for pb::Vote {
-    fn from(vote: &Vote) -> Self {
-        Self {
-            voter: vote.voter.clone(),
-            approve: vote.approve,
-            reason: vote.reason.clone(),
-            vote_time: Some(to_proto(vote.at)),
-        }
-    }
-}
-
-const fn state_to_proto(state: &State) -> pb::ReleaseState {
-    match state {
-        State::Draft => pb::ReleaseState::Draft,
-        State::PendingApproval(_) => pb::ReleaseState::PendingApproval,
-        State::Approved(_) => pb::ReleaseState::Approved,
-        State::Active(_) => pb::ReleaseState::Active,
-        State::Released(_) => pb::ReleaseState::Released,
-        State::Rejected(_) => pb::ReleaseState::Rejected,
-        State::Cancelled(_) => pb::ReleaseState::Cancelled,
-        State::RolledBack(_) => pb::ReleaseState::RolledBack,
-        State::Superseded(_) => pb::ReleaseState::Superseded,
-    }
-}
 
 pub(super) fn no_release(id: &dyn std::fmt::Display) -> Refusal {
     absent(Reason::ReleaseNotFound, "release", id)
@@ -83,6 +44,77 @@ pub(super) async fn lock(work: &mut Mutation, id: ReleaseId) -> Result<(Componen
     let component = component.ok_or_else(|| no_release(&id))?;
     let release = store::release::lock(&mut work.tx, tenant, id).await?;
     Ok((component, release.ok_or_else(|| no_release(&id))?))
+}
+
+/// The release as the facts of now make it, locked after its component.
+pub(super) async fn look(
+    app: &App,
+    work: &mut Mutation,
+    id: ReleaseId,
+) -> Result<(Component, Release, Facts), Failure> {
+    let (component, release) = lock(work, id).await?;
+    let approval = ApprovalId::new(work.now, app.entropy.bytes());
+    let (release, facts) = apply::look(&mut work.tx, &work.actor, &component, release, approval).await?;
+    Ok((component, release, facts))
+}
+
+/// What a version must follow: of a hotfix, those of its line only.
+async fn latest(
+    db: &mut PgConnection,
+    caller: &Caller,
+    release: &Release,
+    with_drafts: bool,
+) -> Result<Latest, Failure> {
+    let Release { component, version, change, .. } = release;
+    let latest = store::release::latest(db, &caller.tenant, component, version, with_drafts).await?;
+    Ok(if change.is_hotfix { Latest { of_all: None, ..latest } } else { latest })
+}
+
+/// What an event tells of a change.
+fn told(change: &Change) -> Value {
+    let times: Vec<_> = change.commits.iter().map(|commit| commit.at.to_rfc3339()).collect();
+    json!({ "commit_times": times, "is_unplanned": change.is_unplanned, "incident": change.incident })
+}
+
+/// Hands a draft in under the policy of its component, and goes on as far as the facts take it.
+async fn submit(
+    app: &App,
+    work: &mut Mutation,
+    component: &Component,
+    draft: Release,
+) -> Result<Release, Failure> {
+    let tenant = work.actor.tenant.clone();
+    let policy = store::policy::find(&mut work.tx, &tenant, &component.approval_policy).await?;
+    let policy = policy.ok_or_else(|| Failure::Bug(format!("component {} has no policy", component.name)))?;
+    let latest = latest(&mut work.tx, &work.caller, &draft, false).await?;
+    let approval = ApprovalId::new(work.now, app.entropy.bytes());
+    let terms = &policy.terms;
+    let facts = apply::facts(&mut work.tx, &work.actor, component, &draft, terms, approval).await?;
+    let submitter = work.actor.principal.clone();
+    let (snapshot, body) = Snapshot::take(&tenant, &draft, &submitter, &policy, &facts.people)
+        .map_err(|error| Failure::Bug(format!("a snapshot cannot be written: {error}")))?;
+    let band = terms.band(facts.assessment.band);
+    let submission = Submission {
+        submitter,
+        at: work.now,
+        quorum: terms.rule(band).quorum,
+        band,
+        risk: Some(Risk::from(&facts.assessment)),
+        snapshot: Some(snapshot.clone()),
+    };
+    let decision = draft.submit(submission, &latest)?;
+    let release = &decision.release;
+    store::snapshot::insert(&mut work.tx, &tenant, release, &snapshot, &body, work.now).await?;
+    let more = Map::from_iter([
+        ("change".to_owned(), told(&release.change)),
+        ("snapshot_digest".to_owned(), snapshot.digest.as_str().into()),
+        ("approval_policy".to_owned(), snapshot.policy.as_str().into()),
+        ("approval_policy_version".to_owned(), snapshot.policy_version.into()),
+        ("risk_score".to_owned(), facts.assessment.score.into()),
+        ("risk_band".to_owned(), facts.assessment.band.name().into()),
+    ]);
+    apply::release(&mut work.tx, &work.actor, &decision, more).await?;
+    apply::reassess(&mut work.tx, &work.actor, decision.release, &facts).await
 }
 
 /// Refuses a version that the component has.
@@ -113,11 +145,13 @@ impl App {
         request: Request<pb::CreateReleaseRequest>,
     ) -> Result<pb::CreateReleaseResponse, Failure> {
         let (call, message) = Call::of(request, "CreateRelease", |message| &mut message.request_id)?;
-        let pb::CreateReleaseRequest { component, version, artifact_digest, notes, request_id: _ } = message;
+        let pb::CreateReleaseRequest { component, version, artifact_digest, notes, request_id: _, change } =
+            message;
         let component: ComponentId = parse("component", &component)?;
         let version: Version = parse("version", &version)?;
         let artifact_digest = optional("artifact_digest", &artifact_digest)?;
         let notes = text_of("notes", notes, 0, NOTES_MAX)?;
+        let change = parse_change(change)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
@@ -127,21 +161,26 @@ impl App {
         let owner = owner.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &component))?;
         work.caller.require_owner(&owner.owner_groups)?;
         require_unused(&mut work.tx, &work.caller, &component, &version).await?;
-        store::release::latest(&mut work.tx, tenant, &component, &version, true)
-            .await?
-            .admit(&version)?;
         let release = Release {
             id: ReleaseId::new(work.now, self.entropy.bytes()),
             component,
             version,
+            revision: 1,
             artifact_digest,
             notes,
+            change,
             author: work.actor.principal.clone(),
+            editors: Vec::new(),
             created_at: work.now,
             state: State::Draft,
             votes: Vec::new(),
+            approval: None,
+            quarantine: None,
             row_version: 1,
         };
+        latest(&mut work.tx, &work.caller, &release, true)
+            .await?
+            .admit(&release.version)?;
         store::release::insert(&mut work.tx, tenant, &release).await.map_err(
             |error| match broken_constraint(&error) {
                 Some(store::release::VERSION_KEY) => exists(&release.version, None).into(),
@@ -157,7 +196,7 @@ impl App {
         &self,
         request: Request<pb::GetReleaseRequest>,
     ) -> Result<pb::GetReleaseResponse, Failure> {
-        let caller = Caller::of(&request)?;
+        let (caller, deadline) = (Caller::of(&request)?, Deadline::of(&request));
         let pb::GetReleaseRequest { name } = request.into_inner();
         let tenant = &caller.tenant;
         let release = match required("name", name)? {
@@ -177,7 +216,40 @@ impl App {
                     .ok_or_else(|| no_release(&format_args!("{version} of {component}")))?
             }
         };
+        // Of a draft, and of what has ended, the facts make nothing.
+        let is_open = release.state.takes_votes();
+        let release = if is_open { self.seen(&caller, deadline, release).await? } else { release };
         Ok(pb::GetReleaseResponse { release: Some((&release).into()) })
+    }
+
+    /// The release as the facts of now make it, which is written down where that is something else than it was.
+    async fn seen(
+        &self,
+        caller: &Caller,
+        deadline: Option<std::time::Instant>,
+        found: Release,
+    ) -> Result<Release, Failure> {
+        let actor =
+            Actor { tenant: caller.tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
+        let approval = ApprovalId::new(actor.now, self.entropy.bytes());
+        let mut tx = self.db.begin(deadline).await?;
+        let component = store::component::find(&mut tx, &actor.tenant, &found.component).await?;
+        let component = component.ok_or_else(|| no_release(&found.id))?;
+        let terms = found
+            .state
+            .submission()
+            .map_or_else(|| Terms::of(Profile::Starter, 0), |of| of.terms());
+        let facts = apply::facts(&mut tx, &actor, &component, &found, &terms, approval).await?;
+        if found.clone().reassess(&facts).is_empty() {
+            return Ok(found);
+        }
+        let component = store::component::lock_of_release(&mut tx, &actor.tenant, found.id).await?;
+        let component = component.ok_or_else(|| no_release(&found.id))?;
+        let release = store::release::lock(&mut tx, &actor.tenant, found.id).await?;
+        let release = release.ok_or_else(|| no_release(&found.id))?;
+        let (release, _) = apply::look(&mut tx, &actor, &component, release, approval).await?;
+        tx.commit().await?;
+        Ok(release)
     }
 
     async fn list_releases(
@@ -219,22 +291,7 @@ impl App {
         let (component, release) = lock(&mut work, id).await?;
         work.caller.require_owner(&component.owner_groups)?;
         etag(&sent_etag, release.row_version)?;
-        let tenant = &work.actor.tenant;
-        let policy = store::component::find_policy(&mut work.tx, tenant, &component.approval_policy).await?;
-        let policy =
-            policy.ok_or_else(|| Failure::Bug(format!("component {} has no policy", component.name)))?;
-        let version = &release.version;
-        let latest = store::release::latest(&mut work.tx, tenant, &component.name, version, false).await?;
-        let principal = work.actor.principal.clone();
-        let submitted = release.submit(principal, policy.quorum, &latest, work.now)?;
-        let more = Map::from_iter([("quorum".to_owned(), policy.quorum.into())]);
-        apply::release(&mut work.tx, &work.actor, &submitted, more).await?;
-        let approved = submitted.release.clone().approve_standard_change();
-        if let Some(decision) = &approved {
-            let more = Map::from_iter([("is_standard_change".to_owned(), true.into())]);
-            apply::release(&mut work.tx, &work.actor, decision, more).await?;
-        }
-        let Decision { release, .. } = approved.unwrap_or(submitted);
+        let release = submit(self, &mut work, &component, release).await?;
         work.answer(pb::SubmitReleaseResponse { release: Some((&release).into()) })
             .await
     }
@@ -255,8 +312,7 @@ impl App {
         work.caller.require_owner(&component.owner_groups)?;
         etag(&sent_etag, release.row_version)?;
         let decision = release.cancel()?;
-        let more = Map::from_iter([("reason".to_owned(), reason.into())]);
-        apply::release(&mut work.tx, &work.actor, &decision, more).await?;
+        apply::release(&mut work.tx, &work.actor, &decision, because(reason)).await?;
         work.answer(pb::CancelReleaseResponse { release: Some((&decision.release).into()) })
             .await
     }
@@ -297,5 +353,47 @@ impl ReleaseService for App {
         request: Request<pb::CancelReleaseRequest>,
     ) -> Result<Response<pb::CancelReleaseResponse>, Status> {
         Ok(Response::new(self.cancel_release(request).await?))
+    }
+
+    async fn update_release(
+        &self,
+        request: Request<pb::UpdateReleaseRequest>,
+    ) -> Result<Response<pb::UpdateReleaseResponse>, Status> {
+        Ok(Response::new(self.update_release(request).await?))
+    }
+
+    async fn revise_release(
+        &self,
+        request: Request<pb::ReviseReleaseRequest>,
+    ) -> Result<Response<pb::ReviseReleaseResponse>, Status> {
+        Ok(Response::new(self.revise_release(request).await?))
+    }
+
+    async fn abandon_release(
+        &self,
+        request: Request<pb::AbandonReleaseRequest>,
+    ) -> Result<Response<pb::AbandonReleaseResponse>, Status> {
+        Ok(Response::new(self.abandon_release(request).await?))
+    }
+
+    async fn quarantine_release(
+        &self,
+        request: Request<pb::QuarantineReleaseRequest>,
+    ) -> Result<Response<pb::QuarantineReleaseResponse>, Status> {
+        Ok(Response::new(self.quarantine_release(request).await?))
+    }
+
+    async fn lift_quarantine(
+        &self,
+        request: Request<pb::LiftQuarantineRequest>,
+    ) -> Result<Response<pb::LiftQuarantineResponse>, Status> {
+        Ok(Response::new(self.lift_quarantine(request).await?))
+    }
+
+    async fn explain_release(
+        &self,
+        request: Request<pb::ExplainReleaseRequest>,
+    ) -> Result<Response<pb::ExplainReleaseResponse>, Status> {
+        Ok(Response::new(self.explain_release(request).await?))
     }
 }

@@ -1,22 +1,44 @@
 //! `RolloutService`: releases into environments, step by step, and back.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use shared::auth::Caller;
-use shared::id::{EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::page::{self, List};
-use shared::parse::{etag, etag_of, known, known_or_default, optional, parse, text_of};
+use shared::parse::{at_most, etag, etag_of, known, known_or_default, optional, parse, text_of};
 use shared::pb::release as pb;
 use shared::pb::release::rollout_service_server::RolloutService;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
-use super::release::{REASON_MAX, lock as lock_release};
+use super::release::{REASON_MAX, look, no_release};
 use super::{App, absent, before, state_names};
 use crate::apply;
+use crate::apply::dependency::Locked;
+use crate::apply::exposure::{self, Increase, Passage};
+use crate::domain::blocker;
+use crate::domain::component::Component;
+use crate::domain::dependency::Unmet;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
 use crate::store::rollout::Filter;
+
+/// Most releases that are planned at once.
+const PLANNED_MAX: usize = 100;
+
+impl From<&Unmet> for pb::DependencyConflict {
+    fn from(unmet: &Unmet) -> Self {
+        Self {
+            component: unmet.component.to_string(),
+            dependency: unmet.on.to_string(),
+            constraint: unmet.constraint.to_string(),
+            found_version: unmet.found.as_ref().map(ToString::to_string).unwrap_or_default(),
+            description: unmet.to_string(),
+        }
+    }
+}
 
 impl From<&Rollout> for pb::Rollout {
     fn from(rollout: &Rollout) -> Self {
@@ -39,6 +61,7 @@ impl From<&Rollout> for pb::Rollout {
             start_time: Some(to_proto(rollout.started_at)),
             end_time: rollout.state.ended_at().map(to_proto),
             etag: etag_of(rollout.row_version),
+            approval_id: rollout.approval.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -71,36 +94,99 @@ fn no_rollout(id: RolloutId) -> Refusal {
 }
 
 /// The rollout, locked after its component, if the caller may change it.
-async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout), Failure> {
     let tenant = &work.actor.tenant;
     let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
     let component = component.ok_or_else(|| no_rollout(id))?;
     work.caller.require_owner(&component.owner_groups)?;
     let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
-    Ok(rollout.ok_or_else(|| no_rollout(id))?)
+    Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
 }
 
-/// Starts a rollout under the component's lock.
-async fn start(work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
-    let (component, release) = lock_release(work, release).await?;
+/// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
+async fn require_open(
+    app: &App,
+    work: &mut Mutation,
+    locked: &Locked,
+    component: &Component,
+    rollout: &Rollout,
+) -> Result<Vec<WindowOverrideId>, Failure> {
+    let Rollout { environment, release, .. } = rollout;
+    let found = store::environment::find(&mut work.tx, &work.actor.tenant, environment).await?;
+    let found =
+        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
+    let version = release.version.parse();
+    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
+    let increase =
+        Increase { component, environment: &found, release: release.id, version: &version, locked };
+    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    let began_under = match rollout.approval {
+        Some(id) => store::approval::find(&mut work.tx, &work.actor.tenant, id).await?,
+        None => None,
+    };
+    let (_, release, facts) = look(app, work, rollout.release.id).await?;
+    blockers.extend(apply::evidence_blockers(&mut work.tx, &work.actor.tenant, &release, &found).await?);
+    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
+    blocker::require_none(blockers)?;
+    Ok(overrides)
+}
+
+fn no_environment(name: &EnvironmentId) -> Refusal {
+    absent(Reason::EnvironmentNotFound, "environment", name)
+}
+
+/// Starts a rollout under the locks of the component and of what it needs.
+async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
+    let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, release.uuid()).await?;
+    let (component, release, facts) = look(app, work, release).await?;
     work.caller.require_owner(&component.owner_groups)?;
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
-    if store::component::find_environment(&mut work.tx, tenant, environment)
-        .await?
-        .is_none()
-    {
-        return Err(absent(Reason::EnvironmentNotFound, "environment", environment).into());
-    }
+    let found = store::environment::find(&mut work.tx, tenant, environment).await?;
+    let found = found.ok_or_else(|| no_environment(environment))?;
+    let (id, version) = (release.id, &release.version);
+    let increase =
+        Increase { component: &component, environment: &found, release: id, version, locked: &locked };
+    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
+    blockers.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    let decisions = Rollout::start(plan, &release, stable, earlier, work.now)?;
+    blockers.extend(apply::evidence_blockers(&mut work.tx, tenant, &release, &found).await?);
+    blockers.extend(release.holds(&facts));
+    let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
-        apply::rollout(&mut work.tx, &work.actor, decision).await?;
+        apply::increase(&mut work.tx, &work.actor, decision, &overrides).await?;
     }
     let last = decisions.into_iter().next_back();
     last.map(|decision| decision.rollout)
         .ok_or_else(|| Failure::Bug("a rollout started without a decision".to_owned()))
+}
+
+/// Rolls a rollout back, and before it those of components that cannot do with what it goes back to.
+async fn roll_back(
+    work: &mut Mutation,
+    id: RolloutId,
+    reason: String,
+) -> Result<pb::RollBackRolloutResponse, Failure> {
+    let tenant = work.actor.tenant.clone();
+    let Rollout { component, environment, .. } = store::rollout::find(&mut work.tx, &tenant, id)
+        .await?
+        .ok_or_else(|| no_rollout(id))?;
+    let (before, warnings) =
+        apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
+    let (_, rollout) = lock(work, id).await?;
+    if rollout.state != State::Running {
+        let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
+        let rollout = Some((&again.unwrap_or(rollout)).into());
+        return Ok(pb::RollBackRolloutResponse { rollout, ..Default::default() });
+    }
+    let cascaded = apply::dependency::roll_back_first(&mut work.tx, &work.actor, &before, &rollout).await?;
+    let back = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
+    Ok(pb::RollBackRolloutResponse {
+        rollout: Some((&back.unwrap_or(rollout)).into()),
+        cascaded: cascaded.iter().map(Into::into).collect(),
+        warnings,
+    })
 }
 
 impl App {
@@ -127,7 +213,8 @@ impl App {
         };
         let id = RolloutId::new(work.now, self.entropy.bytes());
         let starter = work.actor.principal.clone();
-        let rollout = start(&mut work, release, Plan { id, environment, steps, assignment, starter }).await?;
+        let plan = Plan { id, environment, steps, assignment, starter };
+        let rollout = start(self, &mut work, release, plan).await?;
         work.answer(pb::StartRolloutResponse { rollout: Some((&rollout).into()) }).await
     }
 
@@ -178,15 +265,23 @@ impl App {
     ) -> Result<pb::AdvanceRolloutResponse, Failure> {
         let (call, message) = Call::of(request, "AdvanceRollout", |message| &mut message.request_id)?;
         let pb::AdvanceRolloutRequest { rollout_id, etag: sent_etag, request_id: _ } = message;
-        let id = parse("rollout_id", &rollout_id)?;
+        let id: RolloutId = parse("rollout_id", &rollout_id)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let rollout = lock(&mut work, id).await?;
+        let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
+        let (component, rollout) = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
+        let before = rollout.exposure_bps();
         let decision = rollout.advance(work.now)?;
-        apply::rollout(&mut work.tx, &work.actor, &decision).await?;
+        // The end of a rollout that everyone sees raises nothing.
+        let overrides = if decision.rollout.exposure_bps() > before {
+            require_open(self, &mut work, &locked, &component, &decision.rollout).await?
+        } else {
+            Vec::new()
+        };
+        apply::increase(&mut work.tx, &work.actor, &decision, &overrides).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
     }
@@ -203,15 +298,50 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let mut rollout = lock(&mut work, id).await?;
-        if let Some(decision) = rollout.clone().roll_back(reason)? {
-            apply::rollout(&mut work.tx, &work.actor, &decision).await?;
-            // Where no session service can know of the rollout, nobody has to confirm it.
-            let ended = apply::confirm(&mut work.tx, &work.actor, id).await?;
-            rollout = ended.unwrap_or(decision.rollout);
+        let answer = roll_back(&mut work, id, reason).await?;
+        work.answer(answer).await
+    }
+
+    async fn plan_rollouts(
+        &self,
+        request: Request<pb::PlanRolloutsRequest>,
+    ) -> Result<pb::PlanRolloutsResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::PlanRolloutsRequest { release_ids, environment } = request.into_inner();
+        at_most("release_ids", &release_ids, PLANNED_MAX)?;
+        let ids = release_ids.iter().map(|id| parse("release_ids", id));
+        let ids = ids.collect::<Result<BTreeSet<ReleaseId>, _>>()?;
+        let environment = parse("environment", &environment)?;
+        let tenant = &caller.tenant;
+        let mut db = self.db.connection().await?;
+        let found = store::environment::find(&mut db, tenant, &environment).await?;
+        found.ok_or_else(|| no_environment(&environment))?;
+        let uuids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        let releases = store::dependency::list_planned(&mut db, tenant, &uuids).await?;
+        let (mut planned, mut by_component) = (BTreeMap::new(), BTreeMap::new());
+        for (id, component, version) in releases {
+            if let Some(other) = by_component.insert(component.clone(), id) {
+                let text = format!("{other} and {id} are both of {component}");
+                return Err(Refusal::field("release_ids", text).into());
+            }
+            planned.insert(component, version);
         }
-        work.answer(pb::RollBackRolloutResponse { rollout: Some((&rollout).into()) })
-            .await
+        let is_found = |id: &&ReleaseId| by_component.values().any(|found| found == *id);
+        if let Some(id) = ids.iter().find(|id| !is_found(id)) {
+            return Err(no_release(id).into());
+        }
+        let plan = apply::dependency::plan(&mut db, tenant, &planned, &environment).await?;
+        let named = |wave: &Vec<ComponentId>| {
+            wave.iter()
+                .filter_map(|name| by_component.get(name))
+                .map(ToString::to_string)
+                .collect()
+        };
+        let waves = plan.waves.iter().map(|wave| pb::RolloutWave { release_ids: named(wave) });
+        Ok(pb::PlanRolloutsResponse {
+            waves: waves.collect(),
+            conflicts: plan.conflicts.iter().map(Into::into).collect(),
+        })
     }
 }
 
@@ -250,5 +380,12 @@ impl RolloutService for App {
         request: Request<pb::RollBackRolloutRequest>,
     ) -> Result<Response<pb::RollBackRolloutResponse>, Status> {
         Ok(Response::new(self.roll_back_rollout(request).await?))
+    }
+
+    async fn plan_rollouts(
+        &self,
+        request: Request<pb::PlanRolloutsRequest>,
+    ) -> Result<Response<pb::PlanRolloutsResponse>, Status> {
+        Ok(Response::new(self.plan_rollouts(request).await?))
     }
 }

@@ -1,59 +1,72 @@
-//! The catalogue's rows: components, environments and approval policies.
+//! Components.
 
-use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+use shared::id::{ApprovalPolicyId, ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
 use super::corrupt;
-use crate::domain::component::{ApprovalPolicy, Component, Environment, Profile, STARTER_POLICY};
+use crate::domain::component::{Component, DataScope, Kind, Tier};
 
 /// Constraints that callers' input may break.
 pub const COMPONENT_KEY: &str = "components_pkey";
 pub const COMPONENT_POLICY_KEY: &str = "components_approval_policy_fkey";
-pub const ENVIRONMENT_KEY: &str = "environments_pkey";
-pub const POLICY_KEY: &str = "approval_policies_pkey";
 
-struct PolicyRow {
+struct Row {
+    component: ComponentId,
+    display_name: String,
+    owner_groups: Vec<String>,
+    business_owner_groups: Vec<String>,
     approval_policy: ApprovalPolicyId,
-    profile: String,
-    quorum: i32,
+    tier: String,
+    kind: String,
+    data_scopes: Vec<String>,
     created_at: Time,
     version: i64,
 }
 
-impl TryFrom<PolicyRow> for ApprovalPolicy {
+impl TryFrom<Row> for Component {
     type Error = sqlx::Error;
 
-    fn try_from(row: PolicyRow) -> sqlx::Result<Self> {
-        let PolicyRow { approval_policy: name, profile, quorum, created_at, version } = row;
-        let profile = match profile.as_str() {
-            "STARTER" => Profile::Starter,
-            _ => return Err(corrupt("approval_policies", "profile", &name)),
-        };
-        Ok(Self { name, profile, quorum, created_at, row_version: version })
+    fn try_from(row: Row) -> sqlx::Result<Self> {
+        let broken = |column| corrupt("components", column, &row.component);
+        let scopes = row.data_scopes.iter().map(|name| DataScope::from_name(name));
+        Ok(Self {
+            tier: Tier::from_name(&row.tier).ok_or_else(|| broken("tier"))?,
+            kind: Kind::from_name(&row.kind).ok_or_else(|| broken("kind"))?,
+            data_scopes: scopes.collect::<Option<_>>().ok_or_else(|| broken("data_scopes"))?,
+            name: row.component,
+            display_name: row.display_name,
+            owner_groups: row.owner_groups,
+            business_owner_groups: row.business_owner_groups,
+            approval_policy: row.approval_policy,
+            created_at: row.created_at,
+            row_version: row.version,
+        })
     }
 }
 
-const fn profile_name(profile: Profile) -> &'static str {
-    match profile {
-        Profile::Starter => "STARTER",
-    }
+fn scope_names(component: &Component) -> Vec<String> {
+    component.data_scopes.iter().map(|scope| scope.name().to_owned()).collect()
 }
 
 #[tracing::instrument(name = "db.component.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, component: &Component) -> sqlx::Result<()> {
-    let Component { name, display_name, owner_groups, approval_policy, created_at, row_version } = component;
     sqlx::query!(
         "insert into release.components
-            (tenant_id, component, display_name, owner_groups, approval_policy, created_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7)",
+            (tenant_id, component, display_name, owner_groups, business_owner_groups, approval_policy, tier, kind,
+            data_scopes, created_at, version)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         tenant.as_str(),
-        name.as_str(),
-        display_name,
-        owner_groups,
-        approval_policy.as_str(),
-        created_at,
-        row_version,
+        component.name.as_str(),
+        component.display_name,
+        &component.owner_groups,
+        &component.business_owner_groups,
+        component.approval_policy.as_str(),
+        component.tier.name(),
+        component.kind.name(),
+        &scope_names(component),
+        component.created_at,
+        component.row_version,
     )
     .execute(db)
     .await?;
@@ -66,17 +79,18 @@ pub async fn find(
     tenant: &TenantId,
     name: &ComponentId,
 ) -> sqlx::Result<Option<Component>> {
-    sqlx::query_as!(
-        Component,
-        r#"select component as "name: ComponentId", display_name, owner_groups,
-            approval_policy as "approval_policy: ApprovalPolicyId", created_at, version as row_version
+    let row = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
         from release.components
         where tenant_id = $1 and component = $2"#,
         tenant.as_str(),
         name.as_str(),
     )
     .fetch_optional(db)
-    .await
+    .await?;
+    row.map(TryInto::try_into).transpose()
 }
 
 #[tracing::instrument(name = "db.component.lock", skip_all)]
@@ -85,10 +99,10 @@ pub async fn lock(
     tenant: &TenantId,
     name: &ComponentId,
 ) -> sqlx::Result<Option<Component>> {
-    sqlx::query_as!(
-        Component,
-        r#"select component as "name: ComponentId", display_name, owner_groups,
-            approval_policy as "approval_policy: ApprovalPolicyId", created_at, version as row_version
+    let row = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
         from release.components
         where tenant_id = $1 and component = $2
         for no key update"#,
@@ -96,7 +110,33 @@ pub async fn lock(
         name.as_str(),
     )
     .fetch_optional(db)
-    .await
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// Locks the named components, in the order of their names, which everybody keeps who locks more than one. Those that
+/// are not there are left out.
+#[tracing::instrument(name = "db.component.lock_named", skip_all)]
+pub async fn lock_named(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    names: &[String],
+) -> sqlx::Result<Vec<Component>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
+        from release.components
+        where tenant_id = $1 and component = any($2)
+        order by component collate "C"
+        limit cardinality($2)
+        for no key update"#,
+        tenant.as_str(),
+        names,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Locks the component that the release is of. None where there is no such release.
@@ -106,10 +146,10 @@ pub async fn lock_of_release(
     tenant: &TenantId,
     release: ReleaseId,
 ) -> sqlx::Result<Option<Component>> {
-    sqlx::query_as!(
-        Component,
-        r#"select component as "name: ComponentId", display_name, owner_groups,
-            approval_policy as "approval_policy: ApprovalPolicyId", created_at, version as row_version
+    let row = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
         from release.components
         where tenant_id = $1
             and component = (select component from release.releases where tenant_id = $1 and release_id = $2)
@@ -118,7 +158,8 @@ pub async fn lock_of_release(
         release.uuid(),
     )
     .fetch_optional(db)
-    .await
+    .await?;
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Locks the component that the rollout is of. None where there is no such rollout.
@@ -128,10 +169,10 @@ pub async fn lock_of_rollout(
     tenant: &TenantId,
     rollout: RolloutId,
 ) -> sqlx::Result<Option<Component>> {
-    sqlx::query_as!(
-        Component,
-        r#"select component as "name: ComponentId", display_name, owner_groups,
-            approval_policy as "approval_policy: ApprovalPolicyId", created_at, version as row_version
+    let row = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
         from release.components
         where tenant_id = $1
             and component = (select component from release.rollouts where tenant_id = $1 and rollout_id = $2)
@@ -140,7 +181,8 @@ pub async fn lock_of_rollout(
         rollout.uuid(),
     )
     .fetch_optional(db)
-    .await
+    .await?;
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Locks the component that the rollout is of, without waiting; false where another transaction holds the lock or there is
@@ -173,10 +215,10 @@ pub async fn list(
     after: &str,
     limit: i64,
 ) -> sqlx::Result<Vec<Component>> {
-    sqlx::query_as!(
-        Component,
-        r#"select component as "name: ComponentId", display_name, owner_groups,
-            approval_policy as "approval_policy: ApprovalPolicyId", created_at, version as row_version
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select component as "component: ComponentId", display_name, owner_groups, business_owner_groups,
+            approval_policy as "approval_policy: ApprovalPolicyId", tier, kind, data_scopes, created_at, version
         from release.components
         where tenant_id = $1 and component > $2
         order by component
@@ -186,196 +228,28 @@ pub async fn list(
         limit,
     )
     .fetch_all(db)
-    .await
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Writes the settings of the version before this one.
 #[tracing::instrument(name = "db.component.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, component: &Component) -> sqlx::Result<bool> {
-    let Component { name, display_name, owner_groups, approval_policy, created_at: _, row_version } =
-        component;
     let done = sqlx::query!(
         "update release.components
-        set display_name = $3, owner_groups = $4, approval_policy = $5, version = $6
-        where tenant_id = $1 and component = $2 and version + 1 = $6",
+        set display_name = $3, owner_groups = $4, business_owner_groups = $5, approval_policy = $6, tier = $7,
+            kind = $8, data_scopes = $9, version = $10
+        where tenant_id = $1 and component = $2 and version + 1 = $10",
         tenant.as_str(),
-        name.as_str(),
-        display_name,
-        owner_groups,
-        approval_policy.as_str(),
-        row_version,
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-#[tracing::instrument(name = "db.environment.insert", skip_all)]
-pub async fn insert_environment(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    environment: &Environment,
-) -> sqlx::Result<()> {
-    let Environment { name, display_name, promotion_order, created_at, row_version } = environment;
-    sqlx::query!(
-        "insert into release.environments
-            (tenant_id, environment, display_name, promotion_order, created_at, version)
-        values ($1, $2, $3, $4, $5, $6)",
-        tenant.as_str(),
-        name.as_str(),
-        display_name,
-        promotion_order,
-        created_at,
-        row_version,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-#[tracing::instrument(name = "db.environment.find", skip_all)]
-pub async fn find_environment(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    name: &EnvironmentId,
-) -> sqlx::Result<Option<Environment>> {
-    sqlx::query_as!(
-        Environment,
-        r#"select environment as "name: EnvironmentId", display_name, promotion_order, created_at,
-            version as row_version
-        from release.environments
-        where tenant_id = $1 and environment = $2"#,
-        tenant.as_str(),
-        name.as_str(),
-    )
-    .fetch_optional(db)
-    .await
-}
-
-/// By name, beginning after `after`.
-#[tracing::instrument(name = "db.environment.list", skip_all)]
-pub async fn list_environments(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    after: &str,
-    limit: i64,
-) -> sqlx::Result<Vec<Environment>> {
-    sqlx::query_as!(
-        Environment,
-        r#"select environment as "name: EnvironmentId", display_name, promotion_order, created_at,
-            version as row_version
-        from release.environments
-        where tenant_id = $1 and environment > $2
-        order by environment
-        limit $3"#,
-        tenant.as_str(),
-        after,
-        limit,
-    )
-    .fetch_all(db)
-    .await
-}
-
-#[tracing::instrument(name = "db.approval_policy.insert", skip_all)]
-pub async fn insert_policy(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    policy: &ApprovalPolicy,
-) -> sqlx::Result<()> {
-    let ApprovalPolicy { name, profile, quorum, created_at, row_version } = policy;
-    sqlx::query!(
-        "insert into release.approval_policies
-            (tenant_id, approval_policy, profile, quorum, created_at, version)
-        values ($1, $2, $3, $4, $5, $6)",
-        tenant.as_str(),
-        name.as_str(),
-        profile_name(*profile),
-        quorum,
-        created_at,
-        row_version,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-/// Makes the policy that every tenant has; false where it was made before.
-#[tracing::instrument(name = "db.approval_policy.insert_starter", skip_all)]
-pub async fn insert_starter_policy(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    now: Time,
-) -> sqlx::Result<bool> {
-    let done = sqlx::query!(
-        "insert into release.approval_policies
-            (tenant_id, approval_policy, profile, quorum, created_at, version)
-        values ($1, $2, 'STARTER', 0, $3, 1)
-        on conflict (tenant_id, approval_policy) do nothing",
-        tenant.as_str(),
-        STARTER_POLICY,
-        now,
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-#[tracing::instrument(name = "db.approval_policy.find", skip_all)]
-pub async fn find_policy(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    name: &ApprovalPolicyId,
-) -> sqlx::Result<Option<ApprovalPolicy>> {
-    let row = sqlx::query_as!(
-        PolicyRow,
-        r#"select approval_policy as "approval_policy: ApprovalPolicyId", profile, quorum, created_at, version
-        from release.approval_policies
-        where tenant_id = $1 and approval_policy = $2"#,
-        tenant.as_str(),
-        name.as_str(),
-    )
-    .fetch_optional(db)
-    .await?;
-    row.map(TryInto::try_into).transpose()
-}
-
-#[tracing::instrument(name = "db.approval_policy.lock", skip_all)]
-pub async fn lock_policy(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    name: &ApprovalPolicyId,
-) -> sqlx::Result<Option<ApprovalPolicy>> {
-    let row = sqlx::query_as!(
-        PolicyRow,
-        r#"select approval_policy as "approval_policy: ApprovalPolicyId", profile, quorum, created_at, version
-        from release.approval_policies
-        where tenant_id = $1 and approval_policy = $2
-        for no key update"#,
-        tenant.as_str(),
-        name.as_str(),
-    )
-    .fetch_optional(db)
-    .await?;
-    row.map(TryInto::try_into).transpose()
-}
-
-/// Writes the rules of the version before this one.
-#[tracing::instrument(name = "db.approval_policy.update", skip_all)]
-pub async fn update_policy(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    policy: &ApprovalPolicy,
-) -> sqlx::Result<bool> {
-    let ApprovalPolicy { name, profile, quorum, created_at: _, row_version } = policy;
-    let done = sqlx::query!(
-        "update release.approval_policies
-        set profile = $3, quorum = $4, version = $5
-        where tenant_id = $1 and approval_policy = $2 and version + 1 = $5",
-        tenant.as_str(),
-        name.as_str(),
-        profile_name(*profile),
-        quorum,
-        row_version,
+        component.name.as_str(),
+        component.display_name,
+        &component.owner_groups,
+        &component.business_owner_groups,
+        component.approval_policy.as_str(),
+        component.tier.name(),
+        component.kind.name(),
+        &scope_names(component),
+        component.row_version,
     )
     .execute(db)
     .await?;

@@ -1,21 +1,20 @@
-//! Releases and the votes on them.
+//! Releases.
 
 use std::collections::HashMap;
 
+use serde_json::{from_str, to_string};
 use shared::id::{ComponentId, ReleaseId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use super::corrupt;
-use crate::domain::release::{Decision, Digest, Release, Standing, State, Submission, Vote};
+use super::{approval, corrupt, snapshot};
+use crate::domain::release::{Decision, Quarantine, Release, Standing, State, Submission};
+use crate::domain::risk::Band;
+use crate::domain::snapshot::{Digest, Snapshot};
 use crate::domain::version::{Latest, Version};
 
 /// A component has each version once.
 pub const VERSION_KEY: &str = "releases_semver_key";
-/// A person votes once.
-pub const VOTE_KEY: &str = "votes_pkey";
-/// More votes than the largest quorum and the one against cannot be.
-const VOTES_MAX: i64 = 16;
 
 struct Row {
     release_id: ReleaseId,
@@ -23,69 +22,92 @@ struct Row {
     component: ComponentId,
     semver: String,
     state: String,
+    revision: i32,
     artifact_digest: Option<String>,
     notes: String,
+    change: String,
     author: String,
+    editors: Vec<String>,
     submitter: Option<String>,
     submitted_at: Option<Time>,
     quorum: Option<i32>,
+    band: Option<String>,
+    risk: Option<String>,
+    quarantine_reason: Option<String>,
+    quarantined_by: Option<String>,
+    quarantined_at: Option<Time>,
     created_at: Time,
     version: i64,
 }
 
-struct VoteRow {
-    release_id: ReleaseId,
-    voter: String,
-    approve: bool,
-    reason: String,
-    voted_at: Time,
-}
-
-fn state_of(name: &str, submission: Option<Submission>) -> Option<State> {
-    Some(match (name, submission) {
-        ("DRAFT", None) => State::Draft,
-        ("PENDING_APPROVAL", Some(submission)) => State::PendingApproval(submission),
-        ("APPROVED", Some(submission)) => State::Approved(submission),
-        ("ACTIVE", Some(submission)) => State::Active(submission),
-        ("RELEASED", Some(submission)) => State::Released(submission),
-        ("REJECTED", Some(submission)) => State::Rejected(submission),
-        ("CANCELLED", submission) => State::Cancelled(submission),
-        ("ROLLED_BACK", Some(submission)) => State::RolledBack(submission),
-        ("SUPERSEDED", Some(submission)) => State::Superseded(submission),
-        _ => return None,
-    })
-}
-
 impl Row {
-    fn into_release(self, votes: Vec<Vote>) -> sqlx::Result<Release> {
+    fn submission(&self, snapshot: Option<Snapshot>) -> sqlx::Result<Option<Submission>> {
+        let broken = |column| corrupt("releases", column, &self.release_id);
+        let (Some(submitter), Some(at), Some(quorum)) = (&self.submitter, self.submitted_at, self.quorum)
+        else {
+            return Ok(None);
+        };
+        let band = self.band.as_deref().map_or(Some(Band::Low), Band::from_name);
+        let risk = self.risk.as_deref().map(from_str).transpose();
+        Ok(Some(Submission {
+            submitter: submitter.clone(),
+            at,
+            quorum,
+            band: band.ok_or_else(|| broken("band"))?,
+            risk: risk.map_err(|_| broken("risk"))?,
+            snapshot,
+        }))
+    }
+
+    fn into_release(self, of: &mut Details) -> sqlx::Result<Release> {
         let id = self.release_id;
         let broken = |column| corrupt("releases", column, &id);
-        let submission = match (self.submitter, self.submitted_at, self.quorum) {
-            (Some(submitter), Some(at), Some(quorum)) => Some(Submission { submitter, at, quorum }),
-            (None, None, None) => None,
-            (_, _, _) => return Err(broken("submitter")),
-        };
+        let submission = self.submission(of.snapshots.remove(&id))?;
+        let state = State::of(&self.state, submission).ok_or_else(|| broken("state"))?;
         let digest = self.artifact_digest.map(|text| text.parse()).transpose();
+        let quarantine = self.quarantine_reason.zip(self.quarantined_by).zip(self.quarantined_at);
         Ok(Release {
             id,
             component: self.component,
             version: self.semver.parse().map_err(|_| broken("semver"))?,
+            revision: self.revision,
             artifact_digest: digest.map_err(|_| broken("artifact_digest"))?,
             notes: self.notes,
+            change: from_str(&self.change).map_err(|_| broken("change"))?,
             author: self.author,
+            editors: self.editors,
             created_at: self.created_at,
-            state: state_of(&self.state, submission).ok_or_else(|| broken("state"))?,
-            votes,
+            state,
+            votes: of.votes.remove(&id).unwrap_or_default(),
+            approval: of.approvals.remove(&id),
+            quarantine: quarantine.map(|((reason, by), at)| Quarantine { reason, by, at }),
             row_version: self.version,
         })
     }
 }
 
-impl From<VoteRow> for Vote {
-    fn from(row: VoteRow) -> Self {
-        let VoteRow { release_id: _, voter, approve, reason, voted_at: at } = row;
-        Self { voter, approve, reason, at }
+/// What other tables say of releases.
+struct Details {
+    snapshots: HashMap<ReleaseId, Snapshot>,
+    votes: HashMap<ReleaseId, Vec<crate::domain::approval::Vote>>,
+    approvals: HashMap<ReleaseId, crate::domain::approval::Approval>,
+}
+
+impl Details {
+    async fn of(db: &mut PgConnection, tenant: &TenantId, rows: &[Row]) -> sqlx::Result<Self> {
+        let ids: Vec<_> = rows.iter().map(|row| row.release_id.uuid()).collect();
+        Ok(Self {
+            snapshots: snapshot::list(db, tenant, &ids).await?,
+            votes: approval::votes(db, tenant, &ids).await?,
+            approvals: approval::standing(db, tenant, &ids).await?,
+        })
     }
+}
+
+async fn whole(db: &mut PgConnection, tenant: &TenantId, row: Option<Row>) -> sqlx::Result<Option<Release>> {
+    let Some(row) = row else { return Ok(None) };
+    let mut details = Details::of(db, tenant, std::slice::from_ref(&row)).await?;
+    row.into_release(&mut details).map(Some)
 }
 
 /// A new draft.
@@ -93,8 +115,9 @@ impl From<VoteRow> for Vote {
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, release: &Release) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into release.releases
-            (tenant_id, release_id, component, semver, semver_key, state, artifact_digest, notes, author, created_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            (tenant_id, release_id, component, semver, semver_key, state, artifact_digest, notes, change, author,
+            created_at, version)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         tenant.as_str(),
         release.id.uuid(),
         release.component.as_str(),
@@ -103,6 +126,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, release: &Release)
         release.state.name(),
         release.artifact_digest.as_ref().map(Digest::as_str),
         release.notes,
+        change_of(release)?,
         release.author,
         release.created_at,
         release.row_version,
@@ -112,12 +136,17 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, release: &Release)
     Ok(())
 }
 
+fn change_of(release: &Release) -> sqlx::Result<String> {
+    to_string(&release.change).map_err(|error| sqlx::Error::Encode(error.into()))
+}
+
 #[tracing::instrument(name = "db.release.find", skip_all)]
 pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: ReleaseId) -> sqlx::Result<Option<Release>> {
     let row = sqlx::query_as!(
         Row,
-        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state,
-            artifact_digest, notes, author, submitter, submitted_at, quorum, created_at, version
+        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state, revision,
+            artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
+            quarantined_by, quarantined_at, created_at, version
         from release.releases
         where tenant_id = $1 and release_id = $2"#,
         tenant.as_str(),
@@ -125,7 +154,7 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: ReleaseId) -> sq
     )
     .fetch_optional(&mut *db)
     .await?;
-    with_votes(db, tenant, row).await
+    whole(db, tenant, row).await
 }
 
 #[tracing::instrument(name = "db.release.find_version", skip_all)]
@@ -137,8 +166,9 @@ pub async fn find_version(
 ) -> sqlx::Result<Option<Release>> {
     let row = sqlx::query_as!(
         Row,
-        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state,
-            artifact_digest, notes, author, submitter, submitted_at, quorum, created_at, version
+        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state, revision,
+            artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
+            quarantined_by, quarantined_at, created_at, version
         from release.releases
         where tenant_id = $1 and component = $2 and semver_key = $3"#,
         tenant.as_str(),
@@ -147,15 +177,16 @@ pub async fn find_version(
     )
     .fetch_optional(&mut *db)
     .await?;
-    with_votes(db, tenant, row).await
+    whole(db, tenant, row).await
 }
 
 #[tracing::instrument(name = "db.release.lock", skip_all)]
 pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: ReleaseId) -> sqlx::Result<Option<Release>> {
     let row = sqlx::query_as!(
         Row,
-        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state,
-            artifact_digest, notes, author, submitter, submitted_at, quorum, created_at, version
+        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state, revision,
+            artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
+            quarantined_by, quarantined_at, created_at, version
         from release.releases
         where tenant_id = $1 and release_id = $2
         for no key update"#,
@@ -164,7 +195,7 @@ pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: ReleaseId) -> sq
     )
     .fetch_optional(&mut *db)
     .await?;
-    with_votes(db, tenant, row).await
+    whole(db, tenant, row).await
 }
 
 /// Newest first, beginning before `before`, each with what the next page begins before. Empty filters select all.
@@ -179,8 +210,9 @@ pub async fn list(
 ) -> sqlx::Result<Vec<(i64, Release)>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state,
-            artifact_digest, notes, author, submitter, submitted_at, quorum, created_at, version
+        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state, revision,
+            artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
+            quarantined_by, quarantined_at, created_at, version
         from release.releases
         where tenant_id = $1
             and ($2::text is null or component = $2)
@@ -196,13 +228,59 @@ pub async fn list(
     )
     .fetch_all(&mut *db)
     .await?;
-    let ids: Vec<_> = rows.iter().map(|row| row.release_id).collect();
-    let mut votes = votes(db, tenant, &ids).await?;
+    let mut details = Details::of(db, tenant, &rows).await?;
     rows.into_iter()
-        .map(|row| {
-            let votes = votes.remove(&row.release_id).unwrap_or_default();
-            Ok((row.seq, row.into_release(votes)?))
-        })
+        .map(|row| Ok((row.seq, row.into_release(&mut details)?)))
+        .collect()
+}
+
+/// Releases that wait for votes of others than this person, oldest first, beginning after `after`, each with what the next
+/// page begins after.
+#[tracing::instrument(name = "db.release.list_pending", skip_all)]
+pub async fn list_pending(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    names: &[String],
+    after: i64,
+    now: Time,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, Release)>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select release_id as "release_id: ReleaseId", seq, component as "component: ComponentId", semver, state, revision,
+            artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
+            quarantined_by, quarantined_at, created_at, version
+        from release.releases release
+        where tenant_id = $1 and state = 'PENDING_APPROVAL' and seq > $3
+            and not author = any($2) and not coalesce(submitter = any($2), false) and not editors && $2
+            and not exists (
+                select
+                from release.snapshots snapshot
+                where snapshot.tenant_id = $1 and snapshot.release_id = release.release_id
+                    and snapshot.revision = release.revision and (authors && $2 or identities && $2)
+            )
+            and not exists (
+                select
+                from release.votes vote
+                where vote.tenant_id = $1 and vote.release_id = release.release_id
+                    and vote.revision = release.revision and coalesce(person, voter) = any($2) and ended_at is null
+                    and coalesce(expires_at > $4, true)
+                    and array_position(array['LOW', 'MEDIUM', 'HIGH', 'CRITICAL'], vote.band)
+                        >= array_position(array['LOW', 'MEDIUM', 'HIGH', 'CRITICAL'], coalesce(release.band, 'LOW'))
+            )
+        order by seq
+        limit $5"#,
+        tenant.as_str(),
+        names,
+        after,
+        now,
+        limit,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut details = Details::of(db, tenant, &rows).await?;
+    rows.into_iter()
+        .map(|row| Ok((row.seq, row.into_release(&mut details)?)))
         .collect()
 }
 
@@ -274,27 +352,33 @@ pub async fn standing(
     .await
 }
 
-/// Releases of a component that are RELEASED but stable in no environment any more.
+/// Releases of a component that are RELEASED but stable in no environment any more, and those that are APPROVED but that a
+/// greater version of their line, which just succeeded, came before.
 #[tracing::instrument(name = "db.release.list_replaced", skip_all)]
 pub async fn list_replaced(
     db: &mut PgConnection,
     tenant: &TenantId,
     component: &ComponentId,
+    succeeded: ReleaseId,
     limit: i64,
 ) -> sqlx::Result<Vec<ReleaseId>> {
     sqlx::query_scalar!(
-        r#"select release_id as "release_id: ReleaseId"
+        r#"select this.release_id as "release_id: ReleaseId"
         from release.releases this
-        where tenant_id = $1 and component = $2 and state = 'RELEASED'
+        join release.releases next on next.tenant_id = this.tenant_id and next.release_id = $3
+        where this.tenant_id = $1 and this.component = $2
+            and (this.state = 'RELEASED' or (this.state = 'APPROVED' and this.semver_key < next.semver_key
+                and left(this.semver_key, 42) = left(next.semver_key, 42)))
             and not exists (
                 select
                 from release.routes route
                 where route.tenant_id = $1 and route.component = $2 and route.stable_release_id = this.release_id
             )
-        order by semver_key
-        limit $3"#,
+        order by this.semver_key
+        limit $4"#,
         tenant.as_str(),
         component.as_str(),
+        succeeded.uuid(),
         limit,
     )
     .fetch_all(db)
@@ -304,13 +388,20 @@ pub async fn list_replaced(
 /// Carries a transition out, if the release still is where it was when it was decided.
 #[tracing::instrument(name = "db.release.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decision) -> sqlx::Result<bool> {
-    let Decision { release, from, kind: _ } = decision;
+    let Decision { release, from, .. } = decision;
     let submission = release.state.submission();
+    let (quarantine, risk) = (release.quarantine.as_ref(), submission.and_then(|of| of.risk.as_ref()));
+    let risk = risk
+        .map(to_string)
+        .transpose()
+        .map_err(|error| sqlx::Error::Encode(error.into()))?;
     let done = sqlx::query!(
         "update release.releases
-        set state = $4, submitter = $5, submitted_at = $6, quorum = $7, version = $8
+        set state = $4, submitter = $5, submitted_at = $6, quorum = $7, version = $8, revision = $9, artifact_digest = $10,
+            notes = $11, change = $12, editors = $13, band = $14, risk = $15, quarantine_reason = $16, quarantined_by = $17,
+            quarantined_at = $18
         where tenant_id = $1 and release_id = $2 and state = $3 and version + 1 = $8
-            and state not in ('REJECTED', 'CANCELLED', 'ROLLED_BACK', 'SUPERSEDED')",
+            and (state = $4 or state not in ('REJECTED', 'CANCELLED', 'ABANDONED', 'ROLLED_BACK', 'SUPERSEDED'))",
         tenant.as_str(),
         release.id.uuid(),
         from,
@@ -319,74 +410,18 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
         submission.map(|submission| submission.at),
         submission.map(|submission| submission.quorum),
         release.row_version,
+        release.revision,
+        release.artifact_digest.as_ref().map(Digest::as_str),
+        release.notes,
+        change_of(release)?,
+        &release.editors,
+        submission.map(|submission| submission.band.name()),
+        risk,
+        quarantine.map(|quarantine| quarantine.reason.as_str()),
+        quarantine.map(|quarantine| quarantine.by.as_str()),
+        quarantine.map(|quarantine| quarantine.at),
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// Writes a vote down, if the release waits for votes and the voter neither wrote nor submitted it.
-#[tracing::instrument(name = "db.vote.insert", skip_all)]
-pub async fn insert_vote(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    release: ReleaseId,
-    vote: &Vote,
-) -> sqlx::Result<bool> {
-    let Vote { voter, approve, reason, at } = vote;
-    let done = sqlx::query!(
-        "insert into release.votes (tenant_id, release_id, voter, approve, reason, voted_at)
-        select tenant_id, release_id, $3, $4, $5, $6
-        from release.releases
-        where tenant_id = $1 and release_id = $2
-            and state = 'PENDING_APPROVAL' and author <> $3 and submitter <> $3",
-        tenant.as_str(),
-        release.uuid(),
-        voter,
-        approve,
-        reason,
-        at,
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-async fn with_votes(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    row: Option<Row>,
-) -> sqlx::Result<Option<Release>> {
-    let Some(row) = row else { return Ok(None) };
-    let mut votes = votes(db, tenant, &[row.release_id]).await?;
-    let votes = votes.remove(&row.release_id).unwrap_or_default();
-    row.into_release(votes).map(Some)
-}
-
-#[tracing::instrument(name = "db.vote.list", skip_all)]
-async fn votes(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    releases: &[ReleaseId],
-) -> sqlx::Result<HashMap<ReleaseId, Vec<Vote>>> {
-    let ids: Vec<_> = releases.iter().map(|id| id.uuid()).collect();
-    let limit = VOTES_MAX * i64::try_from(ids.len()).unwrap_or(0);
-    let rows = sqlx::query_as!(
-        VoteRow,
-        r#"select release_id as "release_id: ReleaseId", voter, approve, reason, voted_at
-        from release.votes
-        where tenant_id = $1 and release_id = any($2)
-        order by voted_at, voter
-        limit $3"#,
-        tenant.as_str(),
-        &ids,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    let mut votes: HashMap<_, Vec<_>> = HashMap::new();
-    for row in rows {
-        votes.entry(row.release_id).or_default().push(row.into());
-    }
-    Ok(votes)
 }

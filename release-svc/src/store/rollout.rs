@@ -1,6 +1,6 @@
 //! Rollouts.
 
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -25,6 +25,7 @@ struct Row {
     starter: String,
     started_at: Time,
     ended_at: Option<Time>,
+    approval_id: Option<ApprovalId>,
     version: i64,
 }
 
@@ -64,20 +65,26 @@ impl TryFrom<Row> for Rollout {
             state: state_of(&row.state, row.rollback_reason, row.ended_at).ok_or_else(|| broken("state"))?,
             starter: row.starter,
             started_at: row.started_at,
+            approval: row.approval_id,
             row_version: row.version,
         })
     }
 }
 
-/// A new rollout.
+/// A new rollout, if the release may be exposed: it is approved, by an approval of it that stands, and not quarantined.
 #[tracing::instrument(name = "db.rollout.insert", skip_all)]
-pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout) -> sqlx::Result<()> {
+pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout) -> sqlx::Result<bool> {
     let previous = rollout.previous.as_ref();
-    sqlx::query!(
+    let done = sqlx::query!(
         "insert into release.rollouts
             (tenant_id, rollout_id, component, environment, release_id, semver, previous_release_id, previous_semver,
-            state, step_exposures_bps, step, exposure_bps, assignment_policy, starter, started_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            state, step_exposures_bps, step, exposure_bps, assignment_policy, starter, started_at, version, approval_id)
+        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, approval_id
+        from release.approvals approval
+        join release.releases release using (tenant_id, release_id, revision)
+        where tenant_id = $1 and approval_id = $17 and release_id = $5 and ended_at is null
+            and coalesce(expires_at > $15, true) and quarantined_at is null
+            and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')",
         tenant.as_str(),
         rollout.id.uuid(),
         rollout.component.as_str(),
@@ -94,10 +101,11 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout)
         rollout.starter,
         rollout.started_at,
         rollout.row_version,
+        rollout.approval.map(ApprovalId::uuid) as Option<Uuid>,
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 #[tracing::instrument(name = "db.rollout.find", skip_all)]
@@ -107,7 +115,8 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, version
+            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
+            version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2"#,
         tenant.as_str(),
@@ -125,7 +134,8 @@ pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, version
+            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
+            version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2
         for no key update"#,
@@ -178,7 +188,8 @@ pub async fn list(
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, version
+            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
+            version
         from release.rollouts
         where tenant_id = $1
             and ($2::text is null or component = $2)
@@ -199,7 +210,8 @@ pub async fn list(
     rows.into_iter().map(|row| Ok((row.seq, row.try_into()?))).collect()
 }
 
-/// Carries a transition out, if the rollout still is where it was when it was decided and, forward, loses no exposure.
+/// Carries a transition out, if the rollout still is where it was when it was decided and, forward, loses no exposure, nor
+/// gains any while its release is quarantined.
 #[tracing::instrument(name = "db.rollout.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decision) -> sqlx::Result<bool> {
     let Decision { rollout, from, kind: _ } = decision;
@@ -208,7 +220,13 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
         set state = $4, step = $5, exposure_bps = $6, rollback_reason = $7, ended_at = $8, version = $9
         where tenant_id = $1 and rollout_id = $2 and state = $3 and version + 1 = $9
             and state not in ('SUCCEEDED', 'ROLLED_BACK')
-            and ($4 in ('ROLLING_BACK', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))",
+            and ($4 in ('ROLLING_BACK', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))
+            and (exposure_bps >= $6 or not exists (
+                select
+                from release.releases release
+                where release.tenant_id = $1 and release.release_id = rollouts.release_id
+                    and quarantined_at is not null
+            ))",
         tenant.as_str(),
         rollout.id.uuid(),
         *from,
@@ -222,6 +240,39 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// A rollout that ended, and what is known of its release.
+pub struct Ended {
+    pub at: Time,
+    pub is_rolled_back: bool,
+    pub author: String,
+    /// JSON.
+    pub change: String,
+}
+
+/// Rollouts of a component that ended, newest first.
+#[tracing::instrument(name = "db.rollout.list_ended", skip_all)]
+pub async fn list_ended(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    limit: i64,
+) -> sqlx::Result<Vec<Ended>> {
+    sqlx::query_as!(
+        Ended,
+        r#"select rollout.ended_at as "at!", rollout.state = 'ROLLED_BACK' as "is_rolled_back!", author, change
+        from release.rollouts rollout
+        join release.releases release using (tenant_id, release_id)
+        where rollout.tenant_id = $1 and rollout.component = $2 and rollout.ended_at is not null
+        order by rollout.seq desc
+        limit $3"#,
+        tenant.as_str(),
+        component.as_str(),
+        limit,
+    )
+    .fetch_all(db)
+    .await
 }
 
 /// Rollouts of the named components that wait for the confirmation of exposure 0 in an environment, in the order in which

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::assertion;
 use shared::auth::Caller;
 use shared::id::TenantId;
+use shared::jws::ASSERTION;
 use shared::parse::line;
 use shared::pb::session as pb;
 use shared::status::Failure;
@@ -53,7 +53,7 @@ impl App {
         claims["jti"] = Uuid::from_bytes(self.entropy.bytes()).simple().to_string().into();
         claims["exp"] = end.timestamp().into();
         claims["stale_until"] = end.timestamp().into();
-        let assertion = assertion::sign(&self.keys.load(), now, &claims)?;
+        let assertion = ASSERTION.sign(&self.keys.load(), now, &claims)?;
         Ok(pb::IssueAssertionResponse {
             assertion: assertion.expose().clone(),
             expire_time: Some(to_proto(end)),
@@ -70,7 +70,7 @@ impl App {
         request: &Request<pb::GetAssertionKeysRequest>,
     ) -> Result<pb::GetAssertionKeysResponse, Failure> {
         Caller::of(request)?;
-        let jwks = assertion::jwks(&self.keys.load())?;
+        let jwks = ASSERTION.jwks(&self.keys.load())?;
         let jwks_json = serde_json::to_string(&jwks).map_err(|error| Failure::Bug(error.to_string()))?;
         Ok(pb::GetAssertionKeysResponse { jwks_json })
     }

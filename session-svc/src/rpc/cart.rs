@@ -202,7 +202,7 @@ impl App {
         let now = self.clock.now();
         let id = optional::<CartId>("cart_id", &cart_id)?;
         let currency = if id.is_none() { Some(parse("currency_code", &currency_code)?) } else { None };
-        let shopper = self.shopper(&caller, owner, now).await?;
+        let shopper = self.known_shopper(&caller, owner, now).await?;
         let visit = self.require_live_shopper(&caller.tenant, &shopper, now)?;
         let moment = Moment::of(&shopper, visit.as_ref(), now);
         let mut db = self.db.connection().await?;
@@ -231,7 +231,12 @@ impl App {
         decide: impl Fn(&mut Cart, &Moment) -> Result<Outcome, Failure> + Send + Sync + 'static,
     ) -> Result<(pb::Cart, Option<LineId>), Failure> {
         let (currency, now): (Currency, _) = (parse("currency_code", currency)?, self.clock.now());
-        let shopper = self.shopper(&change.caller, change.owner.take(), now).await?;
+        let owner = change.owner.take();
+        let shopper = if change.goes_alone {
+            self.shopper(&change.caller, owner, now).await?
+        } else {
+            self.known_shopper(&change.caller, owner, now).await?
+        };
         let intent = Arc::new(Intent { change, shopper, currency, now, decide: Box::new(decide) });
         let Intent { change, shopper, .. } = &*intent;
         let is_live = self.require_live_shopper(intent.tenant(), shopper, now);
@@ -369,6 +374,8 @@ impl App {
         if let Some(session) = shopper.session_id()
             && !store::session::stays_of(tx, place.tenant, session, place.shopper).await?
         {
+            // Whoever tries again shall not be told so from memory.
+            self.sessions.invalidate(&(place.tenant.clone(), session));
             return Err(overtaken());
         }
         cart.ok_or_else(|| no_cart().into())

@@ -1,5 +1,5 @@
-//! Sessions named by their token in other rpcs than `ValidateSession`: read from the database, then either live or a
-//! refusal that says what to do.
+//! Sessions named by their token in other rpcs than `ValidateSession`: read from the database, or for carts recalled, then
+//! either live or a refusal that says what to do.
 
 use std::sync::Arc;
 
@@ -10,15 +10,16 @@ use shared::mutation::Mutation;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
 
-use super::{App, no_touchpoint, overtaken};
+use super::{App, is_within, no_touchpoint, overtaken};
 use crate::OUTBOX;
-use crate::cache::Entry;
+use crate::cache::{Entry, Ticket};
 use crate::domain::assurance::{Lacking, Requirement};
 use crate::domain::lineage::{Grade, Lineage, Presented};
 use crate::domain::session::{RevokeReason, Session};
 use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
 use crate::domain::visit::Visit;
+use crate::known::Known;
 use crate::store;
 use crate::store::session::Loaded;
 use crate::store::visit::Touch;
@@ -63,9 +64,11 @@ impl App {
     ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
         let token = SessionToken::parse(token).map_err(|_| unknown())?;
         let tenant = &caller.tenant;
+        let key = (tenant.clone(), token.session_id());
         for _ in 0..ATTEMPTS {
             let touch = self.touches.peek(tenant, token.session_id());
-            let loaded = self.loads.ask((tenant.clone(), token.session_id())).await?;
+            let ticket = self.sessions.ticket(&key);
+            let loaded = self.loads.ask(key.clone()).await?;
             let Loaded { session, .. } = loaded.ok_or_else(unknown)?;
             let touchpoint = self.required_touchpoint(tenant, &session.touchpoint, false, now).await?.entry;
             let presented = session.lineage.grade(token.hash(), touchpoint.value.policy.rotation_grace, now);
@@ -74,6 +77,7 @@ impl App {
             }
             caller.require_touchpoint(&session.touchpoint)?;
             let mut seen = Seen::new(session, presented, touch.as_ref(), now);
+            self.remember(&key, ticket, &seen, now);
             if seen.session.standing(&touchpoint.value, now).is_ok() {
                 match presented {
                     Presented::Child if !self.use_child(tenant, &mut seen.session, now).await? => continue,
@@ -92,6 +96,53 @@ impl App {
             return Ok((seen, touchpoint));
         }
         Err(overtaken())
+    }
+
+    /// As [`App::session_of`], from memory where that may say that the session lives, in its visit; for what asks the
+    /// database again before it relies on more.
+    pub(super) async fn known_session_of(
+        &self,
+        caller: &Caller,
+        token: &str,
+        now: Time,
+    ) -> Result<(Seen, Arc<Entry<Touchpoint>>), Failure> {
+        match self.recall_live(caller, token, now) {
+            Some((seen, touchpoint)) => {
+                caller.require_touchpoint(&seen.session.touchpoint)?;
+                Ok((seen, touchpoint))
+            }
+            None => Box::pin(self.session_of(caller, token, now)).await,
+        }
+    }
+
+    fn recall_live(&self, caller: &Caller, token: &str, now: Time) -> Option<(Seen, Arc<Entry<Touchpoint>>)> {
+        let token = SessionToken::parse(token).ok()?;
+        let entry = self.sessions.get(&(caller.tenant.clone(), token.session_id()))?;
+        let (known, session) = (&entry.value, &entry.value.session);
+        let at = self.touchpoints.get(&(caller.tenant.clone(), session.touchpoint.clone()))?;
+        let (touchpoint, last_seen_at) = (&at.value, known.last_seen_at());
+        let fresh_as_of = self.fresh_as_of(&entry).min(self.fresh_as_of(&at));
+        let presented = session.lineage.grade(token.hash(), touchpoint.policy.rotation_grace, now);
+        let lives = is_within(fresh_as_of, now, touchpoint.policy.staleness_bound)
+            && matches!(presented, Presented::Current { .. } | Presented::InGrace)
+            && session.standing_if_seen(last_seen_at, touchpoint, now).is_ok()
+            && now < last_seen_at + touchpoint.policy.visit_gap;
+        if !lives {
+            return None;
+        }
+        known.see(now);
+        let session = Session { last_seen_at, ..session.clone() };
+        Some((Seen { session, stored: known.stored().clone(), presented, fresh_as_of, degraded: false }, at))
+    }
+
+    /// Keeps what was read of a session.
+    pub(super) fn remember(&self, key: &(TenantId, SessionId), ticket: Ticket, seen: &Seen, now: Time) {
+        let known = self.sessions.get(key);
+        if !known.is_some_and(|known| known.value.renew(&seen.session, &seen.stored)) {
+            let known = Known::new(seen.session.clone(), seen.stored.clone());
+            self.sessions
+                .insert(key, ticket, Arc::new(Entry { value: known, sent_at: now }));
+        }
     }
 
     /// Refuses a session that does not live, or a token of it that is superseded. Counts as activity, and so may begin a

@@ -77,9 +77,22 @@ impl App {
         owner: Option<pb::ShopperSelector>,
         now: Time,
     ) -> Result<Shopper, Failure> {
-        let Shopper { id, group, named_by } = self.shopper_anywhere(caller, owner, now).await?;
-        let group = required("owner.shopper.touchpoint_group", group)?;
-        Ok(Shopper { id, group, named_by })
+        in_group(self.shopper_anywhere(caller, owner, now).await?)
+    }
+
+    /// The same, by a session that may be known from memory, for at most its touchpoint's staleness bound.
+    pub(super) async fn known_shopper(
+        &self,
+        caller: &Caller,
+        owner: Option<pb::ShopperSelector>,
+        now: Time,
+    ) -> Result<Shopper, Failure> {
+        match required("owner", required("owner", owner)?.owner)? {
+            Owner::SessionToken(token) => {
+                in_group(of_session(self.known_session_of(caller, &token, now).await?)?)
+            }
+            Owner::Shopper(named) => in_group(by_id(caller, named)?),
+        }
     }
 
     /// The shopper that a request names; by id without a group, too.
@@ -90,21 +103,8 @@ impl App {
         now: Time,
     ) -> Result<Shopper<Option<GroupId>>, Failure> {
         match required("owner", required("owner", owner)?.owner)? {
-            Owner::SessionToken(token) => {
-                let (seen, touchpoint) = self.session_of(caller, &token, now).await?;
-                let text = "the session's touchpoint has no shoppers";
-                let id = seen.session.shopper;
-                let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
-                let group = Some(touchpoint.value.group.clone());
-                Ok(Shopper { id, group, named_by: Some((seen, touchpoint)) })
-            }
-            Owner::Shopper(pb::ShopperRef { shopper_id, touchpoint_group }) => {
-                caller.require_scope("shopper.any")?;
-                caller.require_unlimited()?;
-                let id = parse("owner.shopper.shopper_id", &shopper_id)?;
-                let group = optional("owner.shopper.touchpoint_group", &touchpoint_group)?;
-                Ok(Shopper { id, group, named_by: None })
-            }
+            Owner::SessionToken(token) => of_session(self.session_of(caller, &token, now).await?),
+            Owner::Shopper(named) => by_id(caller, named),
         }
     }
 
@@ -118,4 +118,27 @@ impl App {
         let Some((seen, touchpoint)) = &shopper.named_by else { return Ok(None) };
         self.require_live(tenant, seen, &touchpoint.value, now).map(Some)
     }
+}
+
+fn of_session(named_by: (Seen, Arc<Entry<Touchpoint>>)) -> Result<Shopper<Option<GroupId>>, Failure> {
+    let (seen, touchpoint) = &named_by;
+    let text = "the session's touchpoint has no shoppers";
+    let id = seen.session.shopper;
+    let id = id.ok_or_else(|| Refusal::new(Reason::SessionHasNoShopper, text))?;
+    Ok(Shopper { id, group: Some(touchpoint.value.group.clone()), named_by: Some(named_by) })
+}
+
+fn by_id(caller: &Caller, named: pb::ShopperRef) -> Result<Shopper<Option<GroupId>>, Failure> {
+    let pb::ShopperRef { shopper_id, touchpoint_group } = named;
+    caller.require_scope("shopper.any")?;
+    caller.require_unlimited()?;
+    let id = parse("owner.shopper.shopper_id", &shopper_id)?;
+    let group = optional("owner.shopper.touchpoint_group", &touchpoint_group)?;
+    Ok(Shopper { id, group, named_by: None })
+}
+
+fn in_group(shopper: Shopper<Option<GroupId>>) -> Result<Shopper, Failure> {
+    let Shopper { id, group, named_by } = shopper;
+    let group = required("owner.shopper.touchpoint_group", group)?;
+    Ok(Shopper { id, group, named_by })
 }

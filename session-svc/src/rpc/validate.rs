@@ -3,8 +3,6 @@
 //! Memory may only ever say that a session lives, in the visit and on the releases it knows; everything else is read from
 //! the database before it is said, so that no replica logs out, or moves out of a checkout, whom another one saw.
 
-use std::sync::Arc;
-
 use shared::auth::Caller;
 use shared::id::{SessionId, TenantId};
 use shared::parse::{known_or_default, parse};
@@ -17,7 +15,6 @@ use super::convert::{parse_requirement, pins_to_proto, session_to_proto_if_seen}
 use super::live::Seen;
 use super::{App, Found, is_within, overtaken};
 use crate::OUTBOX;
-use crate::cache::Entry;
 use crate::domain::assurance::{Lacking, Requirement};
 use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::{Ended, Session};
@@ -239,12 +236,7 @@ impl App {
             return Ok(None);
         }
         let seen = Seen::new(session, presented, touch.as_ref(), now);
-        let known = self.sessions.get(&key);
-        if !known.is_some_and(|known| known.value.renew(&seen.session, &seen.stored)) {
-            let known = Known::new(seen.session.clone(), seen.stored.clone());
-            self.sessions
-                .insert(&key, ticket, Arc::new(Entry { value: known, sent_at: now }));
-        }
+        self.remember(&key, ticket, &seen, now);
         Ok(Some(seen))
     }
 

@@ -3,7 +3,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 
 use super::*;
-use crate::assertion::pkcs8;
+use crate::jws::pkcs8;
 use crate::time::at;
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::assertion::pkcs8;
+use crate::jws::pkcs8;
 use crate::secret::Entropy;
 use crate::time::at;
 

@@ -82,7 +82,8 @@ pub(super) async fn cart(stand: &Stand) -> Outcome<Section> {
         goal: "at 32 / 256 in flight at least 0.6x / 1.0x pgbench update (floor), 0.8x / 1.2x (stretch)",
         method: format!(
             "Each of 100,000 anonymous sessions has a cart of {LINES} lines; one, chosen uniformly, sets the quantity of a line, \
-             without a request id. Cart and event are in PostgreSQL's log on disk before it is answered. pgbench writes such a \
+             without a request id. Cart and event are in PostgreSQL's log on disk before it is answered. Every page of carts was logged whole once since the last checkpoint, as it is most \
+             of the time. pgbench writes such a \
              cart's whole content by primary key and version, one a transaction, prepared: as the bytes that are stored, and \
              as the same contents in `jsonb`; and, as two batches would, half of the calls in flight a transaction, each with \
              its event. The constant answer is the same rpc behind the same layers, giving one and the same cart of \

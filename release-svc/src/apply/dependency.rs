@@ -1,0 +1,198 @@
+//! What components need of each other, held against what environments serve, under the locks that keep it true: whoever
+//! exposes more of a component holds its row and the rows of all that it needs, so that neither they move nor does
+//! anybody begin to depend on it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shared::id::{ComponentId, EnvironmentId, TenantId};
+use shared::mutation::Actor;
+use shared::status::{Failure, Reason, Refusal};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::domain::blocker::{Blocker, Kind};
+use crate::domain::component::Environment;
+use crate::domain::dependency::{self, Edge, Serving, Unmet};
+use crate::domain::release::Release;
+use crate::domain::rollout::Rollout;
+use crate::domain::version::Version;
+use crate::store;
+use crate::store::dependency::EDGES_MAX;
+
+/// Components whose rows this transaction has locked.
+pub(crate) struct Locked(Vec<ComponentId>);
+
+/// Locks the component of a release or rollout and what it needs. First thing, as rows of components come first.
+pub(crate) async fn lock_needed(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: Uuid,
+) -> Result<Locked, Failure> {
+    Ok(Locked(store::dependency::lock_needed(db, tenant, id).await?))
+}
+
+fn named(edges: &[Edge]) -> Vec<String> {
+    let names = edges.iter().flat_map(|edge| [&edge.component, &edge.needs.on]);
+    let names: BTreeSet<_> = names.map(ToString::to_string).collect();
+    names.into_iter().collect()
+}
+
+async fn serving(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    edges: &[Edge],
+    environment: &EnvironmentId,
+) -> sqlx::Result<Serving> {
+    if edges.is_empty() {
+        return Ok(Serving::new());
+    }
+    let served = store::dependency::serving(db, tenant, &named(edges), Some(environment)).await?;
+    Ok(served.into_values().next().unwrap_or_default())
+}
+
+/// Dependencies that keep more visits of an environment from this version of a component.
+pub(crate) async fn blockers(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    locked: &Locked,
+    (component, version): (&ComponentId, &Version),
+    environment: &EnvironmentId,
+) -> Result<Vec<Blocker>, Failure> {
+    let edges = store::dependency::list_beside(db, tenant, &[component.to_string()], EDGES_MAX).await?;
+    let needed = edges.iter().filter(|edge| edge.component == *component);
+    if needed.map(|edge| &edge.needs.on).any(|on| !locked.0.contains(on)) {
+        let text = "what the component needs has just changed; try again";
+        return Err(Refusal::new(Reason::ConcurrentChange, text).into());
+    }
+    let serving = serving(db, tenant, &edges, environment).await?;
+    let unmet = dependency::hold(component, version, &edges, environment, &serving);
+    let blockers = unmet.into_iter().map(|unmet| Blocker {
+        kind: Kind::Dependency,
+        subject: if unmet.component == *component {
+            unmet.on.to_string()
+        } else {
+            unmet.component.to_string()
+        },
+        description: format!("{unmet} in {environment}"),
+        lifted_by: "a release that fits both, rolled out there first; PlanRollouts gives the order"
+            .to_owned(),
+        next_open: None,
+    });
+    Ok(blockers.collect())
+}
+
+/// What keeps a release from an environment that asks for its success elsewhere.
+pub(crate) async fn promotion_blocker(
+    db: &mut PgConnection,
+    actor: &Actor,
+    release: &Release,
+    environment: &Environment,
+) -> Result<Option<Blocker>, Failure> {
+    if !environment.requirements.requires_promotion {
+        return Ok(None);
+    }
+    let tenant = &actor.tenant;
+    let before =
+        store::environment::list_before(db, tenant, environment, &release.component, release.id).await?;
+    let hold = environment.requirements.promotion_hold(&before, actor.now);
+    Ok(hold.map(|description| Blocker {
+        kind: Kind::State,
+        subject: release.id.to_string(),
+        description,
+        lifted_by: "a rollout of it that has succeeded there for as long".to_owned(),
+        next_open: None,
+    }))
+}
+
+/// Sentences about what does not hold of a component where it is exposed.
+pub(crate) async fn warnings(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+) -> Result<Vec<String>, Failure> {
+    let edges = store::dependency::list_of(db, tenant, &[component.to_string()], EDGES_MAX).await?;
+    if edges.is_empty() {
+        return Ok(Vec::new());
+    }
+    let everywhere = store::dependency::serving(db, tenant, &named(&edges), None).await?;
+    let unmet = everywhere.iter().flat_map(|(environment, serving)| {
+        let unmet = dependency::unmet(component, &edges, environment, serving);
+        unmet.into_iter().map(move |unmet| format!("{unmet} in {environment}"))
+    });
+    Ok(unmet.collect())
+}
+
+/// Locks a component that is about to be rolled back with those that have to go back before it; says which those are, and
+/// in sentences what will not hold. Nothing of this refuses.
+pub(crate) async fn lock_cascade(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environment: &EnvironmentId,
+) -> Result<(Vec<ComponentId>, Vec<String>), Failure> {
+    let seen = cascade(db, tenant, component, environment).await?;
+    let names: Vec<_> = seen.before.iter().chain([component]).map(ToString::to_string).collect();
+    store::component::lock_named(db, tenant, &names).await?;
+    // Under the locks, what was read before may be different.
+    let found = cascade(db, tenant, component, environment).await?;
+    let (before, missed): (Vec<_>, Vec<_>) =
+        found.before.into_iter().partition(|name| seen.before.contains(name));
+    let missed = missed
+        .iter()
+        .map(|name| format!("{name} was just started in {environment} and goes on"));
+    let unmet = found.unmet.iter().map(|unmet| format!("{unmet} in {environment}"));
+    let warnings = unmet.chain(missed).collect();
+    Ok((before, warnings))
+}
+
+async fn cascade(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environment: &EnvironmentId,
+) -> sqlx::Result<dependency::Cascade> {
+    let edges = store::dependency::list_leading_to(db, tenant, component, EDGES_MAX).await?;
+    let serving = serving(db, tenant, &edges, environment).await?;
+    Ok(dependency::cascade(component, &edges, environment, &serving))
+}
+
+/// Rolls back the rollouts of locked components that are under way where another one's is about to be.
+pub(crate) async fn roll_back_first(
+    db: &mut PgConnection,
+    actor: &Actor,
+    components: &[ComponentId],
+    cause: &Rollout,
+) -> Result<Vec<Rollout>, Failure> {
+    let mut rolled_back = Vec::new();
+    for component in components {
+        let tenant = &actor.tenant;
+        let id = store::rollout::find_under_way(db, tenant, component, &cause.environment).await?;
+        let Some(id) = id else { continue };
+        let Some(rollout) = store::rollout::lock(db, tenant, id).await? else { continue };
+        let reason = format!("{} {} is rolled back ({})", cause.component, cause.release.version, cause.id);
+        rolled_back.extend(super::roll_back(db, actor, rollout, reason).await?);
+    }
+    Ok(rolled_back)
+}
+
+/// In which order to roll out, and what would not hold afterwards.
+pub(crate) struct Plan {
+    pub(crate) waves: Vec<Vec<ComponentId>>,
+    pub(crate) conflicts: Vec<Unmet>,
+}
+
+/// Plans the rollouts of these versions in an environment.
+pub(crate) async fn plan(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    planned: &BTreeMap<ComponentId, Version>,
+    environment: &EnvironmentId,
+) -> sqlx::Result<Plan> {
+    let names: Vec<_> = planned.keys().map(ToString::to_string).collect();
+    let edges = store::dependency::list_beside(db, tenant, &names, EDGES_MAX).await?;
+    let serving = serving(db, tenant, &edges, environment).await?;
+    Ok(Plan {
+        waves: dependency::waves(&planned.keys().cloned().collect(), &edges, environment),
+        conflicts: dependency::conflicts(planned, &edges, environment, &serving),
+    })
+}

@@ -1,0 +1,219 @@
+//! The facts that governance goes by, read in the transaction that acts on them.
+
+use chrono::TimeDelta;
+use shared::id::{ApprovalId, TenantId};
+use shared::mutation::Actor;
+use shared::status::Failure;
+use shared::time::Time;
+use sqlx::PgConnection;
+
+use super::exposure;
+use crate::domain::approval::Owners;
+use crate::domain::blocker::{Blocker, Kind};
+use crate::domain::component::{Component, Environment};
+use crate::domain::evidence::{self, Evidence, Requirement, Standing};
+use crate::domain::policy::Terms;
+use crate::domain::release::{Facts, Release};
+use crate::domain::risk::{
+    self, Calendar, Features, Floors, Impact, Prior, Reversibility, Weights, assess, is_hurried,
+};
+use crate::domain::snapshot::{Change, People};
+use crate::domain::window;
+use crate::store;
+use crate::store::evidence::Filter;
+use crate::store::rollout::Ended;
+
+/// What a component has in common with its present and its past.
+const HISTORY_MAX: i64 = 200;
+const RECENT_DAYS: i64 = 7;
+/// Older deployments weigh less than one in two hundred.
+const PRIOR_DAYS: i64 = 720;
+/// As much as counts at once on an artifact.
+const EVIDENCE_MAX: i64 = 1000;
+
+/// Which human being each identity is of. A principal without an alias is one of its own.
+async fn people(db: &mut PgConnection, tenant: &TenantId, identities: &[String]) -> Result<People, Failure> {
+    Ok(People::new(store::identity::persons(db, tenant, identities).await?))
+}
+
+/// What is known of a release's artifact now. A review by one of the release's authors, under whatever name, is left out.
+async fn evidence_on(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    release: &Release,
+    submitter: &str,
+) -> Result<Vec<Evidence>, Failure> {
+    let Some(digest) = &release.artifact_digest else { return Ok(Vec::new()) };
+    let filter = Filter { component: None, artifact_digest: Some(digest), kinds: &[], counting_only: true };
+    let found = store::evidence::list(db, tenant, filter, i64::MAX, EVIDENCE_MAX).await?;
+    let found = found.into_iter().map(|(_, evidence)| evidence);
+    let found: Vec<_> = found.collect();
+    let authors = release.identities(submitter);
+    let reviewers = found
+        .iter()
+        .filter_map(|evidence| Some(evidence.review.as_ref()?.reviewer().to_owned()));
+    let names: Vec<_> = authors.iter().cloned().chain(reviewers).collect();
+    let people = people(db, tenant, &names).await?;
+    let is_author = |reviewer: &str| {
+        let person = people.person(reviewer);
+        person.is_none() || authors.iter().any(|author| people.person(author) == person)
+    };
+    let counts =
+        |evidence: &Evidence| !evidence.review.as_ref().is_some_and(|review| is_author(review.reviewer()));
+    Ok(found.into_iter().filter(counts).collect())
+}
+
+/// Evidence that is asked for and does not stand, a phrase each.
+fn lacking(release: &Release, required: &[Requirement], evidence: &[Evidence]) -> Vec<String> {
+    let named = |Requirement { kind, suite }: &Requirement| {
+        let suite = suite.as_ref().map(|suite| format!(" of suite {suite}"));
+        format!("{}{}", kind.name(), suite.unwrap_or_default())
+    };
+    let Some(digest) = &release.artifact_digest else {
+        let none = |required| format!("no {} can stand, as the release names no artifact", named(required));
+        return required.iter().map(none).collect();
+    };
+    let Standing { passed: _, missing, failed } = evidence::standing(digest, required, evidence);
+    let missing = missing
+        .iter()
+        .map(|required| format!("no {} stands on the artifact", named(required)));
+    let failed = failed
+        .iter()
+        .map(|required| format!("{} failed on the artifact", named(required)));
+    missing.chain(failed).collect()
+}
+
+/// Evidence that an environment asks for beside the policy, and that does not stand.
+pub(crate) async fn evidence_blockers(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    release: &Release,
+    environment: &Environment,
+) -> Result<Vec<Blocker>, Failure> {
+    let required = required(
+        environment
+            .requirements
+            .evidence
+            .iter()
+            .map(|asked| (asked.kind.as_str(), asked.suite.as_deref())),
+    )?;
+    if required.is_empty() {
+        return Ok(Vec::new());
+    }
+    let submitter = release.state.submission().map(|submission| submission.submitter.clone());
+    let evidence = evidence_on(db, tenant, release, submitter.as_deref().unwrap_or_default()).await?;
+    let blocker = |lacking| Blocker {
+        kind: Kind::Evidence,
+        subject: release.id.to_string(),
+        description: format!("{lacking}, as {} asks for", environment.name),
+        lifted_by: "SubmitEvidence".to_owned(),
+        next_open: None,
+    };
+    Ok(lacking(release, &required, &evidence).into_iter().map(blocker).collect())
+}
+
+/// As evidence is looked for. Kinds were checked when they were set.
+fn required<'a>(
+    asked: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> Result<Vec<Requirement>, Failure> {
+    let requirement = |(kind, suite): (&str, Option<&str>)| {
+        let known = evidence::Kind::from_name(kind);
+        let kind = known.ok_or_else(|| Failure::Bug(format!("evidence of kind {kind} is asked for")))?;
+        let suite = suite.filter(|suite| !suite.is_empty()).map(str::to_owned);
+        Ok(Requirement { kind, suite })
+    };
+    asked.map(requirement).collect()
+}
+
+/// The human being that a principal is.
+pub(crate) async fn person_of(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    principal: &str,
+) -> Result<String, Failure> {
+    let people = people(db, tenant, &[principal.to_owned()]).await?;
+    Ok(people.person(principal).unwrap_or(principal).to_owned())
+}
+
+/// What is so now of a release that is, or is about to be, submitted under these terms.
+pub(crate) async fn facts(
+    db: &mut PgConnection,
+    actor: &Actor,
+    component: &Component,
+    release: &Release,
+    terms: &Terms,
+    approval_id: ApprovalId,
+) -> Result<Facts, Failure> {
+    let (tenant, now) = (&actor.tenant, actor.now);
+    let submitter = release
+        .state
+        .submission()
+        .map_or(actor.principal.as_str(), |of| of.submitter.as_str());
+    let people = people(db, tenant, &release.identities(submitter)).await?;
+    let history = store::rollout::list_ended(db, tenant, &component.name, HISTORY_MAX).await?;
+    let asked = terms.rules.required_evidence.iter();
+    let asked = required(asked.map(|required| (required.kind.as_str(), Some(required.suite.as_str()))))?;
+    let evidence = evidence_on(db, tenant, release, submitter).await?;
+    let lacking_evidence = lacking(release, &asked, &evidence);
+    let digest = release.artifact_digest.as_ref();
+    let is_rehearsed = digest.is_some_and(|digest| evidence::is_rehearsed(digest, &evidence, now));
+    let risk_facts = risk::Facts {
+        suites_required: count(asked.len()),
+        suites_passed: count(asked.len() - lacking_evidence.len()),
+        is_rehearsed,
+        ..risk_facts(release, &history, now)
+    };
+    let windows = store::window::list_live(db, tenant, now).await?;
+    let target = exposure::target(Some(component), None, Some(release.id));
+    let calendar = if window::is_peak(&windows, now, &target) { Calendar::Peak } else { Calendar::Normal };
+    let production = store::insight::production(db, tenant).await?;
+    let since = now - TimeDelta::days(PRIOR_DAYS);
+    let (past, _) = store::insight::history(db, tenant, &component.name, &production, since).await?;
+    let reversibility = release.change.reversibility;
+    let assessment = assess(
+        Prior::of(&past.outcomes(), now),
+        &Features::of(&risk_facts),
+        Impact { tier: component.tier, calendar, reversibility },
+        &Weights::of_version(terms.rules.weights_version).unwrap_or_default(),
+        terms.rules.score_bands(),
+        &Floors {
+            has_irreversible_step: reversibility == Reversibility::Irreversible,
+            data_scopes: component.data_scopes.clone(),
+        },
+    );
+    let owners = Owners {
+        groups: component.owner_groups.clone(),
+        business_groups: component.business_owner_groups.clone(),
+    };
+    Ok(Facts { now, assessment, lacking_evidence, people, owners, approval_id })
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// What the change and the past of its component say.
+fn risk_facts(release: &Release, history: &[Ended], now: Time) -> risk::Facts {
+    let change = &release.change;
+    let is_by_author = |ended: &&Ended| !ended.is_rolled_back && ended.author == release.author;
+    let is_recent = |ended: &&Ended| ended.is_rolled_back && (now - ended.at).num_days() < RECENT_DAYS;
+    let earlier: Vec<_> = history
+        .iter()
+        .filter_map(|ended| Some(ended.at - began_at(&serde_json::from_str(&ended.change).ok()?)?))
+        .collect();
+    risk::Facts {
+        changed_lines: change.changed_lines,
+        services_touched: count(change.components_touched.len()),
+        author_deployments: count(history.iter().filter(is_by_author).count()),
+        has_schema_migration: change.has_schema_migration,
+        has_config_change: change.has_config_change,
+        recent_incidents: count(history.iter().filter(is_recent).count()),
+        is_hurried: began_at(change).is_some_and(|began| is_hurried(now - began, &earlier)),
+        ..risk::Facts::default()
+    }
+}
+
+/// When the first commit of a change was made.
+fn began_at(change: &Change) -> Option<Time> {
+    change.commits.iter().map(|commit| commit.at).min()
+}

@@ -1,0 +1,172 @@
+//! Events as facts about a component's delivery. They are read by indexes of their own, the newest first and never more
+//! than [`FACTS_MAX`].
+
+use std::collections::BTreeSet;
+
+use chrono::TimeDelta;
+use shared::id::{ComponentId, EnvironmentId, TenantId};
+use shared::time::Time;
+use sqlx::PgConnection;
+
+use super::corrupt;
+use crate::domain::insight::{Fact, History, stamp};
+
+/// Facts of each sort, live and imported, that are taken in at most.
+const FACTS_MAX: i64 = 10_000;
+
+struct Row {
+    event_id: i64,
+    kind: String,
+    occurred_at: Time,
+    data: String,
+}
+
+impl Row {
+    fn into_fact(self) -> sqlx::Result<Option<(Time, Fact)>> {
+        let Self { event_id, kind, occurred_at, data } = self;
+        serde_json::from_str(&data)
+            .and_then(|data| Fact::read(&kind, occurred_at, data))
+            .map_err(|_| corrupt("events", "data", &event_id))
+    }
+}
+
+/// What happened to a component from an instant on in these environments, or, where that is too much, from a later
+/// instant, which is the second of the answer.
+#[tracing::instrument(name = "db.insight.history", skip_all)]
+pub async fn history(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environments: &BTreeSet<EnvironmentId>,
+    since: Time,
+) -> sqlx::Result<(History, Time)> {
+    let live = live(&mut *db, tenant, component, since).await?;
+    let imported = imported(db, tenant, component, since).await?;
+    let mut whole_since = since;
+    let mut facts = Vec::with_capacity(live.len() + imported.len());
+    for rows in [live, imported] {
+        let is_cut = i64::try_from(rows.len()).unwrap_or(FACTS_MAX) >= FACTS_MAX;
+        // The oldest come last in the answer, and belong first here.
+        let read: Vec<_> = rows
+            .into_iter()
+            .rev()
+            .filter_map(|row| row.into_fact().transpose())
+            .collect::<sqlx::Result<_>>()?;
+        if let Some((oldest, _)) = read.first().filter(|_| is_cut) {
+            // Of that instant there may be more.
+            whole_since = whole_since.max(*oldest + TimeDelta::microseconds(1));
+        }
+        facts.extend(read);
+    }
+    Ok((History::of(facts, environments), whole_since))
+}
+
+async fn live(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    since: Time,
+) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as!(
+        Row,
+        "select event_id, kind, occurred_at, data
+        from release.events
+        where tenant_id = $1 and data::jsonb ->> 'component' = $2 and occurred_at >= $3
+            and kind in ('release.approved', 'release.cancelled', 'release.rejected', 'release.submitted',
+                'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
+                'rollout.started', 'rollout.succeeded')
+        order by occurred_at desc, event_id desc
+        limit $4",
+        tenant.as_str(),
+        component.as_str(),
+        since,
+        FACTS_MAX,
+    )
+    .fetch_all(db)
+    .await
+}
+
+async fn imported(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    since: Time,
+) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as!(
+        Row,
+        r#"select event_id, kind, occurred_at, data
+        from release.events
+        where tenant_id = $1 and data::jsonb ->> 'component' = $2
+            and data::jsonb ->> 'deployed_at' >= $3 collate "C"
+            and kind = 'history.deployment_imported'
+        order by (data::jsonb ->> 'deployed_at') collate "C" desc, event_id desc
+        limit $4"#,
+        tenant.as_str(),
+        component.as_str(),
+        stamp(since),
+        FACTS_MAX,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Environments whose rollouts count unless others are named.
+#[tracing::instrument(name = "db.insight.production", skip_all)]
+pub async fn production(db: &mut PgConnection, tenant: &TenantId) -> sqlx::Result<BTreeSet<EnvironmentId>> {
+    let rows = sqlx::query_scalar!(
+        r#"select environment as "environment: EnvironmentId"
+        from release.environments
+        where tenant_id = $1 and is_production
+        order by environment
+        limit 1000"#,
+        tenant.as_str(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Which of these deployments of the past, by their keys, were imported before.
+#[tracing::instrument(name = "db.insight.list_imported", skip_all)]
+pub async fn list_imported(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    keys: &[String],
+) -> sqlx::Result<BTreeSet<String>> {
+    let subjects = sqlx::query_scalar!(
+        "select subject
+        from release.events
+        where tenant_id = $1 and subject = any($2) and kind = 'history.deployment_imported'
+        limit cardinality($2)",
+        tenant.as_str(),
+        keys,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(subjects.into_iter().collect())
+}
+
+/// Which of these versions of a component were rolled out to everyone in an environment here.
+#[tracing::instrument(name = "db.insight.list_rolled_out", skip_all)]
+pub async fn list_rolled_out(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environment: &EnvironmentId,
+    versions: &[String],
+) -> sqlx::Result<BTreeSet<String>> {
+    let versions = sqlx::query_scalar!(
+        "select distinct semver
+        from release.rollouts
+        where tenant_id = $1 and component = $2 and environment = $3 and semver = any($4)
+            and state = 'SUCCEEDED'
+        limit cardinality($4)",
+        tenant.as_str(),
+        component.as_str(),
+        environment.as_str(),
+        versions,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(versions.into_iter().collect())
+}
