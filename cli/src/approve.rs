@@ -111,12 +111,8 @@ async fn pending(common: &Common) -> Result<(), Error> {
 async fn approve(named: &Named, reason: String) -> Result<(), Error> {
     let mut clients = named.common.clients(true)?;
     let Release { release_id, snapshot_digest, .. } = find(&mut clients, named).await?;
-    let request = ApproveReleaseRequest {
-        release_id,
-        reason,
-        snapshot_digest,
-        ..ApproveReleaseRequest::default()
-    };
+    let request =
+        ApproveReleaseRequest { release_id, reason, snapshot_digest, ..ApproveReleaseRequest::default() };
     let answer = clients.approvals.approve_release(request).await?;
     show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
 }
@@ -125,7 +121,8 @@ async fn reject(asked: Reasoned) -> Result<(), Error> {
     let Reasoned { reason, named } = asked;
     let mut clients = named.common.clients(true)?;
     let Release { release_id, snapshot_digest, .. } = find(&mut clients, &named).await?;
-    let request = RejectReleaseRequest { release_id, reason, snapshot_digest, ..RejectReleaseRequest::default() };
+    let request =
+        RejectReleaseRequest { release_id, reason, snapshot_digest, ..RejectReleaseRequest::default() };
     let answer = clients.approvals.reject_release(request).await?;
     show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use shared::pb::common::Reason;
+use shared::pb::release::approval_service_client::ApprovalServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
@@ -68,12 +69,14 @@ pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// What `ship` and `rollout` call of release-svc.
+/// What commands about releases call of release-svc.
 pub(crate) struct ReleaseClients {
     /// Components and policies.
     pub(crate) catalog: CatalogServiceClient<Authorized>,
     /// Releases.
     pub(crate) releases: ReleaseServiceClient<Authorized>,
+    /// Votes.
+    pub(crate) approvals: ApprovalServiceClient<Authorized>,
     /// Rollouts.
     pub(crate) rollouts: RolloutServiceClient<Authorized>,
 }
@@ -85,6 +88,7 @@ impl ReleaseClients {
         Self {
             catalog: CatalogServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             releases: ReleaseServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            approvals: ApprovalServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             rollouts: RolloutServiceClient::with_interceptor(channel, bearer),
         }
     }

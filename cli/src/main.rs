@@ -1,5 +1,6 @@
 //! The `tandem` command: the local stack, the services themselves, and what operators need. One file per command.
 
+mod approve;
 mod audit;
 mod check;
 mod client;
@@ -8,7 +9,9 @@ mod history;
 mod init;
 mod insight;
 mod keys;
+mod output;
 mod percent;
+mod release;
 mod replay;
 mod rollout;
 mod seed;
@@ -43,6 +46,12 @@ enum Command {
     /// Create, submit and roll out a release in one go; run again, it goes on where it stopped. Exits with 3 while the
     /// release waits for approval
     Ship(ship::Args),
+    /// Take a release from draft to approved, and see what keeps it
+    #[command(subcommand)]
+    Release(release::Command),
+    /// Vote on releases, as a person
+    #[command(subcommand)]
+    Approve(approve::Command),
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
     Rollout(rollout::Command),
@@ -75,6 +84,8 @@ async fn main() -> ExitCode {
         Command::Serve(command) => return Box::pin(serve::run(*command)).await,
         Command::Token(args) => token::run(args),
         Command::Ship(args) => Box::pin(ship::run(args)).await,
+        Command::Release(command) => Box::pin(release::run(command)).await,
+        Command::Approve(command) => Box::pin(approve::run(command)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
         Command::Audit(command) => Box::pin(audit::run(command)).await,
         Command::Insight(args) => Box::pin(insight::run(args)).await,

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use console::{Style, style};
 use shared::pb::release::{
-    AbandonReleaseRequest, CancelReleaseRequest, CreateReleaseRequest, ExplainReleaseRequest,
+    AbandonReleaseRequest, Blocker, CancelReleaseRequest, CreateReleaseRequest, ExplainReleaseRequest,
     ExplainReleaseResponse, GetReleaseRequest, LiftQuarantineRequest, ListReleasesRequest,
-    QuarantineReleaseRequest, Release, ReleaseBlocker, ReleaseRef, ReleaseState, ReviseReleaseRequest, Risk,
+    QuarantineReleaseRequest, Release, ReleaseRef, ReleaseState, ReviseReleaseRequest, Risk,
     SubmitReleaseRequest, UpdateReleaseRequest, get_release_request,
 };
 
@@ -194,7 +194,11 @@ fn standing(release: &Release) -> String {
         | ReleaseState::Unspecified => Style::new(),
     };
     let name = colour.apply_to(name);
-    if release.quarantine.is_some() { format!("{name} {}", style("QUARANTINED").red()) } else { name.to_string() }
+    if release.quarantine.is_some() {
+        format!("{name} {}", style("QUARANTINED").red())
+    } else {
+        name.to_string()
+    }
 }
 
 fn band(risk: &Risk) -> String {
@@ -288,7 +292,8 @@ async fn create(draft: Draft) -> Result<(), Error> {
 /// Fails where somebody else changed the draft meanwhile.
 async fn edit(draft: Draft) -> Result<(), Error> {
     let mut clients = draft.named.common.clients(false)?;
-    let Release { release_id, artifact_digest, notes, change, etag, .. } = find(&mut clients, &draft.named).await?;
+    let Release { release_id, artifact_digest, notes, change, etag, .. } =
+        find(&mut clients, &draft.named).await?;
     let request = UpdateReleaseRequest {
         release_id,
         artifact_digest: draft.artifact_digest.unwrap_or(artifact_digest),
@@ -380,14 +385,14 @@ async fn explain(named: &Named, environment: String) -> Result<(), Error> {
     Ok(())
 }
 
-fn sentence(blocker: &ReleaseBlocker) -> String {
-    let ReleaseBlocker { kind, subject, description, lifted_by, next_open } = blocker;
+fn sentence(blocker: &Blocker) -> String {
+    let Blocker { r#type: kind, subject, description, lifted_by, next_open_time } = blocker;
     let mut text = format!("{kind} {subject}: {description}.");
     if !lifted_by.is_empty() {
         text += &format!(" Lifted by {lifted_by}.");
     }
-    if next_open.is_some() {
-        text += &format!(" Opens {}.", instant(*next_open));
+    if next_open_time.is_some() {
+        text += &format!(" Opens {}.", instant(*next_open_time));
     }
     text
 }
@@ -405,12 +410,12 @@ mod tests {
 
     #[test]
     fn a_blocker_is_told_in_sentences() {
-        let blocker = ReleaseBlocker {
-            kind: "WINDOW".to_owned(),
+        let blocker = Blocker {
+            r#type: "WINDOW".to_owned(),
             subject: "peak".to_owned(),
             description: "the line is frozen for the peak".to_owned(),
             lifted_by: "whoever has scope window.override".to_owned(),
-            next_open: Some(prost_types::Timestamp { seconds: 1_795_445_999, nanos: 0 }),
+            next_open_time: Some(prost_types::Timestamp { seconds: 1_795_445_999, nanos: 0 }),
         };
         assert_eq!(
             sentence(&blocker),

@@ -148,6 +148,6 @@ pub(crate) async fn blockers(caller: &Caller, release: &pb::Release) -> Vec<Stri
         .await
         .blockers
         .into_iter()
-        .map(|blocker| blocker.kind)
+        .map(|blocker| blocker.r#type)
         .collect()
 }

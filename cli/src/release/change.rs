@@ -133,9 +133,12 @@ fn parse_commits(text: &str) -> Result<Vec<Commit>, Error> {
     let commits = lines.map(|(number, line)| {
         let bad = |what: &str| Error::Unusable(format!("--commits, line {}: {what}", number + 1));
         let mut words = line.split_whitespace();
-        let (Some(sha), Some(author), Some(time), None) = (words.next(), words.next(), words.next(), words.next())
+        let (Some(sha), Some(author), Some(time), None) =
+            (words.next(), words.next(), words.next(), words.next())
         else {
-            return Err(bad("must be a hash, an author and a time, as `git log --format='%H %ae %cI'` writes them"));
+            return Err(bad(
+                "must be a hash, an author and a time, as `git log --format='%H %ae %cI'` writes them",
+            ));
         };
         let time = chrono::DateTime::parse_from_rfc3339(time)
             .map_err(|_| bad("the time must be in RFC 3339, as %cI writes it"))?;

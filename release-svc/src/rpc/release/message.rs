@@ -6,7 +6,6 @@ use shared::status::Refusal;
 use shared::time::{from_proto, to_proto};
 
 use crate::domain::approval::{Approval, Basis, Vote};
-use crate::domain::blocker::Blocker;
 use crate::domain::release::{Release, Risk, State};
 use crate::domain::risk::{Band, Reversibility};
 use crate::domain::snapshot::{Change, Commit};
@@ -198,14 +197,6 @@ impl From<&Vote> for pb::Vote {
             band: band_to_proto(vote.band).into(),
             expire_time: vote.expires_at.map(to_proto),
         }
-    }
-}
-
-impl From<Blocker> for pb::ReleaseBlocker {
-    fn from(blocker: Blocker) -> Self {
-        let Blocker { kind, subject, description, lifted_by, next_open } = blocker;
-        let (kind, next_open) = (kind.name().to_owned(), next_open.map(to_proto));
-        Self { kind, subject, description, lifted_by, next_open }
     }
 }
 
