@@ -2,6 +2,7 @@
 //! caller.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use chrono::SecondsFormat;
@@ -221,7 +222,7 @@ impl From<Hold> for Blocker {
         let Hold { kind, subject, mut description, lifted_by, next_open } = hold;
         if let Some(time) = next_open {
             let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
-            description.push_str(&format!("; may go from {time} on"));
+            let _ = write!(description, "; may go from {time} on");
         }
         Self { kind: kind.name(), subject, description: format!("{description}; lifted by {lifted_by}") }
     }

@@ -198,6 +198,7 @@ fn internal(error: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// The code of a reason, the same everywhere.
+#[expect(clippy::too_many_lines, reason = "a table with a line for each reason")]
 pub const fn code(reason: Reason) -> Code {
     use Reason as R;
     match reason {

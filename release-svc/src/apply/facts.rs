@@ -24,6 +24,7 @@ const HISTORY_MAX: i64 = 200;
 const RECENT_DAYS: i64 = 7;
 
 /// Which human being each identity is of. A principal without an alias is one of its own.
+#[expect(clippy::unused_async, reason = "identity aliases are read here as soon as the catalogue has them")]
 async fn people(
     _db: &mut PgConnection,
     _tenant: &TenantId,
@@ -106,7 +107,7 @@ fn risk_facts(release: &Release, history: &[Ended], required: u32, lacking: u32,
         services_touched: count(change.components_touched.len()),
         author_deployments: count(history.iter().filter(is_by_author).count()),
         has_schema_migration: change.has_schema_migration,
-        has_config_change: change.has_config_change,
+        has_config_change: change.touches_config,
         recent_incidents: count(history.iter().filter(is_recent).count()),
         is_hurried: began_at(change).is_some_and(|began| is_hurried(now - began, &earlier)),
         suites_required: required,

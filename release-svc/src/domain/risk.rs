@@ -12,6 +12,7 @@ const HALF_LIFE: TimeDelta = TimeDelta::days(90);
 const LEAD_TIMES_MIN: usize = 10;
 
 /// What is known of a change.
+#[expect(clippy::struct_excessive_bools, reason = "facts that have nothing to do with each other")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Facts {
     /// Added, changed and deleted.

@@ -13,7 +13,7 @@ use tonic::Request;
 use super::no_release;
 use crate::apply;
 use crate::domain::blocker::Blocker;
-use crate::domain::release::{Facts, Release, Risk};
+use crate::domain::release::{Facts, Release, Risk, Submission};
 use crate::domain::rollout;
 use crate::rpc::{App, absent};
 use crate::store;
@@ -64,7 +64,7 @@ impl App {
         let (release, facts) = apply::look(&mut tx, &actor, &component, release, approval).await?;
         let blockers = blockers(&mut tx, &actor, &release, &facts, environment.as_ref()).await?;
         tx.commit().await?;
-        let terms = release.state.submission().map(|submission| submission.terms());
+        let terms = release.state.submission().map(Submission::terms);
         let risk = terms.filter(|_| !release.state.is_final()).map(|terms| pb::Risk {
             is_binding: terms.rules.risk_binding,
             ..(&Risk::from(&facts.assessment)).into()
