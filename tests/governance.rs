@@ -166,20 +166,15 @@ impl World {
     /// Keeps what a command made, for the next ones.
     fn learn(&mut self, command: &Command, outcome: &Outcome) {
         let Ok(bytes) = outcome else { return };
-        match command {
-            Command::Create(_) => {
-                let made = pb::CreateReleaseResponse::decode(bytes.as_slice()).unwrap();
-                self.releases.push(made.release.unwrap());
-            }
-            Command::Start(_) => {
-                let made = pb::StartRolloutResponse::decode(bytes.as_slice()).unwrap();
-                self.rollouts.push(made.rollout.unwrap());
-            }
-            Command::BreakGlass(_) => {
-                let made = pb::UseBreakGlassResponse::decode(bytes.as_slice()).unwrap();
-                self.break_glasses.push(made.break_glass.unwrap().break_glass_id);
-            }
-            _ => {}
+        if let Command::Create(_) = command {
+            let made = pb::CreateReleaseResponse::decode(bytes.as_slice()).unwrap();
+            self.releases.push(made.release.unwrap());
+        } else if let Command::Start(_) = command {
+            let made = pb::StartRolloutResponse::decode(bytes.as_slice()).unwrap();
+            self.rollouts.push(made.rollout.unwrap());
+        } else if let Command::BreakGlass(_) = command {
+            let made = pb::UseBreakGlassResponse::decode(bytes.as_slice()).unwrap();
+            self.break_glasses.push(made.break_glass.unwrap().break_glass_id);
         }
     }
 
@@ -228,7 +223,7 @@ async fn i1_a_snapshot_never_changes() {
     let mut world = World::new(1).await;
     let mut before = HashMap::new();
     for _ in 0..COMMANDS {
-        world.step().await;
+        let _ = world.step().await;
         let now = rows(&mut world.db, SNAPSHOTS).await;
         for (key, text) in &before {
             assert_eq!(now.get(key), Some(text), "{key}");

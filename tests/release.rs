@@ -301,7 +301,7 @@ async fn what_is_not_approved_is_not_rolled_out() {
     let status = author.rollouts().start_rollout(rollout_of(&release, &[])).await;
     let status = status.refused(Code::FailedPrecondition, "ROLLOUT_BLOCKED");
     let violations = status.get_details_precondition_failure().unwrap().violations;
-    assert_eq!((violations.len(), violations[0].r#type.as_str()), (1, "STATE"));
+    assert_eq!((violations.len(), violations[0].r#type.as_str()), (2, "STATE"));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::domain::component::{Component, DataScope, Environment};
 use crate::domain::dependency::Dependency;
 use crate::domain::identity::IdentityAlias;
 use crate::domain::policy::{ApprovalPolicy, Profile, Terms};
-use crate::domain::release::{self, Ending, Facts, Release};
+use crate::domain::release::{self, Ending, Facts, Release, Submission};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
@@ -181,7 +181,7 @@ pub(crate) async fn look(
     let terms = found
         .state
         .submission()
-        .map_or_else(|| Terms::of(Profile::Starter, 0), |of| of.terms());
+        .map_or_else(|| Terms::of(Profile::Starter, 0), Submission::terms);
     let facts = facts(db, actor, component, &found, &terms, approval_id).await?;
     let system = Actor { principal: "system".to_owned(), ..actor.clone() };
     let seen = reassess(db, &system, found, &facts).await?;

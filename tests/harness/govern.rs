@@ -60,7 +60,7 @@ pub(crate) fn change(version: &str, size: Size, committers: &[&str]) -> pb::Crea
         Size::Large => (1000, false),
         Size::Huge => (10_000, true),
     };
-    let touched = if is_huge { 5 } else { 1 };
+    let touched = if is_huge { 5 } else { 0 };
     let change = pb::Change {
         commits: committers.iter().map(commit).collect(),
         changed_lines,

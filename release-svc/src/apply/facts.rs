@@ -206,7 +206,7 @@ fn risk_facts(release: &Release, history: &[Ended], now: Time) -> risk::Facts {
         services_touched: count(change.components_touched.len()),
         author_deployments: count(history.iter().filter(is_by_author).count()),
         has_schema_migration: change.has_schema_migration,
-        has_config_change: change.has_config_change,
+        has_config_change: change.touches_config,
         recent_incidents: count(history.iter().filter(is_recent).count()),
         is_hurried: began_at(change).is_some_and(|began| is_hurried(now - began, &earlier)),
         ..risk::Facts::default()

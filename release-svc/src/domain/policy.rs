@@ -60,7 +60,6 @@ pub enum Profile {
 
 /// Rules in the form that they are stored in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a rule of its own")]
 pub struct Rules {
     /// Whether approval goes by the band; where not, LOW's rule holds.
     pub risk_binding: bool,

@@ -315,13 +315,11 @@ impl Release {
         if is_against {
             return Ok(self.passed_to(State::Rejected(submission), "release.rejected"));
         }
-        Ok(match self.clone().approve(facts) {
-            Some(decision) => decision,
-            None => {
-                let state = self.state.clone();
-                self.passed_to(state, "release.voted")
-            }
-        })
+        if let Some(decision) = self.clone().approve(facts) {
+            return Ok(decision);
+        }
+        let state = self.state.clone();
+        Ok(self.passed_to(state, "release.voted"))
     }
 
     /// Takes a vote back, if this person has one. What that leaves short is for [`Release::reassess`].

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::fmt::Write as _;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -24,11 +25,11 @@ pub struct Change {
     pub changed_lines: u32,
     pub components_touched: Vec<String>,
     pub has_schema_migration: bool,
-    pub has_config_change: bool,
+    pub touches_config: bool,
     #[serde(serialize_with = "write_reversibility", deserialize_with = "read_reversibility")]
     pub reversibility: Reversibility,
     pub rollback_plan: String,
-    pub change_ticket: String,
+    pub ticket: String,
     pub work_items: Vec<String>,
     /// Whether it follows from something that happened in production.
     pub is_unplanned: bool,
@@ -79,10 +80,10 @@ impl Default for Change {
             changed_lines: 0,
             components_touched: Vec::new(),
             has_schema_migration: false,
-            has_config_change: false,
+            touches_config: false,
             reversibility: Reversibility::Redeploy,
             rollback_plan: String::new(),
-            change_ticket: String::new(),
+            ticket: String::new(),
             work_items: Vec::new(),
             is_unplanned: false,
             incident: None,
@@ -91,6 +92,7 @@ impl Default for Change {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn write_reversibility<S: Serializer>(kind: &Reversibility, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(kind.name())
 }
@@ -188,8 +190,11 @@ impl Digest {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(format!("sha256:{hex}"))
+        let mut text = "sha256:".to_owned();
+        for byte in bytes {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self(text)
     }
 
     pub fn as_str(&self) -> &str {

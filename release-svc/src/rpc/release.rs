@@ -238,7 +238,7 @@ impl App {
         let terms = found
             .state
             .submission()
-            .map_or_else(|| Terms::of(Profile::Starter, 0), |of| of.terms());
+            .map_or_else(|| Terms::of(Profile::Starter, 0), Submission::terms);
         let facts = apply::facts(&mut tx, &actor, &component, &found, &terms, approval).await?;
         if found.clone().reassess(&facts).is_empty() {
             return Ok(found);

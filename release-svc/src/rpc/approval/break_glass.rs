@@ -93,7 +93,7 @@ async fn review(
     verdict: Verdict,
     reason: String,
 ) -> Result<BreakGlass, Failure> {
-    let (tenant, reviewer) = (work.actor.tenant.clone(), work.actor.principal.clone());
+    let (tenant, principal) = (work.actor.tenant.clone(), work.actor.principal.clone());
     let missing = || absent(Reason::BreakGlassNotFound, "break-glass", &id);
     let used = store::break_glass::find(&mut work.tx, &tenant, id).await?.ok_or_else(missing)?;
     let (_, release, facts) = look(app, work, used.release).await?;
@@ -103,8 +103,8 @@ async fn review(
         .submission()
         .map_or(&release.author, |submission| &submission.submitter);
     let unknown = facts.people.unmapped(&release.identities(submitter));
-    let person = apply::person_of(&mut work.tx, &tenant, &reviewer).await?;
-    let review = Review { verdict, reviewer, person, reason, at: work.now };
+    let person = apply::person_of(&mut work.tx, &tenant, &principal).await?;
+    let review = Review { verdict, reviewer: principal, person, reason, at: work.now };
     let reviewed = used.review(review.clone(), &release.authors(&facts))?;
     if !unknown.is_empty() {
         return Err(unmapped(&unknown).into());

@@ -15,8 +15,12 @@ use crate::apply;
 use crate::apply::dependency::Locked;
 use crate::apply::exposure::{self, Increase, Passage};
 use crate::domain::blocker::Blocker;
+<<<<<<< HEAD
 use crate::domain::component::Component;
 use crate::domain::release::{Facts, Release, Risk};
+=======
+use crate::domain::release::{Facts, Release, Risk, Submission};
+>>>>>>> h-govern
 use crate::domain::rollout;
 use crate::rpc::{App, absent};
 use crate::store;
@@ -76,7 +80,7 @@ impl App {
         let blockers =
             blockers(&mut tx, &actor, &locked, &component, &release, &facts, environment.as_ref()).await?;
         tx.commit().await?;
-        let terms = release.state.submission().map(|submission| submission.terms());
+        let terms = release.state.submission().map(Submission::terms);
         let risk = terms.filter(|_| !release.state.is_final()).map(|terms| pb::Risk {
             is_binding: terms.rules.risk_binding,
             ..(&Risk::from(&facts.assessment)).into()
