@@ -56,11 +56,7 @@ async fn a_policy_says_what_its_profile_says_and_never_less() {
         ("bands[2].quorum", |rules| (rules.bands[2].quorum, rules.bands[2].distinct_groups) = (1, 1)),
         ("bands[3].validity", |rules| rules.bands[3].validity = None),
         ("break_glass_review_due", |rules| rules.break_glass_review_due.as_mut().unwrap().seconds = 172_801),
-<<<<<<< HEAD
-        ("bands", |rules| rules.bands.truncate(rules.bands.len() - 1)),
-=======
         ("bands", |rules| rules.bands.truncate(3)),
->>>>>>> h-govern
     ];
     for (field, lower) in below {
         let mut asked = standard.clone();

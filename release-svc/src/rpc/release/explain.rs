@@ -15,12 +15,8 @@ use crate::apply;
 use crate::apply::dependency::Locked;
 use crate::apply::exposure::{self, Increase, Passage};
 use crate::domain::blocker::Blocker;
-<<<<<<< HEAD
 use crate::domain::component::Component;
-use crate::domain::release::{Facts, Release, Risk};
-=======
 use crate::domain::release::{Facts, Release, Risk, Submission};
->>>>>>> h-govern
 use crate::domain::rollout;
 use crate::rpc::{App, absent};
 use crate::store;
