@@ -1,7 +1,7 @@
 //! Whatever is asked for, in whatever order and by however many at once: the trail has one event for each transition,
 //! without gaps, and tells how every row came to be what it is. Commands are drawn from a seed, which a failure names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
@@ -19,9 +19,9 @@ use crate::harness::{Answer as _, Caller, Options, Stack, person};
 /// One is approved as it is submitted, the other by a vote.
 const COMPONENTS: [&str; 2] = ["storefront", "checkout"];
 
-/// Someone who does this and that.
+/// Does this and that, in the name of one person or another.
 struct Writer {
-    who: Caller,
+    people: Vec<Caller>,
     rng: StdRng,
     refusals: usize,
 }
@@ -37,13 +37,17 @@ async fn rollouts(caller: &Caller) -> Vec<pb::Rollout> {
 }
 
 impl Writer {
-    fn new(who: Caller, seed: u64) -> Self {
-        Self { who, rng: StdRng::seed_from_u64(seed), refusals: 0 }
+    fn new(people: Vec<Caller>, seed: u64) -> Self {
+        Self { people, rng: StdRng::seed_from_u64(seed), refusals: 0 }
     }
 
-    fn any<T>(&mut self, of: Vec<T>) -> Option<T> {
-        let count = of.len();
-        (count > 0).then(|| of.into_iter().nth(self.rng.random_range(0..count)))?
+    /// Mostly one that is where the command makes sense; anything else now and then, to be refused.
+    fn any<T>(&mut self, mut all: Vec<T>, makes_sense: impl Fn(&T) -> bool) -> Option<T> {
+        if self.rng.random_bool(0.7) && all.iter().any(&makes_sense) {
+            all.retain(makes_sense);
+        }
+        let count = all.len();
+        (count > 0).then(|| all.swap_remove(self.rng.random_range(0..count)))
     }
 
     async fn write(&mut self, count: usize) {
@@ -62,23 +66,32 @@ impl Writer {
     }
 
     async fn step(&mut self) -> Result<(), Status> {
-        let who = self.who.clone();
-        let command = self.rng.random_range(0..14);
+        let who = self.people[self.rng.random_range(0..self.people.len())].clone();
+        let command = self.rng.random_range(0..16);
         if command < 3 {
-            let version = format!("{}.{}", self.rng.random_range(1..4), self.rng.random_range(0..9));
+            // Mostly greater than those before.
+            let version = releases(&who).await.len() + self.rng.random_range(0..3);
+            let version = format!("1.{version}");
             let component = COMPONENTS[self.rng.random_range(0..2)].to_owned();
             let request = pb::CreateReleaseRequest { component, ..draft(&version) };
             return who.releases().create_release(request).await.map(drop);
         }
-        if command >= 10 {
-            let Some(rollout) = self.any(rollouts(&who).await) else { return Ok(()) };
-            return if command < 13 {
+        if command >= 12 {
+            let is_running = |rollout: &pb::Rollout| rollout.state() == pb::RolloutState::Running;
+            let Some(rollout) = self.any(rollouts(&who).await, is_running) else { return Ok(()) };
+            return if command < 14 {
                 who.rollouts().advance_rollout(advance(&rollout)).await.map(drop)
             } else {
                 who.rollouts().roll_back_rollout(rollback(&rollout)).await.map(drop)
             };
         }
-        let Some(release) = self.any(releases(&who).await) else { return Ok(()) };
+        let state = match command {
+            3..=5 => pb::ReleaseState::Draft,
+            6..=8 => pb::ReleaseState::PendingApproval,
+            _ => pb::ReleaseState::Approved,
+        };
+        let makes_sense = |release: &pb::Release| release.state() == state;
+        let Some(release) = self.any(releases(&who).await, makes_sense) else { return Ok(()) };
         let (release_id, reason) = (release.release_id.clone(), "because".to_owned());
         match command {
             3 | 4 => who.releases().submit_release(submission(&release)).await.map(drop),
@@ -95,7 +108,7 @@ impl Writer {
                 who.approvals().reject_release(request).await.map(drop)
             }
             _ => {
-                let steps: &[i32] = if self.rng.random_bool(0.5) { &[] } else { &[1000, 10_000] };
+                let steps: &[i32] = if self.rng.random_bool(0.3) { &[] } else { &[1000, 5000, 10_000] };
                 who.rollouts().start_rollout(start(&release, steps)).await.map(drop)
             }
         }
@@ -116,12 +129,9 @@ async fn write(writers: u64, steps: usize, seed: u64) -> (Stack, Caller, usize) 
     };
     create_component(&ada, component).await;
     let people = ["ada", "bob", "eve"].map(|sub| stack.caller(&person(sub)));
+    let at = |n: u64, who: &Caller| if n.is_multiple_of(2) { who.clone() } else { who.at_release(&replica) };
     let mut all: Vec<_> = (0..writers)
-        .map(|n| {
-            let who = &people[usize::try_from(n).unwrap() % people.len()];
-            let at = if n % 2 == 0 { who.clone() } else { who.at_release(&replica) };
-            Writer::new(at, seed * 100 + n)
-        })
+        .map(|n| Writer::new(people.iter().map(|who| at(n, who)).collect(), seed * 100 + n))
         .collect();
     join_all(all.iter_mut().map(|writer| writer.write(steps))).await;
     (stack, ada, all.iter().map(|writer| writer.refusals).sum())
@@ -164,10 +174,15 @@ async fn assert_told(caller: &Caller, refusals: usize, seed: u64) {
 
 #[tokio::test]
 async fn i11_each_transition_is_one_event_and_the_events_replayed_are_the_rows() {
+    let mut kinds = BTreeSet::new();
     for seed in 0..4 {
-        let (_stack, caller, refusals) = write(1, 80, seed).await;
+        let (_stack, caller, refusals) = write(1, 120, seed).await;
         assert!(refusals > 10, "seed {seed}");
+        kinds.extend(list_all(&caller).await.into_iter().map(|event| event.kind));
         assert_told(&caller, refusals, seed).await;
+    }
+    for kind in ["release.superseded", "release.rejected", "rollout.rolled_back", "rollout.advanced"] {
+        assert!(kinds.contains(kind), "no seed came to {kind}: {kinds:?}");
     }
 }
 
