@@ -93,8 +93,10 @@ async fn start(components: &[&str]) -> (Stack, Caller) {
 fn assert_blocked(status: &Status, expected: &[(&str, &str, &str)]) {
     assert_eq!((status.code(), reason_of(status).as_str()), (Code::FailedPrecondition, "ROLLOUT_BLOCKED"));
     let violations = status.get_details_precondition_failure().unwrap().violations;
-    let found = violations.iter();
-    let found = found.map(|it| (it.r#type.as_str(), it.subject.as_str(), it.description.as_str()));
+    let found = violations.iter().map(|it| {
+        let (why, _who) = it.description.split_once("; lifted by ").unwrap();
+        (it.r#type.as_str(), it.subject.as_str(), why)
+    });
     assert_eq!(found.collect::<Vec<_>>(), expected);
 }
 

@@ -78,6 +78,7 @@ mod event_types;
 #[cfg(test)]
 mod evidence;
 #[cfg(test)]
+mod facts;
 mod failover;
 #[cfg(test)]
 mod floors;

@@ -223,6 +223,14 @@ pub fn is_peak(windows: &[Window], at: Time, target: &Target) -> bool {
     })
 }
 
+/// When windows denied one of the actions to the target within that span; spans may overlap.
+pub fn denied(windows: &[Window], actions: &[Action], target: &Target, within: Span) -> Vec<Span> {
+    let denying = windows
+        .iter()
+        .filter(|window| window.terms.effect == Effect::Deny && window.holds_for(target, actions));
+    denying.flat_map(|window| window.spans(within)).collect()
+}
+
 /// Whether these actions may all happen to the target at that instant; if not, what keeps them from it, and until when.
 /// Looks beyond the instant only then.
 pub fn evaluate(

@@ -17,7 +17,10 @@ use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 
 use super::{App, absent};
+use crate::apply::exposure;
+use crate::domain::component::Component;
 use crate::domain::insight::{IMPORTED, Metrics, Pace, PastDeployment, Period, Ratio, Spread, stamp};
+use crate::domain::window::{self, Span};
 use crate::store;
 
 /// The period where none is asked for.
@@ -26,6 +29,8 @@ const PERIOD: TimeDelta = TimeDelta::days(90);
 /// is brought back may have been deployed then.
 const LOOK_BACK: TimeDelta = TimeDelta::days(365);
 const ENVIRONMENTS_MAX: usize = 32;
+/// Environments of a tenant that are taken in at most.
+const KNOWN_MAX: i64 = 1000;
 const RECORDS_MAX: usize = 500;
 const COMMITS_MAX: usize = 200;
 
@@ -66,6 +71,30 @@ async fn require_environment(
     found
         .map(|_| ())
         .ok_or_else(|| absent(Reason::EnvironmentNotFound, "environment", name).into())
+}
+
+/// When windows that are there now denied rollouts of the component in one of these environments.
+async fn frozen(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &Component,
+    environments: &BTreeSet<EnvironmentId>,
+    period: &Period,
+) -> Result<Vec<Period>, Failure> {
+    let windows = store::window::list_live(db, tenant, period.start).await?;
+    if windows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = store::environment::list(db, tenant, "", KNOWN_MAX).await?;
+    let within = Span { start: period.start, end: period.end };
+    let denied = known
+        .iter()
+        .filter(|environment| environments.contains(&environment.name))
+        .flat_map(|environment| {
+            let target = exposure::target(Some(component), Some(environment), None);
+            window::denied(&windows, exposure::actions(component), &target, within)
+        });
+    Ok(denied.map(|Span { start, end }| Period { start, end }).collect())
 }
 
 fn spread_to_proto(spread: Spread) -> pb::Spread {
@@ -237,21 +266,20 @@ impl App {
         let named = named.collect::<Result<BTreeSet<_>, _>>()?;
         let tenant = &caller.tenant;
         let mut tx = self.db.begin(deadline).await?;
-        if store::component::find(&mut tx, tenant, &component).await?.is_none() {
-            return Err(absent(Reason::ComponentNotFound, "component", &component).into());
-        }
+        let found = store::component::find(&mut tx, tenant, &component).await?;
+        let found = found.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &component))?;
         let environments = environments_of(&mut tx, tenant, named).await?;
         let since = period.start - LOOK_BACK;
         let (history, whole_since) =
             store::insight::history(&mut tx, tenant, &component, &environments, since).await?;
+        let frozen = frozen(&mut tx, tenant, &found, &environments, &period).await?;
         tx.commit().await?;
         if whole_since > period.start {
             let problem =
                 format_args!("must be {} or later: before it too much happened", stamp(whole_since));
             return Err(Refusal::field("start_time", problem).into());
         }
-        // No window denies a rollout yet.
-        let metrics = history.metrics(&period, &[]);
+        let metrics = history.metrics(&period, &frozen);
         let metrics = Some(to_message(&component, &environments, &period, &metrics));
         Ok(pb::GetDeliveryMetricsResponse { metrics })
     }
