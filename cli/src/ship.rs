@@ -107,7 +107,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
                  command again",
                 release.quorum,
                 release.submitter,
-                shell.approve(address, &release.release_id),
+                shell.approve(component, version),
             ));
             Ok(ExitCode::from(WAITS))
         }

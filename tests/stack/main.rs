@@ -3,6 +3,7 @@
 //! exit codes, pasted commands, and what an independent collector of telemetry sees.
 
 mod fault;
+mod govern;
 mod harness;
 mod insight;
 mod lifecycle;

@@ -44,11 +44,9 @@ impl Shell {
     }
 
     /// An approval by somebody else than who ships.
-    pub(crate) fn approve(&self, address: SocketAddr, release_id: &str) -> String {
+    pub(crate) fn approve(&self, component: &str, version: &str) -> String {
         let other = if self.identity.sub == "alice" { "bob" } else { "alice" };
-        let token = self.plain("token --person") + &self.caller(other);
-        let json = quote(&format!(r#"{{"releaseId":"{release_id}"}}"#));
-        call(&token, address, "tandem.release.v1.ApprovalService/ApproveRelease", &json)
+        self.plain(&format!("approve release {} {}", quote(component), quote(version))) + &self.caller(other)
     }
 
     /// A policy like this one, but with a quorum of one.
