@@ -132,6 +132,22 @@ async fn where_the_profile_says_so_a_change_takes_two_people() {
 }
 
 #[tokio::test]
+async fn one_person_does_not_take_a_component_out_of_what_takes_two() {
+    let (_stack, author) = govern(Profile::Sox).await;
+    create(&author, policy("free", Profile::Starter)).await;
+    create(&author, policy("cards", Profile::PciDss)).await;
+    let move_to = async |name: &str| {
+        let (component, approval_policy) = ("storefront".to_owned(), name.to_owned());
+        let component = Some(pb::Component { component, approval_policy, ..Default::default() });
+        let request = pb::UpdateComponentRequest { component, ..Default::default() };
+        author.catalog().update_component(request).await
+    };
+    move_to("free").await.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
+    move_to("cards").await.answer();
+    move_to("by-risk").await.answer();
+}
+
+#[tokio::test]
 async fn of_two_who_confirm_at_once_one_does() {
     let (stack, author) = govern(Profile::Sox).await;
     let replica = stack.release_svc(&crate::harness::Options::default());

@@ -305,6 +305,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::BreakGlassReviewed
         | R::BreakGlassReviewOverdue
         | R::ProposalNotPending
+        | R::ApprovalPolicyLaxer
         | R::RolloutWrongState
         | R::RolloutBlocked
         | R::CartRecoveryUnknown

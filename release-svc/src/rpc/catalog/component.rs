@@ -12,7 +12,7 @@ use shared::time::to_proto;
 use tonic::Request;
 
 use super::dependency::{parse_dependencies, replace_dependencies};
-use super::policy::{POLICY_SCOPE, give_policy, no_policy};
+use super::policy::{POLICY_SCOPE, give_policy, no_policy, require_same_care};
 use crate::apply::{self, expect_written};
 use crate::domain::component::{Component, DataScope, Kind, Tier};
 use crate::domain::dependency::{Dependency, Edge};
@@ -298,6 +298,8 @@ impl App {
             work.caller.require_scope(POLICY_SCOPE)?;
         }
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
+        let (from, to) = (&stored.approval_policy, &component.approval_policy);
+        require_same_care(&mut work.tx, &work.actor.tenant, from, to).await?;
         let is_written = store::component::update(&mut work.tx, &work.actor.tenant, &component)
             .await
             .map_err(|error| component_failure(&component, error))?;

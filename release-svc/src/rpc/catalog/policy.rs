@@ -228,6 +228,25 @@ pub(super) async fn give_policy(
     Ok(())
 }
 
+/// Refuses to take a component from a policy that takes two people to change to one that does not: what one person cannot
+/// change, one person cannot leave either.
+pub(super) async fn require_same_care(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    from: &ApprovalPolicyId,
+    to: &ApprovalPolicyId,
+) -> Result<(), Failure> {
+    let takes_two = async |db: &mut PgConnection, name| {
+        let policy = store::policy::find(db, tenant, name).await?;
+        Ok::<_, Failure>(policy.is_some_and(|policy| policy.terms.rules.two_people))
+    };
+    if from == to || !takes_two(db, from).await? || takes_two(db, to).await? {
+        return Ok(());
+    }
+    let text = format!("policy {from} takes two people to change, and {to} does not: change {from} first");
+    Err(Refusal::new(Reason::ApprovalPolicyLaxer, text).into())
+}
+
 pub(super) fn no_policy(name: &ApprovalPolicyId) -> Refusal {
     absent(Reason::ApprovalPolicyNotFound, "approval policy", name)
 }
