@@ -107,7 +107,7 @@ async fn pending(common: &Common) -> Result<(), Error> {
     Ok(())
 }
 
-/// The snapshot keeps the vote from counting for what was not looked at.
+/// The snapshot keeps the vote from falling on a revision that comes meanwhile.
 async fn approve(named: &Named, reason: String) -> Result<(), Error> {
     let mut clients = named.common.clients(true)?;
     let Release { release_id, snapshot_digest, .. } = find(&mut clients, named).await?;

@@ -66,7 +66,7 @@ fn read(file: &Path) -> Result<String, Error> {
 
 /// Asks piece by piece, up to the end that the trail had at the first.
 async fn verify(client: &mut AuditServiceClient<Authorized>, head: &str) -> Result<ExitCode, Error> {
-    let (mut from_seq, mut to_seq, mut checked) = (0, 0, 0);
+    let (mut from_seq, mut to_seq, mut checked, mut first_seq) = (0, 0, 0, 0);
     loop {
         let request = VerifyAuditRequest { from_seq, to_seq, signed_head: head.to_owned() };
         let answer = client.verify_audit(request).await?.into_inner();
@@ -78,13 +78,18 @@ async fn verify(client: &mut AuditServiceClient<Authorized>, head: &str) -> Resu
             )));
         }
         if to_seq == 0 {
-            to_seq = answer.head_seq;
+            (to_seq, first_seq) = (answer.head_seq, answer.first_seq);
         }
         from_seq = answer.next_seq;
         if from_seq == 0 {
             break;
         }
         term::note(format_args!("{checked} events hold, up to {} of {to_seq}", from_seq - 1));
+    }
+    if first_seq > 1 {
+        term::note(format_args!(
+            "the trail begins with event {first_seq}: the ones before were purged, or cut off"
+        ));
     }
     let signed = if head.is_empty() { "" } else { ", and go through the signed head" };
     term::say(format_args!("{checked} events hold{signed}"));

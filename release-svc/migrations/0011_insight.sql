@@ -2,8 +2,8 @@
 -- whoever reads by it names them all.
 create index events_component_idx on release.events
     (tenant_id, (data::jsonb ->> 'component'), occurred_at, event_id)
-    where kind in ('release.approved', 'release.cancelled', 'release.rejected', 'release.submitted',
-        'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
+    where kind in ('release.approval_lapsed', 'release.approved', 'release.cancelled', 'release.rejected',
+        'release.revised', 'release.submitted', 'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
         'rollout.started', 'rollout.succeeded');
 
 -- What was imported happened long before it was written down; its times are of one form, whose byte order is theirs.

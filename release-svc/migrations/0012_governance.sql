@@ -190,3 +190,6 @@ alter table release.rollouts
     add constraint rollouts_approval_fkey foreign key (tenant_id, approval_id)
         references release.approvals (tenant_id, approval_id) not valid;
 comment on column release.rollouts.approval_id is 'The approval that stood when it began; null where an older version began it.';
+
+-- For whoever asks what waits for their vote.
+create index releases_pending_idx on release.releases (tenant_id, seq) where state = 'PENDING_APPROVAL';

@@ -1,19 +1,12 @@
 //! All SQL of release-svc: a function a statement, on a connection that the caller brings.
 //!
-//! Rows are locked in this order: components, by name; the release that a rollout starts with; rollout; route; the releases
-//! that the transition means something to. As components come first, everything about one component happens in one
-//! transaction at a time, and the order of the rest cannot deadlock. Whoever exposes more of a component locks those that
-//! it needs, too, in one statement; whoever rolls one back, those that go back before it; whoever changes what one needs,
-//! those that it will need, and then all dependencies of the tenant. Each guard of the domain is a condition of the
-//! write, too; a write that finds its row changed says `false`.
-//! Rows are locked in this order: component; the release that a rollout starts with; rollout; route; the releases that
-//! the transition means something to. As the component comes first, everything about one component happens in one
-//! Rows are locked in this order: component; the release that a rollout starts with; rollout; the tenant's calendar, which
-//! whoever raises exposure shares; route; the releases that the transition means something to. Who changes a window, an
-//! override or the line locks the calendar alone. As the component comes first, everything about one component happens in one
-//! transaction at a time, and the order of the rest cannot deadlock. Each guard of the domain is a condition of the
-//! write, too; a write that finds its row changed says `false`. The tenant's audit head comes after all of these: the
-//! database itself locks it when a transaction commits that tells of something.
+//! Rows are locked in this order: components, by name; then of one component, which one transaction at a time has: a release,
+//! a rollout, the tenant's calendar, which whoever raises exposure shares, the route, the releases that the transition means
+//! something to. Whoever exposes more of a component locks those that it needs, too, in one statement; whoever rolls one
+//! back, those that go back before it; whoever changes what one needs, those that it will need, and then all dependencies
+//! of the tenant. Whoever changes a window, an override or the line locks the calendar alone. The tenant's audit head comes
+//! after all of these: the database itself locks it when a transaction commits that tells of something. Each guard of the
+//! domain is a condition of the write, too; a write that finds its row changed says `false`.
 
 pub mod approval;
 pub mod audit;

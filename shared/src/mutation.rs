@@ -33,7 +33,7 @@ impl Asked {
     }
 }
 
-/// The name of what a request is about: its first field, or that field's first field where it is an object. A name never
+/// The name of what a request is about: its first field, or that field's first field where it is an object; no address. A name never
 /// begins with a line feed, as an encoded message does whose first field is set.
 fn name_in(encoded: &[u8]) -> Option<String> {
     let mut rest = encoded.strip_prefix(b"\n")?;
@@ -42,7 +42,8 @@ fn name_in(encoded: &[u8]) -> Option<String> {
     if field.starts_with(b"\n") {
         return name_in(field);
     }
-    let is_name = field.len() <= NAME_MAX && field.iter().all(u8::is_ascii_graphic);
+    let is_name =
+        field.len() <= NAME_MAX && field.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'@');
     is_name.then(|| String::from_utf8_lossy(field).into_owned())
 }
 

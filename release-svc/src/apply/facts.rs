@@ -28,8 +28,10 @@ const HISTORY_MAX: i64 = 200;
 const RECENT_DAYS: i64 = 7;
 /// Older deployments weigh less than one in two hundred.
 const PRIOR_DAYS: i64 = 720;
-/// As much as counts at once on an artifact.
+/// As much as there may be of a component's artifact.
 const EVIDENCE_MAX: i64 = 1000;
+/// Events of either sort that the prior is made of; what is older weighs little.
+const PRIOR_EVENTS_MAX: i64 = 1000;
 
 /// Which human being each identity is of. A principal without an alias is one of its own.
 async fn people(db: &mut PgConnection, tenant: &TenantId, identities: &[String]) -> Result<People, Failure> {
@@ -44,10 +46,15 @@ async fn evidence_on(
     submitter: &str,
 ) -> Result<Vec<Evidence>, Failure> {
     let Some(digest) = &release.artifact_digest else { return Ok(Vec::new()) };
-    let filter = Filter { component: None, artifact_digest: Some(digest), kinds: &[], counting_only: true };
+    // All of it: which of a suite is the last one is for the domain to say, once the authors' own are out.
+    let filter = Filter {
+        component: Some(&release.component),
+        artifact_digest: Some(digest),
+        kinds: &[],
+        counting_only: false,
+    };
     let found = store::evidence::list(db, tenant, filter, i64::MAX, EVIDENCE_MAX).await?;
-    let found = found.into_iter().map(|(_, evidence)| evidence);
-    let found: Vec<_> = found.collect();
+    let found: Vec<_> = found.into_iter().map(|(_, evidence)| evidence).collect();
     let authors = release.identities(submitter);
     let reviewers = found
         .iter()
@@ -149,7 +156,9 @@ pub(crate) async fn facts(
         .state
         .submission()
         .map_or(actor.principal.as_str(), |of| of.submitter.as_str());
-    let people = people(db, tenant, &release.identities(submitter)).await?;
+    let voters = release.votes.iter().map(|vote| vote.voter.clone());
+    let names: Vec<_> = release.identities(submitter).into_iter().chain(voters).collect();
+    let people = people(db, tenant, &names).await?;
     let history = store::rollout::list_ended(db, tenant, &component.name, HISTORY_MAX).await?;
     let asked = terms.rules.required_evidence.iter();
     let asked = required(asked.map(|required| (required.kind.as_str(), Some(required.suite.as_str()))))?;
@@ -168,7 +177,8 @@ pub(crate) async fn facts(
     let calendar = if window::is_peak(&windows, now, &target) { Calendar::Peak } else { Calendar::Normal };
     let production = store::insight::production(db, tenant).await?;
     let since = now - TimeDelta::days(PRIOR_DAYS);
-    let (past, _) = store::insight::history(db, tenant, &component.name, &production, since).await?;
+    let (past, _) =
+        store::insight::history(db, tenant, &component.name, &production, since, PRIOR_EVENTS_MAX).await?;
     let reversibility = release.change.reversibility;
     let assessment = assess(
         Prior::of(&past.outcomes(), now),

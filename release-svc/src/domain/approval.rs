@@ -8,6 +8,7 @@ use shared::time::Time;
 use crate::domain::policy::BandRule;
 use crate::domain::release::WrongState;
 use crate::domain::risk::Band;
+use crate::domain::snapshot::People;
 
 /// One person's say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,14 +93,26 @@ impl Basis {
     }
 }
 
-/// Approvals that count: of people who did not write it, for a band as high as this.
-pub fn counting<'a>(votes: &'a [Vote], authors: &BTreeSet<String>, band: Band, now: Time) -> Vec<&'a Vote> {
-    let is_other = |vote: &&Vote| !authors.contains(&vote.person) && !authors.contains(&vote.voter);
-    votes
-        .iter()
-        .filter(|vote| vote.approve && vote.counts(band, now))
-        .filter(is_other)
-        .collect()
+/// Approvals that count: of people who did not write it, one of each, for a band as high as this. Who a voter is goes by the
+/// aliases of then and of now.
+pub fn counting<'a>(
+    votes: &'a [Vote],
+    authors: &BTreeSet<String>,
+    people: &People,
+    band: Band,
+    now: Time,
+) -> Vec<&'a Vote> {
+    let mut seen = BTreeSet::new();
+    let mut counting = Vec::new();
+    for vote in votes.iter().filter(|vote| vote.approve && vote.counts(band, now)) {
+        let names = [Some(vote.person.as_str()), Some(vote.voter.as_str()), people.person(&vote.voter)];
+        let is_known = |name: &&str| authors.contains(*name) || seen.contains(name);
+        if !names.into_iter().flatten().any(|name| is_known(&name)) {
+            counting.push(vote);
+        }
+        seen.extend(names.into_iter().flatten());
+    }
+    counting
 }
 
 /// What these approvals, of a person each, are short of.
@@ -254,7 +267,7 @@ mod tests {
         let votes = [vote("a", &[], 1), vote("b", &[], 2)];
         let count = |authors: &[&str], band, seconds| {
             let authors = authors.iter().map(ToString::to_string).collect();
-            counting(&votes, &authors, band, at(seconds)).len()
+            counting(&votes, &authors, &People::default(), band, at(seconds)).len()
         };
         assert_eq!(count(&[], Band::High, 3599), 2);
         assert_eq!(count(&[], Band::High, 3600), 1);

@@ -58,7 +58,7 @@ pub struct EvidenceRequirement {
 }
 
 /// How much hangs on a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
     /// Checkout, payment, ledger.
     One,
@@ -95,6 +95,14 @@ impl Component {
             && self.tier == other.tier
             && self.business_owner_groups == other.business_owner_groups
             && self.data_scopes == other.data_scopes
+            && self.kind == other.kind
+    }
+
+    /// Whether its releases need as much care as those of the other one.
+    pub fn needs_care_of(&self, other: &Self) -> bool {
+        self.tier <= other.tier
+            && other.data_scopes.iter().all(|scope| self.data_scopes.contains(scope))
+            && self.business_owner_groups == other.business_owner_groups
     }
 }
 
@@ -121,7 +129,10 @@ impl Requirements {
 impl Environment {
     /// Whether both ask the same of releases.
     pub fn asks_as(&self, other: &Self) -> bool {
-        self.is_production == other.is_production && self.requirements == other.requirements
+        self.is_production == other.is_production
+            && self.requirements == other.requirements
+            && self.promotion_order == other.promotion_order
+            && self.region == other.region
     }
 }
 

@@ -148,7 +148,7 @@ impl Fold {
 
     /// Once it is being rolled out, or will not be.
     fn end_wait(&mut self, release_id: &str, at: Time) {
-        let wait = self.candidates.get(release_id).and_then(|candidate| candidate.wait);
+        let wait = self.candidates.get_mut(release_id).and_then(|candidate| candidate.wait.take());
         if let Some((_, until)) = wait.and_then(|wait| self.history.waits.get_mut(wait)) {
             until.get_or_insert(at);
         }

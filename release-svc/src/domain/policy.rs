@@ -216,7 +216,19 @@ impl Terms {
 
     /// Refuses rules below those of the profile, and names the first of them.
     pub fn check(&self) -> Result<(), BelowFloor> {
-        let (floor, rules) = (self.profile.rules(), &self.rules);
+        self.reach(&self.profile.rules())
+    }
+
+    /// Whether they ask for all that the others ask for.
+    pub fn meet(&self, others: &Self) -> bool {
+        let editors = &others.rules.editor_groups;
+        self.quorum >= others.quorum
+            && (editors.is_empty() || *editors == self.rules.editor_groups)
+            && self.reach(&others.rules).is_ok()
+    }
+
+    fn reach(&self, floor: &Rules) -> Result<(), BelowFloor> {
+        let rules = &self.rules;
         let require = |holds: bool, field: &str, least: String| {
             if holds {
                 return Ok(());
@@ -238,7 +250,7 @@ impl Terms {
         let most = floor.review_due_secs;
         require(rules.review_due_secs <= most, "break_glass_review_due", format!("at most {most} s"))?;
         for least in &floor.required_evidence {
-            let holds = rules.required_evidence.iter().any(|is| is.kind == least.kind);
+            let holds = rules.required_evidence.contains(least);
             require(holds, "required_evidence", format!("with {}", least.kind))?;
         }
         for (n, (least, is)) in floor.bands.iter().zip(&rules.bands).enumerate() {

@@ -199,9 +199,12 @@ impl Window {
         Self { deleted_at: Some(at), row_version: self.row_version + 1, ..self }
     }
 
-    /// From when on it never holds again; none if it may always.
+    /// From when on it says nothing any more; none if it always does, as one that allows does: it denies all other times.
     pub fn over_at(&self) -> Option<Time> {
-        self.terms.schedule.over_at(self.terms.zone)
+        match self.terms.effect {
+            Effect::Deny => self.terms.schedule.over_at(self.terms.zone),
+            Effect::Allow => None,
+        }
     }
 
     fn holds_for(&self, target: &Target, actions: &[Action]) -> bool {

@@ -255,8 +255,17 @@ impl App {
                 format!("the events up to {} were purged, and this is an earlier one's", purged.seq);
             return Err(Refusal::field("signed_head", problem).into());
         }
+        if to < from {
+            return Err(Refusal::field("to_seq", "must not be before from_seq").into());
+        }
         let piece = Piece { tenant, extent, from: from.max(purged.seq + 1), to };
-        let followed = piece.follow(&mut tx).await?;
+        let mut followed = piece.follow(&mut tx).await?;
+        // Whoever follows the trail to where it ends hears of what is not on it.
+        if followed.is_ok_and(|end| end.seq == head.seq)
+            && store::audit::has_strays(&mut tx, &piece.tenant, &extent).await?
+        {
+            followed = Err(Break { seq: head.seq + 1, fault: Fault::HeadDiffers });
+        }
         let holds_to = followed.map_or_else(|broken| broken.seq - 1, |end| end.seq).max(piece.from - 1);
         let first_break = match (followed, &kept) {
             (Err(broken), _) => Some(broken),

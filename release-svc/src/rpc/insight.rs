@@ -31,6 +31,8 @@ const LOOK_BACK: TimeDelta = TimeDelta::days(365);
 const ENVIRONMENTS_MAX: usize = 32;
 /// Environments of a tenant that are taken in at most.
 const KNOWN_MAX: i64 = 1000;
+/// Events of either sort that figures are made of.
+const FACTS_MAX: i64 = 10_000;
 const RECORDS_MAX: usize = 500;
 const COMMITS_MAX: usize = 200;
 
@@ -271,7 +273,7 @@ impl App {
         let environments = environments_of(&mut tx, tenant, named).await?;
         let since = period.start - LOOK_BACK;
         let (history, whole_since) =
-            store::insight::history(&mut tx, tenant, &component, &environments, since).await?;
+            store::insight::history(&mut tx, tenant, &component, &environments, since, FACTS_MAX).await?;
         let frozen = frozen(&mut tx, tenant, &found, &environments, &period).await?;
         tx.commit().await?;
         if whole_since > period.start {

@@ -86,7 +86,7 @@ impl App {
     ) -> Result<pb::CreateWindowResponse, Failure> {
         let (call, message) = Call::of(request, "CreateWindow", |message| &mut message.request_id)?;
         let pb::CreateWindowRequest { window, request_id: _ } = message;
-        let (terms, _, _) = parse_window(window)?;
+        let (terms, _, _) = parse_window(window, self.clock.now())?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
@@ -143,7 +143,7 @@ impl App {
     ) -> Result<pb::UpdateWindowResponse, Failure> {
         let (call, message) = Call::of(request, "UpdateWindow", |message| &mut message.request_id)?;
         let pb::UpdateWindowRequest { window, request_id: _ } = message;
-        let (terms, id, sent_etag) = parse_window(window)?;
+        let (terms, id, sent_etag) = parse_window(window, self.clock.now())?;
         let id = parse("window.window_id", &id)?;
         let mut work = match self.begin(call).await? {
             Begun::Fresh(mutation) => mutation,

@@ -93,6 +93,21 @@ pub async fn find_hash(db: &mut PgConnection, tenant: &TenantId, seq: i64) -> sq
     .await
 }
 
+/// Whether there are events outside of a trail: beyond its end, before its beginning, or without a place in it.
+#[tracing::instrument(name = "db.audit.has_strays", skip_all)]
+pub async fn has_strays(db: &mut PgConnection, tenant: &TenantId, extent: &Extent) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from release.events where tenant_id = $1 and seq > $2)
+            or exists (select from release.events where tenant_id = $1 and seq <= $3)
+            or exists (select from release.events where tenant_id = $1 and seq is null) as "has_strays!""#,
+        tenant.as_str(),
+        extent.head.seq,
+        extent.purged.seq,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Events from one number to another, oldest first.
 #[tracing::instrument(name = "db.audit.list_from", skip_all)]
 pub async fn list_from(

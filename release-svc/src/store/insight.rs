@@ -1,5 +1,5 @@
 //! Events as facts about a component's delivery. They are read by indexes of their own, the newest first and never more
-//! than [`FACTS_MAX`].
+//! of either sort, live and imported, than whoever asks takes in.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +10,6 @@ use sqlx::PgConnection;
 
 use super::corrupt;
 use crate::domain::insight::{Fact, History, stamp};
-
-/// Facts of each sort, live and imported, that are taken in at most.
-const FACTS_MAX: i64 = 10_000;
 
 struct Row {
     event_id: i64,
@@ -39,13 +36,14 @@ pub async fn history(
     component: &ComponentId,
     environments: &BTreeSet<EnvironmentId>,
     since: Time,
+    limit: i64,
 ) -> sqlx::Result<(History, Time)> {
-    let live = live(&mut *db, tenant, component, since).await?;
-    let imported = imported(db, tenant, component, since).await?;
+    let live = live(&mut *db, tenant, component, since, limit).await?;
+    let imported = imported(db, tenant, component, since, limit).await?;
     let mut whole_since = since;
     let mut facts = Vec::with_capacity(live.len() + imported.len());
     for rows in [live, imported] {
-        let is_cut = i64::try_from(rows.len()).unwrap_or(FACTS_MAX) >= FACTS_MAX;
+        let is_cut = i64::try_from(rows.len()).unwrap_or(limit) >= limit;
         // The oldest come last in the answer, and belong first here.
         let read: Vec<_> = rows
             .into_iter()
@@ -66,21 +64,22 @@ async fn live(
     tenant: &TenantId,
     component: &ComponentId,
     since: Time,
+    limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as!(
         Row,
         "select event_id, kind, occurred_at, data
         from release.events
         where tenant_id = $1 and data::jsonb ->> 'component' = $2 and occurred_at >= $3
-            and kind in ('release.approved', 'release.cancelled', 'release.rejected', 'release.submitted',
-                'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
+            and kind in ('release.approval_lapsed', 'release.approved', 'release.cancelled', 'release.rejected',
+                'release.revised', 'release.submitted', 'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
                 'rollout.started', 'rollout.succeeded')
         order by occurred_at desc, event_id desc
         limit $4",
         tenant.as_str(),
         component.as_str(),
         since,
-        FACTS_MAX,
+        limit,
     )
     .fetch_all(db)
     .await
@@ -91,6 +90,7 @@ async fn imported(
     tenant: &TenantId,
     component: &ComponentId,
     since: Time,
+    limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as!(
         Row,
@@ -104,7 +104,7 @@ async fn imported(
         tenant.as_str(),
         component.as_str(),
         stamp(since),
-        FACTS_MAX,
+        limit,
     )
     .fetch_all(db)
     .await

@@ -98,8 +98,8 @@ impl App {
         Err(overtaken())
     }
 
-    /// As [`App::session_of`], from memory where that may say that the session lives, in its visit; for what asks the
-    /// database again before it relies on more.
+    /// As [`App::session_of`], from memory where that may say that the session lives, in its visit; for what may be as stale as
+    /// the touchpoint lets a validation be.
     pub(super) async fn known_session_of(
         &self,
         caller: &Caller,
@@ -130,7 +130,6 @@ impl App {
         if !lives {
             return None;
         }
-        known.see(now);
         let session = Session { last_seen_at, ..session.clone() };
         Some((Seen { session, stored: known.stored().clone(), presented, fresh_as_of, degraded: false }, at))
     }

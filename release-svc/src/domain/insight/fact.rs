@@ -110,8 +110,13 @@ impl Fact {
                 let past: PastDeployment = serde_json::from_value(data)?;
                 return Ok(Some((past.deployed_at, Self::Imported(past))));
             }
-            "release.submitted" | "release.approved" | "release.cancelled" | "release.rejected"
-            | "release.superseded" => {
+            "release.submitted"
+            | "release.approved"
+            | "release.cancelled"
+            | "release.rejected"
+            | "release.superseded"
+            | "release.approval_lapsed"
+            | "release.revised" => {
                 let Release { release_id, change } = serde_json::from_value(data)?;
                 let fact = match kind {
                     "release.submitted" => Self::Submitted { release_id, change },

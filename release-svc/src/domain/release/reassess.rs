@@ -91,7 +91,7 @@ impl Release {
             return self.approved_on(Basis::StandardChange, rule.expiry(facts.now), kind, facts);
         }
         let (authors, band) = (self.authors(facts), submission.band);
-        let votes = counting(&self.votes, &authors, band, facts.now);
+        let votes = counting(&self.votes, &authors, &facts.people, band, facts.now);
         let is_known = facts.people.unmapped(&self.identities(&submission.submitter)).is_empty();
         if !is_known || !lacks(&rule, &votes, &facts.owners).is_empty() {
             return None;
@@ -122,7 +122,8 @@ impl Release {
         let rule = submission.terms().rule(submission.band);
         let is_in_time = approval.expires_at.is_none_or(|expiry| facts.now < expiry);
         let has_votes = || {
-            let votes = counting(&self.votes, &self.authors(facts), submission.band, facts.now);
+            let votes =
+                counting(&self.votes, &self.authors(facts), &facts.people, submission.band, facts.now);
             lacks(&rule, &votes, &facts.owners).is_empty()
         };
         is_in_time
@@ -176,19 +177,14 @@ impl Release {
         holds
     }
 
-    /// What keeps a rollout of it that began under this approval from its next step. Time does not: what is under way was
-    /// approved when it began.
+    /// What keeps a rollout of it that began under this approval from its next step. That votes expired does not: what is under
+    /// way was approved when it began. A break-glass holds only while it stands.
     pub fn holds_under(&self, began: Option<&Approval>, facts: &Facts) -> Vec<Blocker> {
         let mut holds: Vec<_> = self.quarantine_hold().into_iter().collect();
-        let Some(began) = began.filter(|began| !matches!(began.basis, Basis::BreakGlass(_))) else {
-            return holds;
-        };
-        if self.approval.is_some() {
-            return holds;
-        }
+        let Some(began) = began.filter(|_| self.approval.is_none()) else { return holds };
         holds.extend(self.evidence_holds(facts));
         let band = self.state.submission().map_or(Band::Low, |submission| submission.band);
-        if band > began.band {
+        if band > began.band || matches!(began.basis, Basis::BreakGlass(_)) {
             holds.extend(self.approval_holds(facts));
         }
         holds
@@ -230,7 +226,7 @@ impl Release {
         let Some(submission) = self.state.submission() else { return Vec::new() };
         let rule = submission.terms().rule(submission.band);
         let band = submission.band.name();
-        let votes = counting(&self.votes, &self.authors(facts), submission.band, facts.now);
+        let votes = counting(&self.votes, &self.authors(facts), &facts.people, submission.band, facts.now);
         let sentence = |lack: &Lack| match lack {
             Lack::People { given, needed } => (
                 format!("{given} of {needed} people approved it, as {band} asks for"),

@@ -298,8 +298,7 @@ impl App {
             work.caller.require_scope(POLICY_SCOPE)?;
         }
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
-        let (from, to) = (&stored.approval_policy, &component.approval_policy);
-        require_same_care(&mut work.tx, &work.actor.tenant, from, to).await?;
+        require_same_care(&mut work.tx, &work.actor.tenant, &stored, &component).await?;
         let is_written = store::component::update(&mut work.tx, &work.actor.tenant, &component)
             .await
             .map_err(|error| component_failure(&component, error))?;

@@ -13,6 +13,7 @@ use sqlx::PgConnection;
 use tonic::Request;
 
 use crate::apply::{self, expect_written};
+use crate::domain::component::Component;
 use crate::domain::policy::{
     ApprovalPolicy, BandRule, EVIDENCE_KINDS, Profile, Proposed, Requirement, Rules, Terms,
 };
@@ -228,23 +229,34 @@ pub(super) async fn give_policy(
     Ok(())
 }
 
-/// Refuses to take a component from a policy that takes two people to change to one that does not: what one person cannot
-/// change, one person cannot leave either.
+/// Where a component's policy takes two people to change, one person does not take the component to a laxer one, nor make it
+/// seem to need less care.
 pub(super) async fn require_same_care(
     db: &mut PgConnection,
     tenant: &TenantId,
-    from: &ApprovalPolicyId,
-    to: &ApprovalPolicyId,
+    from: &Component,
+    to: &Component,
 ) -> Result<(), Failure> {
-    let takes_two = async |db: &mut PgConnection, name| {
-        let policy = store::policy::find(db, tenant, name).await?;
-        Ok::<_, Failure>(policy.is_some_and(|policy| policy.terms.rules.two_people))
-    };
-    if from == to || !takes_two(db, from).await? || takes_two(db, to).await? {
+    let (name, other) = (&from.approval_policy, &to.approval_policy);
+    let policy = store::policy::find(db, tenant, name).await?;
+    let Some(policy) = policy.filter(|policy| policy.terms.rules.two_people) else { return Ok(()) };
+    let laxer = |text: String| Err(Refusal::new(Reason::ApprovalPolicyLaxer, text).into());
+    if name != other {
+        let other_terms = store::policy::find(db, tenant, other).await?.map(|other| other.terms);
+        // One that is not there is refused as that.
+        if other_terms.is_some_and(|terms| !terms.meet(&policy.terms)) {
+            return laxer(format!(
+                "policy {name} takes two people to change, and {other} asks for less: change {name} first"
+            ));
+        }
+    }
+    if to.needs_care_of(from) {
         return Ok(());
     }
-    let text = format!("policy {from} takes two people to change, and {to} does not: change {from} first");
-    Err(Refusal::new(Reason::ApprovalPolicyLaxer, text).into())
+    laxer(format!(
+        "policy {name} takes two people to change, and so would a lower tier, fewer data scopes or other business owners: \
+         change {name} first"
+    ))
 }
 
 pub(super) fn no_policy(name: &ApprovalPolicyId) -> Refusal {

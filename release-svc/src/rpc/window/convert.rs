@@ -22,8 +22,14 @@ use crate::rpc::release::REASON_MAX;
 /// Names that a list of a scope has at most.
 const NAMES_MAX: usize = 100;
 
+/// How long ago a recurrence may have begun.
+const STARTED_MAX: TimeDelta = TimeDelta::days(5 * 366);
+
 /// What people set in a window, the id they sent with it, and its etag.
-pub(super) fn parse_window(window: Option<pb::Window>) -> Result<(Terms, String, String), Refusal> {
+pub(super) fn parse_window(
+    window: Option<pb::Window>,
+    now: Time,
+) -> Result<(Terms, String, String), Refusal> {
     let pb::Window {
         window_id,
         name,
@@ -56,14 +62,14 @@ pub(super) fn parse_window(window: Option<pb::Window>) -> Result<(Terms, String,
         actions,
         scope: parse_scope(scope.unwrap_or_default())?,
         zone,
-        schedule: parse_schedule(zone, required("window.schedule", schedule)?)?,
+        schedule: parse_schedule(zone, required("window.schedule", schedule)?, now)?,
         reason: text_of("window.reason", reason, 1, REASON_MAX)?,
         is_peak,
     };
     Ok((terms, window_id, etag))
 }
 
-fn parse_schedule(zone: Tz, schedule: PbSchedule) -> Result<Schedule, Refusal> {
+fn parse_schedule(zone: Tz, schedule: PbSchedule, now: Time) -> Result<Schedule, Refusal> {
     let parsed = match schedule {
         PbSchedule::Local(pb::LocalSpan { start, end }) => Schedule::local(zone, &start, &end),
         PbSchedule::Instants(pb::InstantSpan { start, end }) => Schedule::instants(
@@ -78,7 +84,15 @@ fn parse_schedule(zone: Tz, schedule: PbSchedule) -> Result<Schedule, Refusal> {
             Schedule::recurring(zone, &rule, &start, lasts.unwrap_or_default())
         }
     };
-    parsed.map_err(|BadSchedule { field, problem }| Refusal::field(format!("window.{field}"), problem))
+    let schedule = parsed
+        .map_err(|BadSchedule { field, problem }| Refusal::field(format!("window.{field}"), problem))?;
+    // Some rules are counted from their start each time they are asked.
+    if let Schedule::Recurring(recurrence) = &schedule
+        && recurrence.start + STARTED_MAX < now.naive_utc()
+    {
+        return Err(Refusal::field("window.recurrence.start", "must not be more than five years ago"));
+    }
+    Ok(schedule)
 }
 
 /// An instant that may be asked about.
