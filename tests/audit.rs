@@ -130,6 +130,13 @@ async fn whatever_was_done_to_the_trail_is_found_where_it_begins() {
              update release.events set seq = 2 where seq = -3; {then}"
         )
     };
+    let stray = |seq: &str| {
+        format!(
+            "insert into release.events (tenant_id, kind, subject, principal, occurred_at, data, trace_parent, seq, verdict, record, \
+             hash) select tenant_id, kind, subject, principal, occurred_at, data, trace_parent, {seq}, verdict, record, hash \
+             from release.events where seq = 1"
+        )
+    };
     let cut = "delete from release.events where seq > 5";
     let rehead = "update release.audit_heads as head set seq = 5, hash = event.hash \
                   from release.events as event where event.seq = 5 and event.tenant_id = head.tenant_id";
@@ -162,6 +169,8 @@ async fn whatever_was_done_to_the_trail_is_found_where_it_begins() {
         ("update release.audit_heads set seq = seq - 1".to_owned(), end, HeadDiffers),
         ("update release.audit_heads set hash = sha256(hash)".to_owned(), end, HeadDiffers),
         ("delete from release.audit_heads".to_owned(), 1, HeadDiffers),
+        (stray("seq + 1000000"), end + 1, HeadDiffers),
+        (stray("-seq"), end + 1, HeadDiffers),
         (format!("{cut}; {rehead}"), end, SignedHeadDiffers),
         (rewrite.to_owned(), end, SignedHeadDiffers),
     ];

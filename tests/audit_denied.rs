@@ -5,12 +5,14 @@ use prost_reflect::{DescriptorPool, Kind};
 use serde_json::{Value, json};
 use shared::issuer::Grant;
 use shared::pb::release as pb;
+use shared::pb::release::GovernanceProfile;
 use shared::time::to_proto;
 use tonic::Code;
 
 use crate::audit::{list, list_all, verify};
+use crate::harness::govern::{Size, change, govern, hand_in};
 use crate::harness::shop::{
-    create_catalog, create_component, create_policy, create_release, draft, submission, submit,
+    create_catalog, create_component, create_policy, create_release, draft, set_alias, submission, submit,
 };
 use crate::harness::{Answer as _, Caller, Stack, person, workload};
 
@@ -176,6 +178,24 @@ async fn events_are_found_by_subject_kind_principal_verdict_and_time() {
         .list_audit(other)
         .await
         .refused(Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+}
+
+#[tokio::test]
+async fn no_address_gets_into_the_trail() {
+    let (stack, author) = govern(GovernanceProfile::Standard).await;
+    let release = hand_in(&author, change("1.0", Size::Small, &["ada@example.com"])).await;
+    let boss = stack.caller(&person("boss"));
+    let refused = boss.approvals().approve_release(approval(&release)).await;
+    refused.refused(Code::FailedPrecondition, "COMMITTER_UNMAPPED");
+    set_alias(&author, "tandem-local|ada-admin", "tandem-local|ada").await;
+    let (alias, person) = ("ada@example.com".to_owned(), "tandem-local|ada-admin".to_owned());
+    let alias = Some(pb::IdentityAlias { alias, person, create_time: None });
+    let request = pb::SetIdentityAliasRequest { identity_alias: alias, ..Default::default() };
+    let chained = author.catalog().set_identity_alias(request).await;
+    chained.refused(Code::FailedPrecondition, "IDENTITY_ALIAS_CHAINED");
+    let told = denied(&author).await;
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|event| !event.record.contains("example.com")), "{told:?}");
 }
 
 /// Refusals are filed under the first field of the request, or of the object in it.

@@ -117,6 +117,23 @@ async fn what_was_a_violation_approves_nothing_any_more() {
 }
 
 #[tokio::test]
+async fn a_rollout_that_began_by_a_violation_goes_no_further() {
+    let (stack, author) = govern(Profile::Standard).await;
+    let boss = stack.caller(&person("boss"));
+    let first = hand_in(&author, change("1.0", Size::Small, &[])).await;
+    approve(&boss, &first).await;
+    author.rollouts().start_rollout(start(&first, &[])).await.answer();
+    let second = hand_in(&author, change("1.1", Size::Large, &[])).await;
+    let used = break_glass(&author, &second).await.break_glass.unwrap();
+    let started = author.rollouts().start_rollout(start(&second, &[100, 1000])).await;
+    let rollout = started.answer().rollout.unwrap();
+    let violation = review(&used, pb::BreakGlassVerdict::Violation);
+    boss.approvals().review_break_glass(violation).await.answer();
+    let advanced = author.rollouts().advance_rollout(advance(&rollout)).await;
+    advanced.refused(Code::FailedPrecondition, "ROLLOUT_BLOCKED");
+}
+
+#[tokio::test]
 async fn i19_a_quarantined_release_gains_no_exposure_and_can_always_lose_it() {
     let (stack, author) = govern(Profile::Standard).await;
     let boss = stack.caller(&person("boss"));

@@ -85,6 +85,7 @@ async fn what_releases_need_takes_the_scope_of_policies() {
         pb::Component { tier, ..created.clone() },
         pb::Component { data_scopes: vec![pb::DataScope::Ledger.into()], ..created.clone() },
         pb::Component { business_owner_groups: vec!["mates".to_owned()], ..created.clone() },
+        pb::Component { kind: pb::ComponentKind::MlModel.into(), ..created.clone() },
     ] {
         let refused = writer.catalog().update_component(update(laxer)).await;
         refused.refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
@@ -148,8 +149,14 @@ async fn an_environment_is_production_until_somebody_who_may_says_otherwise() {
     };
     let lax = pb::Environment { is_production: Some(false), ..read.clone() };
     let writer = stack.caller(&Grant { scope: "catalog.write".to_owned(), ..workload("writer") });
-    let refused = writer.catalog().update_environment(change(lax.clone())).await;
-    refused.refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
+    for laxer in [
+        lax.clone(),
+        pb::Environment { promotion_order: read.promotion_order + 1, ..read.clone() },
+        pb::Environment { region: "eu".to_owned(), ..read.clone() },
+    ] {
+        let refused = writer.catalog().update_environment(change(laxer)).await;
+        refused.refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
+    }
     let moved =
         pb::Environment { region: "eu".to_owned(), promotion_order: 7, is_production: None, ..read.clone() };
     let moved = writer

@@ -70,6 +70,34 @@ async fn two_accounts_of_one_person_are_one_vote() {
 }
 
 #[tokio::test]
+async fn a_vote_counts_no_more_once_its_voter_turns_out_to_be_an_author() {
+    let (stack, author) = govern(Profile::Standard).await;
+    let release = hand_in(&author, change("1.0", Size::Large, &[])).await;
+    approve(&member(&stack, "bob", &["dev"]), &release).await;
+    set_alias(&author, BOB, "tandem-local|author").await;
+    let ops = member(&stack, "ops", &["ops"]);
+    assert_eq!(approve(&ops, &release).await.state(), ReleaseState::PendingApproval);
+    let approved = approve(&member(&stack, "carol", &["dev"]), &release).await;
+    assert_eq!(approved.state(), ReleaseState::Approved);
+}
+
+#[tokio::test]
+async fn an_author_takes_no_review_of_a_colleague_away() {
+    let (stack, author) = govern(Profile::Sox).await;
+    let release = hand_in(&author, change("1.0", Size::Small, &[])).await;
+    let pipeline = stack.caller(&workload("pipeline"));
+    submit_evidence(&pipeline, test_report(ARTIFACT, "unit", true)).await;
+    let failed = pb::EvidenceOutcome::Failed.into();
+    let against = pb::Evidence { outcome: failed, ..review(BOB, "tandem-local|author") };
+    submit_evidence(&pipeline, against).await;
+    submit_evidence(&author, review("tandem-local|author", "somebody-else")).await;
+    assert_eq!(get_release(&author, &release).await.state(), ReleaseState::Assessing);
+    submit_evidence(&pipeline, review(BOB, "tandem-local|author")).await;
+    submit_evidence(&author, review("tandem-local|author", "somebody-else")).await;
+    assert_eq!(get_release(&author, &release).await.state(), ReleaseState::PendingApproval);
+}
+
+#[tokio::test]
 async fn a_release_waits_for_the_evidence_of_its_policy_and_again_when_it_is_revoked() {
     let (stack, author) = govern(Profile::Sox).await;
     let release = hand_in(&author, change("1.0", Size::Small, &[])).await;

@@ -131,6 +131,17 @@ async fn where_the_profile_says_so_a_change_takes_two_people() {
     again.refused(Code::FailedPrecondition, "PROPOSAL_NOT_PENDING");
 }
 
+async fn get_of(caller: &Caller, name: &str) -> pb::ApprovalPolicy {
+    let request = pb::GetApprovalPolicyRequest { approval_policy: name.to_owned(), version: 0 };
+    caller
+        .catalog()
+        .get_approval_policy(request)
+        .await
+        .answer()
+        .approval_policy
+        .unwrap()
+}
+
 #[tokio::test]
 async fn one_person_does_not_take_a_component_out_of_what_takes_two() {
     let (_stack, author) = govern(Profile::Sox).await;
@@ -142,7 +153,20 @@ async fn one_person_does_not_take_a_component_out_of_what_takes_two() {
         let request = pb::UpdateComponentRequest { component, ..Default::default() };
         author.catalog().update_component(request).await
     };
-    move_to("free").await.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
+    // One that takes two people to change as well, but asks nobody.
+    let mut idle = policy("idle", Profile::Starter);
+    let rules = get_of(&author, "free").await.rules.unwrap();
+    idle.rules = Some(pb::ApprovalRules { two_people: true, ..rules });
+    create(&author, idle).await;
+    for laxer in ["free", "idle"] {
+        move_to(laxer).await.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
+    }
+    let component = "storefront".to_owned();
+    let lower =
+        pb::Component { component, tier: pb::ComponentTier::ComponentTier4.into(), ..Default::default() };
+    let request = pb::UpdateComponentRequest { component: Some(lower), ..Default::default() };
+    let refused = author.catalog().update_component(request).await;
+    refused.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
     move_to("cards").await.answer();
     move_to("by-risk").await.answer();
 }

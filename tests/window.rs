@@ -288,6 +288,20 @@ async fn what_evaluate_windows_says_is_what_rollouts_meet() {
 }
 
 #[tokio::test]
+async fn what_was_allowed_for_a_while_is_not_allowed_afterwards() {
+    let (stack, caller) = start().await;
+    let effect = WindowEffect::Allow.into();
+    create_window(&caller, pb::Window { effect, ..today() }).await;
+    assert!(evaluate(&caller, about_storefront()).await.is_open);
+    stack.advance(TimeDelta::days(2));
+    assert!(!evaluate(&caller, about_storefront()).await.is_open);
+    let release = create_release(&caller, "1.0").await;
+    let release = submit(&caller, &release).await;
+    let refused = caller.rollouts().start_rollout(rollout_of(&release, &[])).await;
+    refused.refused(Code::FailedPrecondition, "ROLLOUT_WINDOW_CLOSED");
+}
+
+#[tokio::test]
 async fn a_tenant_has_no_more_windows_than_are_looked_at() {
     let (_stack, caller) = start().await;
     for _ in 0..200 {

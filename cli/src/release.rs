@@ -1,5 +1,6 @@
 //! `tandem release`: a release from draft to approved, and what keeps it.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use console::{Style, style};
@@ -389,10 +390,10 @@ fn sentence(blocker: &Blocker) -> String {
     let Blocker { r#type: kind, subject, description, lifted_by, next_open_time } = blocker;
     let mut text = format!("{kind} {subject}: {description}.");
     if !lifted_by.is_empty() {
-        text += &format!(" Lifted by {lifted_by}.");
+        let _ = write!(text, " Lifted by {lifted_by}.");
     }
     if next_open_time.is_some() {
-        text += &format!(" Opens {}.", instant(*next_open_time));
+        let _ = write!(text, " Opens {}.", instant(*next_open_time));
     }
     text
 }
