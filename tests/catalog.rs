@@ -159,7 +159,7 @@ async fn an_environment_is_production_until_somebody_who_may_says_otherwise() {
     }
     let moved =
         pb::Environment { region: "eu".to_owned(), promotion_order: 7, is_production: None, ..read.clone() };
-    let moved = writer
+    let moved = caller
         .catalog()
         .update_environment(change(moved))
         .await

@@ -168,7 +168,9 @@ async fn one_person_does_not_take_a_component_out_of_what_takes_two() {
     let refused = author.catalog().update_component(request).await;
     refused.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
     move_to("cards").await.answer();
-    move_to("by-risk").await.answer();
+    move_to("by-risk")
+        .await
+        .refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
 }
 
 #[tokio::test]
