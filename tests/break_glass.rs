@@ -7,7 +7,7 @@ use shared::pb::release::ReleaseState;
 use tonic::Code;
 
 use crate::harness::govern::{Size, approve, blockers, change, emergency, govern, hand_in, quarantine};
-use crate::harness::shop::{advance, get_release, roll_back, start};
+use crate::harness::shop::{advance, get_release, roll_back, rollback, start};
 use crate::harness::{Answer as _, Caller, person, workload};
 
 fn review(used: &pb::BreakGlass, verdict: pb::BreakGlassVerdict) -> pb::ReviewBreakGlassRequest {
@@ -131,6 +131,21 @@ async fn a_rollout_that_began_by_a_violation_goes_no_further() {
     boss.approvals().review_break_glass(violation).await.answer();
     let advanced = author.rollouts().advance_rollout(advance(&rollout)).await;
     advanced.refused(Code::FailedPrecondition, "ROLLOUT_BLOCKED");
+}
+
+#[tokio::test]
+async fn a_rollback_onto_what_is_quarantined_goes_on_and_warns() {
+    let (stack, author) = govern(Profile::Starter).await;
+    let first = hand_in(&author, change("1.0", Size::Small, &[])).await;
+    author.rollouts().start_rollout(start(&first, &[])).await.answer();
+    let second = hand_in(&author, change("1.1", Size::Small, &[])).await;
+    let started = author.rollouts().start_rollout(start(&second, &[100])).await;
+    let rollout = started.answer().rollout.unwrap();
+    let boss = stack.caller(&person("boss"));
+    boss.releases().quarantine_release(quarantine(&first)).await.answer();
+    let back = author.rollouts().roll_back_rollout(rollback(&rollout)).await.answer();
+    assert_eq!(back.rollout.unwrap().state(), pb::RolloutState::RolledBack);
+    assert!(back.warnings.iter().any(|warning| warning.contains("is quarantined")), "{:?}", back.warnings);
 }
 
 #[tokio::test]

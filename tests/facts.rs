@@ -171,7 +171,7 @@ async fn the_owners_of_a_component_and_the_business_can_approve_what_is_critical
 }
 
 #[tokio::test]
-async fn a_peak_raises_the_band_and_reopens_an_approval() {
+async fn a_peak_raises_the_risk_while_it_lasts() {
     let (stack, author) = govern(Profile::Standard).await;
     let release = hand_in(&author, change("1.0", Size::Small, &[])).await;
     assert_eq!(release.risk.as_ref().unwrap().band(), RiskBand::Medium);

@@ -96,7 +96,8 @@ create trigger releases_frozen before update on release.releases
             and (old.change, old.artifact_digest, old.notes, old.editors) is distinct from
                 (new.change, new.artifact_digest, new.notes, new.editors))
         or (old.component, old.semver, old.author) is distinct from (new.component, new.semver, new.author)
-        or new.revision not in (old.revision, old.revision + 1)
+        or (new.revision <> old.revision and not (new.revision = old.revision + 1
+            and old.state in ('ASSESSING', 'PENDING_APPROVAL') and new.state = 'DRAFT'))
         or (old.state in ('REJECTED', 'CANCELLED', 'ABANDONED', 'ROLLED_BACK', 'SUPERSEDED') and old.state <> new.state)
     )
     execute function release.refuse_rewriting();
@@ -157,7 +158,7 @@ comment on table release.break_glasses is 'Releases that somebody approved alone
 comment on column release.break_glasses.person is 'The human being that principal is. One with an overdue review breaks no other glass.';
 
 create unique index break_glasses_seq_idx on release.break_glasses (tenant_id, seq);
-create index break_glasses_open_idx on release.break_glasses (tenant_id, person, due_at) where verdict is null;
+create index break_glasses_open_idx on release.break_glasses (tenant_id, due_at) where verdict is null;
 
 create table release.approvals (
     tenant_id text not null,

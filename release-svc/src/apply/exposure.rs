@@ -69,11 +69,30 @@ pub(crate) async fn passage(
     actor: &Actor,
     increase: &Increase<'_>,
 ) -> Result<Passage, Failure> {
+    let stop = store::calendar::share(db, &actor.tenant).await?;
+    look(db, actor, increase, stop).await
+}
+
+/// The same for whoever only wants to know: it keeps nobody from stopping the line, and may be untrue a moment later.
+pub(crate) async fn outlook(
+    db: &mut PgConnection,
+    actor: &Actor,
+    increase: &Increase<'_>,
+) -> Result<Passage, Failure> {
+    let stop = store::calendar::find_stop(db, &actor.tenant).await?;
+    look(db, actor, increase, stop).await
+}
+
+async fn look(
+    db: &mut PgConnection,
+    actor: &Actor,
+    increase: &Increase<'_>,
+    stop: Option<Stop>,
+) -> Result<Passage, Failure> {
     let (tenant, now) = (&actor.tenant, actor.now);
     let Increase { component, environment, version, locked, .. } = increase;
     let of = (&component.name, *version);
     let mut blockers = dependency::blockers(db, tenant, locked, of, &environment.name).await?;
-    let stop = store::calendar::share(db, tenant).await?;
     let windows = store::window::list_live(db, tenant, now).await?;
     let overrides = store::window::list_overrides(db, tenant, now).await?;
     let verdict =

@@ -172,13 +172,23 @@ async fn roll_back(
     let Rollout { component, environment, .. } = store::rollout::find(&mut work.tx, &tenant, id)
         .await?
         .ok_or_else(|| no_rollout(id))?;
-    let (before, warnings) =
+    let (before, mut warnings) =
         apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
     let (_, rollout) = lock(work, id).await?;
     if rollout.state != State::Running {
         let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
         let rollout = Some((&again.unwrap_or(rollout)).into());
         return Ok(pb::RollBackRolloutResponse { rollout, ..Default::default() });
+    }
+    if let Some(previous) = &rollout.previous
+        && let Some(release) = store::release::find(&mut work.tx, &tenant, previous.id).await?
+        && let Some(quarantine) = release.quarantine
+    {
+        let version = &previous.version;
+        warnings.push(format!(
+            "{component} {version}, which serves from now on, is quarantined: {}",
+            quarantine.reason
+        ));
     }
     let cascaded = apply::dependency::roll_back_first(&mut work.tx, &work.actor, &before, &rollout).await?;
     let back = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;

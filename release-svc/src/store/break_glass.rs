@@ -77,22 +77,23 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass)
     Ok(())
 }
 
-/// One of this person that is overdue.
+/// One that is overdue, of this person, or of this caller while they went by another name.
 #[tracing::instrument(name = "db.break_glass.find_overdue", skip_all)]
 pub async fn find_overdue(
     db: &mut PgConnection,
     tenant: &TenantId,
-    person: &str,
+    (person, principal): (&str, &str),
     now: Time,
 ) -> sqlx::Result<Option<BreakGlassId>> {
     sqlx::query_scalar!(
         r#"select break_glass_id as "break_glass_id: BreakGlassId"
         from release.break_glasses
-        where tenant_id = $1 and person = $2 and verdict is null and due_at <= $3
+        where tenant_id = $1 and (person in ($2, $3) or principal in ($2, $3)) and verdict is null and due_at <= $4
         order by due_at
         limit 1"#,
         tenant.as_str(),
         person,
+        principal,
         now,
     )
     .fetch_optional(db)

@@ -51,7 +51,8 @@ async fn break_glass(
 ) -> Result<(BreakGlass, Release), Failure> {
     let (tenant, principal) = (work.actor.tenant.clone(), work.actor.principal.clone());
     let person = apply::person_of(&mut work.tx, &tenant, &principal).await?;
-    if let Some(overdue) = store::break_glass::find_overdue(&mut work.tx, &tenant, &person, work.now).await? {
+    let who = (person.as_str(), principal.as_str());
+    if let Some(overdue) = store::break_glass::find_overdue(&mut work.tx, &tenant, who, work.now).await? {
         let text = format!("break-glass {overdue} of the caller's is to be reviewed first");
         let refusal = Refusal::new(Reason::BreakGlassReviewOverdue, text);
         return Err(refusal.with("break_glass_id", overdue).into());

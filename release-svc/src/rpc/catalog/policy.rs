@@ -125,6 +125,10 @@ fn parse_rules(rules: pb::ApprovalRules) -> Result<Rules, Refusal> {
 fn parse_band(n: usize, rule: &pb::BandRule) -> Result<BandRule, Refusal> {
     let field = |name: &str| format!("{FIELD}.bands[{n}].{name}");
     let quorum = within(&field("quorum"), rule.quorum, 0, 10)?;
+    let owners = i32::from(rule.needs_owner) + i32::from(rule.needs_business_owner);
+    if quorum < owners {
+        return Err(Refusal::field(field("quorum"), format!("must be at least {owners}, an owner each")));
+    }
     Ok(BandRule {
         quorum,
         distinct_groups: within(&field("distinct_groups"), rule.distinct_groups, 0, quorum)?,

@@ -39,7 +39,7 @@ async fn blockers(
     let found = found.ok_or_else(|| absent(Reason::EnvironmentNotFound, "environment", environment))?;
     let (id, version) = (release.id, &release.version);
     let increase = Increase { component, environment: &found, release: id, version, locked };
-    let Passage { blockers: on_the_way, overrides: _ } = exposure::passage(db, actor, &increase).await?;
+    let Passage { blockers: on_the_way, overrides: _ } = exposure::outlook(db, actor, &increase).await?;
     let route = store::route::lock(db, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(db, tenant, &component.name, environment).await?;
