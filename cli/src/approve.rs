@@ -28,7 +28,13 @@ pub(crate) enum Command {
     /// Vote against a release, which ends it
     Reject(Reasoned),
     /// Take your vote back
-    Withdraw(Reasoned),
+    Withdraw {
+        /// Why
+        #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+        reason: String,
+        #[command(flatten)]
+        named: Named,
+    },
     /// Approve a release alone; somebody else reviews that later
     BreakGlass(Reasoned),
     /// List uses of break-glass, newest first
@@ -72,7 +78,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Pending(common) => pending(&common).await?,
         Command::Release { reason, named } => approve(&named, reason).await?,
         Command::Reject(asked) => reject(asked).await?,
-        Command::Withdraw(asked) => withdraw(asked).await?,
+        Command::Withdraw { reason, named } => withdraw(&named, reason).await?,
         Command::BreakGlass(asked) => break_glass(asked).await?,
         Command::Debts { all, common } => debts(all, &common).await?,
         Command::Review { break_glass, verdict, reason, common } => {
@@ -127,10 +133,9 @@ async fn reject(asked: Reasoned) -> Result<(), Error> {
     show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
 }
 
-async fn withdraw(asked: Reasoned) -> Result<(), Error> {
-    let Reasoned { reason, named } = asked;
+async fn withdraw(named: &Named, reason: String) -> Result<(), Error> {
     let mut clients = named.common.clients(true)?;
-    let Release { release_id, .. } = find(&mut clients, &named).await?;
+    let Release { release_id, .. } = find(&mut clients, named).await?;
     let request = WithdrawVoteRequest { release_id, reason, request_id: String::new() };
     let answer = clients.approvals.withdraw_vote(request).await?;
     show(&answer.into_inner().release.unwrap_or_default(), named.common.output)

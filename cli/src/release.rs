@@ -46,7 +46,8 @@ pub(crate) enum Command {
     Lift(Reasoned),
     /// Say what keeps a release, and who can lift it
     Explain {
-        /// Where it should go [default: the release alone]
+        /// Where it should go; windows, a stopped line, dependencies and other rollouts are looked at only with it [default:
+        /// the release alone]
         #[arg(long, value_name = "NAME")]
         environment: Option<String>,
         #[command(flatten)]
@@ -372,7 +373,12 @@ async fn explain(named: &Named, environment: String) -> Result<(), Error> {
     let release = release.unwrap_or_default();
     let to = if environment.is_empty() { String::new() } else { format!(" to {environment}") };
     let what = format!("{} {} ({})", release.component, release.version, standing(&release));
-    if blockers.is_empty() {
+    if blockers.is_empty() && environment.is_empty() {
+        term::say(format_args!(
+            "{what}: nothing keeps the release itself. With --environment windows, a stopped line, dependencies and other \
+             rollouts are looked at, too."
+        ));
+    } else if blockers.is_empty() {
         term::say(format_args!("{what}: nothing keeps it from going{to}."));
     } else {
         term::say(format_args!("{what} cannot go{to} yet:"));

@@ -125,7 +125,12 @@ fn read_commits(file: &Path) -> Result<Vec<Commit>, Error> {
     } else {
         text = std::fs::read_to_string(file).map_err(unreadable)?;
     }
-    parse_commits(&text)
+    let commits = parse_commits(&text)?;
+    if commits.is_empty() {
+        // A range that was mistyped would leave out whoever must not vote.
+        return Err(Error::Unusable(format!("--commits {}: there are no commits in it", file.display())));
+    }
+    Ok(commits)
 }
 
 fn parse_commits(text: &str) -> Result<Vec<Commit>, Error> {
