@@ -14,8 +14,8 @@ use crate::domain::break_glass::BreakGlass;
 use crate::domain::component::{Component, DataScope, Environment};
 use crate::domain::dependency::Dependency;
 use crate::domain::identity::IdentityAlias;
-use crate::domain::policy::{ApprovalPolicy, Profile, Terms};
-use crate::domain::release::{self, Ending, Facts, Release, Submission};
+use crate::domain::policy::ApprovalPolicy;
+use crate::domain::release::{self, Ending, Facts, Release};
 use crate::domain::rollout::{self, Rollout, State};
 use crate::domain::route::Route;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
@@ -178,11 +178,7 @@ pub(crate) async fn look(
     found: Release,
     approval_id: ApprovalId,
 ) -> Result<(Release, Facts), Failure> {
-    let terms = found
-        .state
-        .submission()
-        .map_or_else(|| Terms::of(Profile::Starter, 0), Submission::terms);
-    let facts = facts(db, actor, component, &found, &terms, approval_id).await?;
+    let facts = facts(db, actor, component, &found, &found.terms(), approval_id).await?;
     let system = Actor { principal: "system".to_owned(), ..actor.clone() };
     let seen = reassess(db, &system, found, &facts).await?;
     Ok((seen, facts))
@@ -222,17 +218,8 @@ fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>)
 }
 
 /// A transition of a rollout, whose component the caller has locked; with it the route's next revision, and what it
-/// means to the release and to those it replaces.
+/// means to the release and to those it replaces. The event names the overrides of windows that it goes by.
 pub(crate) async fn rollout(
-    db: &mut PgConnection,
-    actor: &Actor,
-    decision: &rollout::Decision,
-) -> Result<(), Failure> {
-    increase(db, actor, decision, &[]).await
-}
-
-/// As [`rollout`], of one that goes by overrides of windows; its event names them.
-pub(crate) async fn increase(
     db: &mut PgConnection,
     actor: &Actor,
     decision: &rollout::Decision,
@@ -292,7 +279,7 @@ pub(crate) async fn roll_back(
 ) -> Result<Option<Rollout>, Failure> {
     let id = taken.id;
     let Some(decision) = taken.roll_back(reason)? else { return Ok(None) };
-    rollout(db, actor, &decision).await?;
+    rollout(db, actor, &decision, &[]).await?;
     // Where no session service can know of the rollout, nobody has to confirm it.
     let ended = confirm(db, actor, id).await?;
     Ok(Some(ended.unwrap_or(decision.rollout)))
@@ -341,7 +328,7 @@ pub(crate) async fn confirm(
     {
         return Ok(None);
     }
-    rollout(db, actor, &decision).await?;
+    rollout(db, actor, &decision, &[]).await?;
     Ok(Some(decision.rollout))
 }
 

@@ -23,7 +23,7 @@ use crate::store;
 use crate::store::evidence::Filter;
 use crate::store::rollout::Ended;
 
-/// What a component has in common with its present and its past.
+/// Rollouts of a component's past that are looked at.
 const HISTORY_MAX: i64 = 200;
 const RECENT_DAYS: i64 = 7;
 /// Older deployments weigh less than one in two hundred.

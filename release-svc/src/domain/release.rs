@@ -224,6 +224,12 @@ impl Submission {
 }
 
 impl Release {
+    /// What it is approved by; a draft by nothing yet.
+    pub fn terms(&self) -> Terms {
+        let submission = self.state.submission();
+        submission.map_or_else(|| Terms::of(Profile::Starter, 0), Submission::terms)
+    }
+
     /// Everybody who wrote it, as it names them.
     pub fn identities(&self, submitter: &str) -> Vec<String> {
         let committers = self.change.commits.iter().map(|commit| commit.author.as_str());

@@ -20,7 +20,6 @@ use self::message::{NOTES_MAX, parse_change};
 use super::{App, absent, before, state_names};
 use crate::apply;
 use crate::domain::component::Component;
-use crate::domain::policy::{Profile, Terms};
 use crate::domain::release::{Facts, Release, Risk, State, Submission};
 use crate::domain::snapshot::{Change, Snapshot};
 use crate::domain::version::{Latest, Version};
@@ -235,11 +234,7 @@ impl App {
         let mut tx = self.db.begin(deadline).await?;
         let component = store::component::find(&mut tx, &actor.tenant, &found.component).await?;
         let component = component.ok_or_else(|| no_release(&found.id))?;
-        let terms = found
-            .state
-            .submission()
-            .map_or_else(|| Terms::of(Profile::Starter, 0), Submission::terms);
-        let facts = apply::facts(&mut tx, &actor, &component, &found, &terms, approval).await?;
+        let facts = apply::facts(&mut tx, &actor, &component, &found, &found.terms(), approval).await?;
         if found.clone().reassess(&facts).is_empty() {
             return Ok(found);
         }

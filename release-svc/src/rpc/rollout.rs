@@ -155,7 +155,7 @@ async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -
     blockers.extend(release.holds(&facts));
     let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
-        apply::increase(&mut work.tx, &work.actor, decision, &overrides).await?;
+        apply::rollout(&mut work.tx, &work.actor, decision, &overrides).await?;
     }
     let last = decisions.into_iter().next_back();
     last.map(|decision| decision.rollout)
@@ -291,7 +291,7 @@ impl App {
         } else {
             Vec::new()
         };
-        apply::increase(&mut work.tx, &work.actor, &decision, &overrides).await?;
+        apply::rollout(&mut work.tx, &work.actor, &decision, &overrides).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
     }

@@ -17,12 +17,11 @@ use tonic::Request;
 use super::policy::POLICY_SCOPE;
 use crate::apply::{self, expect_written};
 use crate::domain::component::{Environment, EvidenceRequirement, Requirements};
+use crate::domain::policy::EVIDENCE_KINDS;
 use crate::rpc::{App, absent};
 use crate::store;
 use crate::store::environment::ENVIRONMENT_KEY;
 
-/// Kinds of evidence that there are.
-const EVIDENCE_KINDS: [&str; 4] = ["TEST_REPORT", "REVIEW", "SCAN", "ROLLBACK_REHEARSAL"];
 const BAKE_MAX: TimeDelta = TimeDelta::days(30);
 
 /// What people set in an environment.
