@@ -2,11 +2,9 @@
 //! caller's transaction. Both `rpc` and `workers` get here, so that a transition is the same whoever caused it.
 
 use serde_json::{Map, Value, json};
-use shared::db::Db;
-use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
+use shared::id::{ApprovalId, EnvironmentId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
-use shared::telemetry;
 use shared::time::Time;
 use sqlx::PgConnection;
 
@@ -15,19 +13,17 @@ use crate::domain::component::{Component, DataScope, Environment};
 use crate::domain::dependency::Dependency;
 use crate::domain::identity::IdentityAlias;
 use crate::domain::policy::ApprovalPolicy;
-use crate::domain::release::{self, Ending, Facts, Release};
-use crate::domain::rollout::{self, Rollout, State};
-use crate::domain::route::Route;
+use crate::domain::release::{self, Facts, Release};
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
+pub(crate) mod control;
 pub(crate) mod dependency;
 pub(crate) mod exposure;
 mod facts;
+mod rollout;
 
 pub(crate) use facts::{evidence_blockers, facts, person_of};
-
-/// Releases that one success supersedes at most; the next one takes the rest.
-const REPLACED_MAX: i64 = 100;
+pub(crate) use rollout::{begin, holds_begin, holds_increase, roll_back, rollout};
 
 /// A write found its row changed, which the row locks should have kept from happening.
 pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
@@ -215,133 +211,6 @@ fn release_data(release: &Release, from: Option<&str>, more: Map<String, Value>)
         data.insert("basis".to_owned(), approval.basis.name().into());
     }
     Value::Object(data)
-}
-
-/// A transition of a rollout, whose component the caller has locked; with it the route's next revision, and what it
-/// means to the release and to those it replaces. The event names the overrides of windows that it goes by.
-pub(crate) async fn rollout(
-    db: &mut PgConnection,
-    actor: &Actor,
-    decision: &rollout::Decision,
-    overrides: &[WindowOverrideId],
-) -> Result<(), Failure> {
-    let rollout::Decision { rollout, from, kind } = decision;
-    let tenant = &actor.tenant;
-    match from {
-        None => expect_written(store::rollout::insert(db, tenant, rollout).await?)?,
-        Some(_) => expect_written(store::rollout::update(db, tenant, decision).await?)?,
-    }
-    let (component, environment) = (&rollout.component, &rollout.environment);
-    let route = store::route::lock(db, tenant, component, environment).await?;
-    let route = route.unwrap_or_else(|| Route::empty(tenant.clone(), component.clone(), environment.clone()));
-    let route = route.after(rollout, telemetry::trace_parent());
-    expect_written(store::route::upsert(db, &route).await?)?;
-    let data = json!({
-        "rollout_id": rollout.id.to_string(),
-        "component": component.as_str(),
-        "environment": environment.as_str(),
-        "release_id": rollout.release.id.to_string(),
-        "version": rollout.release.version,
-        "previous_release_id": rollout.previous.as_ref().map(|previous| previous.id.to_string()),
-        "from": from,
-        "to": rollout.state.name(),
-        "step": rollout.step,
-        "exposure_bps": rollout.exposure_bps(),
-        "reason": rollout.state.rollback_reason(),
-        "route_revision": route.revision,
-        "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "approval_id": rollout.approval.map(|id| id.to_string()),
-    });
-    tell(db, actor, kind, rollout.id.to_string(), data).await?;
-    match &rollout.state {
-        State::Running => expose(db, actor, rollout.release.id).await,
-        State::RollingBack { .. } => Ok(()),
-        State::RolledBack { .. } => settle(db, actor, rollout.release.id, Ending::RolledBack).await,
-        State::Succeeded { .. } => {
-            settle(db, actor, rollout.release.id, Ending::Superseded).await?;
-            // Also those that were replaced before and waited for this environment.
-            for id in
-                store::release::list_replaced(db, tenant, component, rollout.release.id, REPLACED_MAX).await?
-            {
-                settle(db, actor, id, Ending::Superseded).await?;
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Takes a rollout back whose component the caller has locked. None where that was done before.
-pub(crate) async fn roll_back(
-    db: &mut PgConnection,
-    actor: &Actor,
-    taken: Rollout,
-    reason: String,
-) -> Result<Option<Rollout>, Failure> {
-    let id = taken.id;
-    let Some(decision) = taken.roll_back(reason)? else { return Ok(None) };
-    rollout(db, actor, &decision, &[]).await?;
-    // Where no session service can know of the rollout, nobody has to confirm it.
-    let ended = confirm(db, actor, id).await?;
-    Ok(Some(ended.unwrap_or(decision.rollout)))
-}
-
-async fn expose(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<(), Failure> {
-    match locked_release(db, actor, id).await?.expose() {
-        Some(decision) => release(db, actor, &decision, Map::new()).await,
-        None => Ok(()),
-    }
-}
-
-async fn settle(db: &mut PgConnection, actor: &Actor, id: ReleaseId, ending: Ending) -> Result<(), Failure> {
-    let locked = locked_release(db, actor, id).await?;
-    let standing = store::release::standing(db, &actor.tenant, &locked.component, id).await?;
-    match locked.settle(standing, ending) {
-        Some(decision) => release(db, actor, &decision, Map::new()).await,
-        None => Ok(()),
-    }
-}
-
-async fn locked_release(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<Release, Failure> {
-    let release = store::release::lock(db, &actor.tenant, id).await?;
-    release.ok_or_else(|| Failure::Bug(format!("release {id} of a rollout is not there")))
-}
-
-/// Ends a rollback if every session service acts on exposure 0; the rollout as it is then. While a watch is just opening
-/// it is not known who acts on what; then the worker ends the rollback later. The caller has locked the rollout's
-/// component.
-pub(crate) async fn confirm(
-    db: &mut PgConnection,
-    actor: &Actor,
-    id: RolloutId,
-) -> Result<Option<Rollout>, Failure> {
-    let locked = store::rollout::lock(db, &actor.tenant, id).await?;
-    let environment = locked.as_ref().map(|rollout| rollout.environment.clone());
-    let decision = locked.and_then(|rollout| rollout.confirm(actor.now));
-    let (Some(environment), Some(decision)) = (environment, decision) else { return Ok(None) };
-    if !store::route::try_hold_watches(db, &environment).await? {
-        return Ok(None);
-    }
-    let (began_at, margin) = (lease_began_at(actor.now), margin_secs());
-    if store::rollout::list_confirmed(db, began_at, margin, Some(id), 1)
-        .await?
-        .is_empty()
-    {
-        return Ok(None);
-    }
-    rollout(db, actor, &decision, &[]).await?;
-    Ok(Some(decision.rollout))
-}
-
-/// [`confirm`] in a transaction of its own, which leaves alone what another one has locked.
-#[tracing::instrument(name = "rollback.confirm", skip_all, fields(%id))]
-pub(crate) async fn try_confirm(db: &Db, actor: &Actor, id: RolloutId) -> Result<bool, Failure> {
-    let mut tx = db.begin(None).await?;
-    if !store::component::try_lock_of_rollout(&mut tx, &actor.tenant, id).await? {
-        return Ok(false);
-    }
-    let ended = confirm(&mut tx, actor, id).await?;
-    tx.commit().await?;
-    Ok(ended.is_some())
 }
 
 /// Replicas that were last seen before this instant have no exposure lease any more. What renews a lease is sent up to

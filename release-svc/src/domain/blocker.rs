@@ -21,10 +21,16 @@ pub struct Blocker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Approval,
+    /// The step was not watched for long enough.
+    Bake,
     Dependency,
     /// Another rollout of the component in this environment is not finished.
     EarlierRollout,
     Evidence,
+    /// An executor is at work.
+    Executor,
+    /// A guard cannot tell, or visits are dealt wrongly.
+    Guard,
     /// Nothing of the tenant's is exposed further until a person resumes it.
     Line,
     Quarantine,
@@ -38,13 +44,30 @@ pub enum Kind {
 pub struct Blocked(pub Vec<Blocker>);
 
 impl Kind {
+    pub const ALL: [Self; 11] = [
+        Self::Approval,
+        Self::Bake,
+        Self::Dependency,
+        Self::EarlierRollout,
+        Self::Evidence,
+        Self::Executor,
+        Self::Guard,
+        Self::Line,
+        Self::Quarantine,
+        Self::State,
+        Self::Window,
+    ];
+
     /// As on the wire.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Approval => "APPROVAL",
+            Self::Bake => "BAKE",
             Self::Dependency => "DEPENDENCY",
             Self::EarlierRollout => "EARLIER_ROLLOUT",
             Self::Evidence => "EVIDENCE",
+            Self::Executor => "EXECUTOR",
+            Self::Guard => "GUARD",
             Self::Line => "LINE",
             Self::Quarantine => "QUARANTINE",
             Self::State => "STATE",

@@ -1,46 +1,62 @@
 //! One release moving into one environment, in steps. Forward, exposure only rises; backward, it goes to 0 at once, and
 //! nothing may stand in the way of that.
+//!
+//! What was rolled out to its end is taken back by a rollout of its own, of mode [`Mode::Rollback`].
 
+use chrono::TimeDelta;
 use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId};
 use shared::time::Time;
 
-use crate::domain::blocker::{self, Blocked, Blocker, Kind};
+use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::release::Release;
+
+pub mod control;
+mod plan;
+mod state;
+
+pub use plan::{AtDeadline, BadSteps, Plan, RollbackPolicy, Steps};
+pub use state::{Cause, Harm, Pause, Phase, State};
 
 /// Everyone, in basis points.
 pub const EVERYONE_BPS: i32 = 10_000;
-/// Most steps that may be asked for.
-const STEPS_MAX: usize = 32;
+/// How long session services may take to confirm exposure 0 before a person is asked to look.
+pub const CONFIRM_DEADLINE: TimeDelta = TimeDelta::minutes(15);
 
 /// A rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollout {
     pub id: RolloutId,
+    pub mode: Mode,
     pub component: ComponentId,
     pub environment: EnvironmentId,
     pub release: ServedRelease,
-    /// What it replaces.
+    /// What it replaces, and what comes back when it is rolled back.
     pub previous: Option<ServedRelease>,
     pub steps: Steps,
+    pub plan: Plan,
     /// Index of the present step, or of the one it ended at.
     pub step: usize,
+    /// Share of visits that session services are told to put on the release.
+    pub exposure_bps: i32,
     pub assignment: Assignment,
     pub state: State,
+    /// What guards found, each once. Stays for ever.
+    pub harms: Vec<Harm>,
     /// `issuer|sub`.
     pub starter: String,
     pub started_at: Time,
-    /// The one that stood then; none where an older version of Tandem started it.
+    /// The one that stood when it began; none where it still waits, where it goes back, or where an older version of Tandem
+    /// started it.
     pub approval: Option<ApprovalId>,
     pub row_version: i64,
 }
 
-/// Where a rollout stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    Running,
-    Succeeded { at: Time },
-    RollingBack { reason: String },
-    RolledBack { reason: String, at: Time },
+/// Which way a rollout goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Forward,
+    /// Takes back what this one brought.
+    Rollback { of: RolloutId },
 }
 
 /// A release as environments serve it; its version as it was written.
@@ -59,28 +75,14 @@ pub enum Assignment {
     AllSessions,
 }
 
-/// Exposures in basis points, rising to everyone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Steps(Vec<i32>);
-
-/// The numbers are no steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadSteps {
-    #[error("must have at most {STEPS_MAX} elements")]
-    TooMany,
-    #[error("must be 1 to {EVERYONE_BPS} each")]
-    OutOfRange,
-    #[error("must rise from step to step")]
-    NotRising,
-}
-
 /// What is asked for.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct Asked {
     pub id: RolloutId,
     pub environment: EnvironmentId,
     /// None goes to everyone at once.
     pub steps: Option<Steps>,
+    pub plan: Plan,
     pub assignment: Assignment,
     /// `issuer|sub`.
     pub starter: String,
@@ -100,102 +102,223 @@ pub struct Decision {
     pub rollout: Rollout,
     pub from: Option<&'static str>,
     pub kind: &'static str,
+    /// Why, where somebody said so.
+    pub reason: Option<String>,
 }
 
 impl Rollout {
-    /// Starts at the first step, unless something holds it back, here or elsewhere (`held`); then says all that does.
-    /// Without a `stable` release there is nothing to compare with, so the first goes to everyone at once, which is two
-    /// transitions.
-    pub fn start(
-        plan: Plan,
-        release: &Release,
-        stable: Option<ServedRelease>,
-        earlier: Option<RolloutId>,
-        held: Vec<Blocker>,
-        now: Time,
-    ) -> Result<Vec<Decision>, Blocked> {
-        let mut blockers = blockers(&plan.environment, release, stable.as_ref(), earlier);
-        blockers.extend(held);
-        blocker::require_none(blockers)?;
-        let (steps, at_once) = match plan.steps {
-            Some(steps) if stable.is_some() => (steps, false),
-            Some(_) | None => (Steps(vec![EVERYONE_BPS]), true),
-        };
+    /// One that waits for whatever holds it back.
+    pub fn wait(asked: Asked, release: &Release, reasons: Vec<Kind>, now: Time) -> Decision {
         let rollout = Self {
-            id: plan.id,
+            id: asked.id,
+            mode: Mode::Forward,
             component: release.component.clone(),
-            environment: plan.environment,
+            environment: asked.environment,
             release: ServedRelease { id: release.id, version: release.version.to_string() },
-            previous: stable,
-            steps,
+            previous: None,
+            steps: asked.steps.unwrap_or_else(Steps::at_once),
+            plan: asked.plan,
             step: 0,
-            assignment: plan.assignment,
-            state: State::Running,
-            starter: plan.starter,
+            exposure_bps: 0,
+            assignment: asked.assignment,
+            state: State::Waiting { since: now, reasons },
+            harms: Vec::new(),
+            starter: asked.starter,
             started_at: now,
-            approval: release.approval.as_ref().map(|approval| approval.id),
+            approval: None,
             row_version: 1,
         };
-        let started = Decision { rollout, from: None, kind: "rollout.started" };
-        if !at_once {
-            return Ok(vec![started]);
-        }
-        let succeeded = started
-            .rollout
-            .clone()
-            .passed_to(State::Succeeded { at: now }, "rollout.succeeded");
-        Ok(vec![started, succeeded])
+        Decision { rollout, from: None, kind: "rollout.waiting", reason: None }
     }
 
-    /// Goes to the next step; after the last the rollout has succeeded.
+    /// Begins one that nothing holds back, at its first step. Without a `stable` release there is nothing to compare with,
+    /// so the first goes to everyone at once.
+    pub fn start(asked: Asked, release: &Release, stable: Option<ServedRelease>, now: Time) -> Vec<Decision> {
+        let waiting = Self::wait(asked, release, Vec::new(), now).rollout;
+        let mut decisions = waiting.begin(release, stable, now);
+        for (decision, row_version) in decisions.iter_mut().zip(1..) {
+            decision.rollout.row_version = row_version;
+        }
+        if let Some(first) = decisions.first_mut() {
+            first.from = None;
+        }
+        decisions
+    }
+
+    /// Begins one that waited and that nothing holds back any more.
+    pub fn begin(self, release: &Release, stable: Option<ServedRelease>, now: Time) -> Vec<Decision> {
+        let steps = if stable.is_some() { self.steps } else { Steps::at_once() };
+        let phase = if self.plan.needs_executor { Phase::Deploying } else { Phase::Exposing };
+        let begun = Self {
+            previous: stable,
+            exposure_bps: if self.plan.needs_executor { 0 } else { steps.exposure_bps(0) },
+            steps,
+            approval: release.approval.as_ref().map(|approval| approval.id),
+            started_at: now,
+            ..self
+        };
+        let has_nothing_to_watch = begun.steps.is_last(0) && begun.plan.waits_for_nothing();
+        let started = begun.passed_to(State::Running { phase, since: now }, "rollout.started");
+        if !has_nothing_to_watch {
+            return vec![started];
+        }
+        let ended = started.rollout.clone().passed_to(State::Succeeded { at: now }, "rollout.succeeded");
+        vec![started, ended]
+    }
+
+    /// Shows an executor's room to session services.
+    pub fn expose(self, now: Time) -> Result<Decision, WrongState> {
+        let State::Running { phase: Phase::Deploying, .. } = self.state else { return Err(self.wrong_state()) };
+        let exposed = Self { exposure_bps: self.steps.exposure_bps(self.step), ..self };
+        Ok(exposed.passed_to(State::Running { phase: Phase::Exposing, since: now }, "rollout.exposed"))
+    }
+
+    /// Takes in that every session service acts on the step.
+    pub fn bake(self, now: Time) -> Result<Decision, WrongState> {
+        let State::Running { phase: Phase::Exposing, .. } = self.state else { return Err(self.wrong_state()) };
+        Ok(self.passed_to(State::Running { phase: Phase::Baking, since: now }, "rollout.baking"))
+    }
+
+    /// Goes to the next step; from the last one it drains, or has succeeded where nothing is to be waited for.
     pub fn advance(self, now: Time) -> Result<Decision, WrongState> {
-        if self.state != State::Running {
+        let State::Running { phase: Phase::Exposing | Phase::Baking, .. } = self.state else {
             return Err(self.wrong_state());
+        };
+        if self.steps.is_last(self.step) {
+            let drains = self.plan.drain_deadline.is_some() && self.previous.is_some();
+            return Ok(if drains {
+                self.passed_to(State::Draining { since: now }, "rollout.draining")
+            } else {
+                self.passed_to(State::Succeeded { at: now }, "rollout.succeeded")
+            });
         }
-        if self.step + 1 == self.steps.0.len() {
-            return Ok(self.passed_to(State::Succeeded { at: now }, "rollout.succeeded"));
-        }
-        let next = Self { step: self.step + 1, ..self };
-        Ok(next.passed_to(State::Running, "rollout.advanced"))
+        let step = self.step + 1;
+        let (phase, exposure_bps) = if self.plan.needs_executor {
+            (Phase::Deploying, self.exposure_bps)
+        } else {
+            (Phase::Exposing, self.steps.exposure_bps(step))
+        };
+        let next = Self { step, exposure_bps, ..self };
+        Ok(next.passed_to(State::Running { phase, since: now }, "rollout.advanced"))
     }
 
-    /// Takes exposure to 0. None where that was done before.
-    pub fn roll_back(self, reason: String) -> Result<Option<Decision>, WrongState> {
+    /// Ends the wait for visits on the old release.
+    pub fn succeed(self, now: Time) -> Result<Decision, WrongState> {
+        let State::Draining { .. } = self.state else { return Err(self.wrong_state()) };
+        Ok(self.passed_to(State::Succeeded { at: now }, "rollout.succeeded"))
+    }
+
+    /// Keeps it at its exposure. None where it is kept already.
+    pub fn pause(self, pause: Pause) -> Result<Option<Decision>, WrongState> {
         match self.state {
-            State::Running => {
-                Ok(Some(self.passed_to(State::RollingBack { reason }, "rollout.rollback_started")))
+            State::Running { phase, .. } => {
+                Ok(Some(self.passed_to(State::Paused { phase, pause }, "rollout.paused")))
             }
-            State::RollingBack { .. } | State::RolledBack { .. } => Ok(None),
-            State::Succeeded { .. } => Err(self.wrong_state()),
+            State::Paused { .. } => Ok(None),
+            _ => Err(self.wrong_state()),
         }
+    }
+
+    /// Goes on with the phase that it was in, from its beginning. Whoever resumes after harm has cleared the guard.
+    pub fn resume(self, by: &str, reason: String, now: Time) -> Result<Decision, WrongState> {
+        let State::Paused { phase, pause } = &self.state else { return Err(self.wrong_state()) };
+        // What was applied may have changed meanwhile; it is asked again.
+        let phase = if *phase == Phase::Deploying { Phase::Deploying } else { Phase::Exposing };
+        let harms = self.harms.iter().cloned();
+        let harms = if pause.cause == Cause::Harm {
+            harms.map(|harm| harm.clear(by, &reason, now)).collect()
+        } else {
+            harms.collect()
+        };
+        let cleared = Self { harms, ..self };
+        let resumed = cleared.passed_to(State::Running { phase, since: now }, "rollout.resumed");
+        Ok(Decision { reason: Some(reason), ..resumed })
+    }
+
+    /// Takes exposure to 0, or gives it up where nobody is exposed. None where that was done before, or where it has ended.
+    pub fn roll_back(self, reason: String, now: Time) -> Option<Decision> {
+        match self.state {
+            State::Waiting { .. } => {
+                Some(self.passed_to(State::Cancelled { reason, at: now }, "rollout.cancelled"))
+            }
+            State::Running { .. } | State::Paused { .. } | State::Draining { .. } => {
+                let back = Self { exposure_bps: 0, ..self };
+                Some(back.passed_to(State::RollingBack { reason, since: now }, "rollout.rollback_started"))
+            }
+            State::RollingBack { .. }
+            | State::RollbackFailed { .. }
+            | State::Succeeded { .. }
+            | State::RolledBack { .. }
+            | State::Cancelled { .. }
+            | State::Superseded { .. } => None,
+        }
+    }
+
+    /// The rollout that takes this one back, which has succeeded and still serves.
+    pub fn take_back(&self, id: RolloutId, reason: String, starter: String, now: Time) -> Decision {
+        let rollout = Self {
+            id,
+            mode: Mode::Rollback { of: self.id },
+            steps: Steps::at_once(),
+            step: 0,
+            exposure_bps: 0,
+            state: State::RollingBack { reason: reason.clone(), since: now },
+            harms: Vec::new(),
+            starter,
+            started_at: now,
+            approval: None,
+            row_version: 1,
+            ..self.clone()
+        };
+        Decision { rollout, from: None, kind: "rollout.rollback_started", reason: Some(reason) }
+    }
+
+    /// Gives the place of one that waits to a newer one.
+    pub fn supersede(self, by: RolloutId, now: Time) -> Result<Decision, WrongState> {
+        let State::Waiting { .. } = self.state else { return Err(self.wrong_state()) };
+        Ok(self.passed_to(State::Superseded { by, at: now }, "rollout.superseded"))
     }
 
     /// Takes in that every session service acts on exposure 0. None where there is nothing to confirm.
     pub fn confirm(self, now: Time) -> Option<Decision> {
         match &self.state {
-            State::RollingBack { reason } => {
+            State::RollingBack { reason, .. } | State::RollbackFailed { reason, .. } => {
                 let reason = reason.clone();
                 Some(self.passed_to(State::RolledBack { reason, at: now }, "rollout.rolled_back"))
             }
-            State::Running | State::Succeeded { .. } | State::RolledBack { .. } => None,
+            _ => None,
         }
     }
 
-    /// Share of visits on the new release.
-    pub fn exposure_bps(&self) -> i32 {
-        match self.state {
-            State::Running => self.steps.0.get(self.step).copied().unwrap_or(0),
-            State::Succeeded { .. } => EVERYONE_BPS,
-            State::RollingBack { .. } | State::RolledBack { .. } => 0,
+    /// Gives up waiting for the confirmation, and asks for a person.
+    pub fn fail(self, now: Time) -> Result<Decision, WrongState> {
+        let State::RollingBack { reason, .. } = &self.state else { return Err(self.wrong_state()) };
+        let failed = State::RollbackFailed { reason: reason.clone(), since: now };
+        Ok(self.passed_to(failed, "rollout.rollback_failed"))
+    }
+
+    /// Takes a person's word that a failed rollback is done.
+    pub fn resolve(self, now: Time) -> Result<Decision, WrongState> {
+        let State::RollbackFailed { reason, .. } = &self.state else { return Err(self.wrong_state()) };
+        let reason = reason.clone();
+        Ok(self.passed_to(State::RolledBack { reason, at: now }, "rollout.resolved"))
+    }
+
+    /// Writes down what a guard found, once; the transition that it leads to comes with it.
+    #[must_use]
+    pub fn with_harm(mut self, found: Harm) -> Self {
+        if self.harms.iter().all(|harm| harm.guard != found.guard) {
+            self.harms.push(found);
         }
+        self
     }
 
     fn passed_to(self, state: State, kind: &'static str) -> Decision {
-        let from = Some(self.state.name());
-        Decision { rollout: Self { state, row_version: self.row_version + 1, ..self }, from, kind }
+        let (from, reason) = (Some(self.state.name()), state.reason().map(str::to_owned));
+        Decision { rollout: Self { state, row_version: self.row_version + 1, ..self }, from, kind, reason }
     }
 
-    fn wrong_state(&self) -> WrongState {
+    pub fn wrong_state(&self) -> WrongState {
         WrongState { id: self.id, state: self.state.name() }
     }
 }
@@ -229,30 +352,12 @@ pub fn blockers(
     blockers
 }
 
-impl State {
-    /// As on the wire and in the database.
-    pub const fn name(&self) -> &'static str {
+impl Mode {
+    /// As on the wire, without its prefix, and in the database.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Running => "RUNNING",
-            Self::Succeeded { .. } => "SUCCEEDED",
-            Self::RollingBack { .. } => "ROLLING_BACK",
-            Self::RolledBack { .. } => "ROLLED_BACK",
-        }
-    }
-
-    /// When it ended.
-    pub const fn ended_at(&self) -> Option<Time> {
-        match self {
-            Self::Succeeded { at } | Self::RolledBack { at, .. } => Some(*at),
-            Self::Running | Self::RollingBack { .. } => None,
-        }
-    }
-
-    /// Why it was rolled back.
-    pub fn rollback_reason(&self) -> Option<&str> {
-        match self {
-            Self::RollingBack { reason } | Self::RolledBack { reason, .. } => Some(reason),
-            Self::Running | Self::Succeeded { .. } => None,
+            Self::Forward => "FORWARD",
+            Self::Rollback { .. } => "ROLLBACK",
         }
     }
 }
@@ -267,181 +372,5 @@ impl Assignment {
     }
 }
 
-impl Steps {
-    /// The steps asked for, with everyone as the last; none where none were asked for.
-    pub fn asked(mut exposures: Vec<i32>) -> Result<Option<Self>, BadSteps> {
-        if exposures.len() > STEPS_MAX {
-            return Err(BadSteps::TooMany);
-        }
-        if exposures.iter().any(|bps| !(1..=EVERYONE_BPS).contains(bps)) {
-            return Err(BadSteps::OutOfRange);
-        }
-        if exposures.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(BadSteps::NotRising);
-        }
-        match exposures.last() {
-            None => return Ok(None),
-            Some(&EVERYONE_BPS) => {}
-            Some(_) => exposures.push(EVERYONE_BPS),
-        }
-        Ok(Some(Self(exposures)))
-    }
-
-    /// Those that were stored.
-    pub const fn stored(exposures: Vec<i32>) -> Self {
-        Self(exposures)
-    }
-
-    pub fn as_slice(&self) -> &[i32] {
-        &self.0
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use shared::time::at;
-
-    use super::*;
-    use crate::domain::release;
-
-    fn release(is_approved: bool) -> Release {
-        let release = release::tests::draft();
-        let submission = release::tests::submission(0);
-        let state = if is_approved { release::State::Approved(submission) } else { release::State::Draft };
-        Release { id: ReleaseId::new(at(1), [1; 10]), state, ..release }
-    }
-
-    fn stable() -> ServedRelease {
-        ServedRelease { id: ReleaseId::new(at(0), [9; 10]), version: "1.0".to_owned() }
-    }
-
-    fn plan(steps: Vec<i32>) -> Plan {
-        Plan {
-            id: RolloutId::new(at(2), [2; 10]),
-            environment: "prod".parse().unwrap(),
-            steps: Steps::asked(steps).unwrap(),
-            assignment: Assignment::NewVisits,
-            starter: "s".to_owned(),
-        }
-    }
-
-    fn running(steps: Vec<i32>) -> Rollout {
-        let mut decisions =
-            Rollout::start(plan(steps), &release(true), Some(stable()), None, vec![], at(3)).unwrap();
-        assert_eq!(decisions.len(), 1);
-        decisions.remove(0).rollout
-    }
-
-    fn in_state(name: &str) -> Rollout {
-        let rollout = running(vec![1000]);
-        let back = || rollout.clone().roll_back("why".to_owned()).unwrap().unwrap().rollout;
-        let rollout = match name {
-            "RUNNING" => rollout,
-            "SUCCEEDED" => {
-                rollout
-                    .advance(at(4))
-                    .and_then(|next| next.rollout.advance(at(5)))
-                    .unwrap()
-                    .rollout
-            }
-            "ROLLING_BACK" => back(),
-            "ROLLED_BACK" => back().confirm(at(6)).unwrap().rollout,
-            _ => panic!("{name}"),
-        };
-        assert_eq!(rollout.state.name(), name);
-        rollout
-    }
-
-    #[test]
-    fn every_event_does_in_every_state_what_the_table_says() {
-        for (state, advanced, rolled_back, confirmed) in [
-            ("RUNNING", Ok("RUNNING"), Ok(Some("ROLLING_BACK")), None),
-            ("SUCCEEDED", Err("SUCCEEDED"), Err("SUCCEEDED"), None),
-            ("ROLLING_BACK", Err("ROLLING_BACK"), Ok(None), Some("ROLLED_BACK")),
-            ("ROLLED_BACK", Err("ROLLED_BACK"), Ok(None), None),
-        ] {
-            let name = |decision: Decision| decision.rollout.state.name();
-            let advance = in_state(state).advance(at(7)).map(name).map_err(|error| error.state);
-            assert_eq!(advance, advanced, "advance in {state}");
-            let back = in_state(state).roll_back("again".to_owned());
-            let back = back.map(|decision| decision.map(name)).map_err(|error| error.state);
-            assert_eq!(back, rolled_back, "roll back in {state}");
-            assert_eq!(in_state(state).confirm(at(7)).map(name), confirmed, "confirm in {state}");
-        }
-    }
-
-    #[test]
-    fn the_first_release_and_a_rollout_without_steps_go_to_everyone_at_once() {
-        for (steps, stable) in [(vec![1000], None), (vec![], None), (vec![], Some(stable()))] {
-            let decisions = Rollout::start(plan(steps), &release(true), stable, None, vec![], at(3)).unwrap();
-            let told: Vec<_> = decisions.iter().map(|decision| (decision.kind, decision.from)).collect();
-            assert_eq!(told, [("rollout.started", None), ("rollout.succeeded", Some("RUNNING"))]);
-            let last = &decisions[1].rollout;
-            assert_eq!((last.exposure_bps(), last.row_version), (EVERYONE_BPS, 2));
-        }
-    }
-
-    #[test]
-    fn all_blockers_are_named_at_once() {
-        let earlier = RolloutId::new(at(1), [5; 10]);
-        let release = release(false);
-        let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
-        let held = Blocker {
-            kind: Kind::Window,
-            subject: "wnd_1".to_owned(),
-            description: "frozen".to_owned(),
-            lifted_by: "its end".to_owned(),
-            next_open: Some(at(9)),
-        };
-        let Blocked(blockers) =
-            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), vec![held], at(3)).unwrap_err();
-        let blockers: Vec<_> = blockers.into_iter().map(|blocker| (blocker.kind, blocker.subject)).collect();
-        let expected = [
-            (Kind::State, release.id.to_string()),
-            (Kind::State, release.id.to_string()),
-            (Kind::EarlierRollout, earlier.to_string()),
-            (Kind::Window, "wnd_1".to_owned()),
-        ];
-        assert_eq!(blockers, expected);
-    }
-
-    #[test]
-    fn steps_rise_to_everyone() {
-        let asked = |steps: &[i32]| Steps::asked(steps.to_vec()).map(|steps| steps.map(|steps| steps.0));
-        assert_eq!(asked(&[]), Ok(None));
-        assert_eq!(asked(&[1000]), Ok(Some(vec![1000, EVERYONE_BPS])));
-        assert_eq!(asked(&[1, EVERYONE_BPS]), Ok(Some(vec![1, EVERYONE_BPS])));
-        assert_eq!(asked(&[0]), Err(BadSteps::OutOfRange));
-        assert_eq!(asked(&[10_001]), Err(BadSteps::OutOfRange));
-        assert_eq!(asked(&[500, 500]), Err(BadSteps::NotRising));
-        assert_eq!(asked(&(1..=33).collect::<Vec<_>>()), Err(BadSteps::TooMany));
-    }
-
-    proptest! {
-        #[test]
-        fn forward_exposure_rises_backward_it_is_0_and_the_end_is_the_end(
-            steps in proptest::collection::btree_set(1_i32..10_000, 1..8),
-            events in proptest::collection::vec(0_u8..8, 0..24),
-        ) {
-            let mut rollout = running(steps.into_iter().collect());
-            for event in events {
-                let next = match event {
-                    0 => rollout.clone().roll_back("why".to_owned()).ok().flatten(),
-                    1 => rollout.clone().confirm(at(8)),
-                    _ => rollout.clone().advance(at(8)).ok(),
-                };
-                let Some(Decision { rollout: next, from, .. }) = next else { continue };
-                prop_assert!(rollout.state.ended_at().is_none(), "left {}", rollout.state.name());
-                prop_assert_eq!(from, Some(rollout.state.name()));
-                prop_assert_eq!(next.row_version, rollout.row_version + 1);
-                if next.state.rollback_reason().is_some() {
-                    prop_assert_eq!(next.exposure_bps(), 0);
-                } else {
-                    prop_assert!(next.exposure_bps() >= rollout.exposure_bps());
-                }
-                rollout = next;
-            }
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
 
-use crate::domain::rollout::{Assignment, Rollout, ServedRelease, State};
+use crate::domain::rollout::{Assignment, Mode, RollbackPolicy, Rollout, ServedRelease, State};
 
 /// Most withdrawn releases that are told of.
 const WITHDRAWN_MAX: usize = 32;
@@ -18,8 +18,10 @@ pub struct Route {
     pub revision: i64,
     pub stable: Option<ServedRelease>,
     pub rollout: Option<RoutedRollout>,
-    /// Newest first.
+    /// Newest first. Those whose visits may finish are not among them.
     pub withdrawn: Vec<ReleaseId>,
+    /// Those of them whose visits end, whatever holds them.
+    pub ended: Vec<ReleaseId>,
     /// W3C trace context of what made this revision.
     pub trace_parent: String,
 }
@@ -31,6 +33,8 @@ pub struct RoutedRollout {
     pub release: ServedRelease,
     pub exposure_bps: i32,
     pub assignment: Assignment,
+    /// Index of the present one.
+    pub step: i32,
 }
 
 impl Route {
@@ -44,38 +48,70 @@ impl Route {
             stable: None,
             rollout: None,
             withdrawn: Vec::new(),
+            ended: Vec::new(),
             trace_parent: String::new(),
         }
     }
 
-    /// The next revision, after a transition of a rollout. What is rolled out again is not withdrawn any more.
-    #[must_use]
-    pub fn after(self, rollout: &Rollout, trace_parent: String) -> Self {
+    /// The next revision, after a transition of a rollout; none where it tells session services nothing new. What is rolled
+    /// out again is not withdrawn any more.
+    pub fn after(&self, rollout: &Rollout, trace_parent: String) -> Option<Self> {
         let release = &rollout.release;
-        let routed = RoutedRollout {
-            id: rollout.id,
-            release: release.clone(),
-            exposure_bps: rollout.exposure_bps(),
-            assignment: rollout.assignment,
-        };
-        let mut next = Self { revision: self.revision + 1, trace_parent, ..self };
-        match rollout.state {
-            State::Running => {
+        let is_of = |routed: &RoutedRollout| routed.id == rollout.id;
+        let mut next = self.clone();
+        match &rollout.state {
+            State::Running { .. } | State::Paused { .. } | State::Draining { .. } => {
                 next.withdrawn.retain(|withdrawn| *withdrawn != release.id);
-                next.rollout = Some(routed);
+                next.rollout = Some(RoutedRollout::of(rollout));
             }
             State::Succeeded { .. } => {
+                next.withdrawn.retain(|withdrawn| *withdrawn != release.id);
                 next.stable = Some(release.clone());
                 next.rollout = None;
             }
             State::RollingBack { .. } => {
-                next.withdrawn.insert(0, release.id);
-                next.withdrawn.truncate(WITHDRAWN_MAX);
-                next.rollout = Some(routed);
+                next.withdraw(release.id, rollout.plan.rollback_policy);
+                match rollout.mode {
+                    Mode::Forward => next.rollout = Some(RoutedRollout::of(rollout)),
+                    Mode::Rollback { .. } => {
+                        next.stable.clone_from(&rollout.previous);
+                        let back = next.stable.as_ref().map(|stable| stable.id);
+                        next.withdrawn.retain(|withdrawn| Some(*withdrawn) != back);
+                    }
+                }
             }
-            State::RolledBack { .. } => next.rollout = None,
+            State::RolledBack { .. } if next.rollout.as_ref().is_some_and(is_of) => next.rollout = None,
+            State::RolledBack { .. }
+            | State::RollbackFailed { .. }
+            | State::Waiting { .. }
+            | State::Cancelled { .. }
+            | State::Superseded { .. } => {}
         }
-        next
+        next.ended.retain(|ended| next.withdrawn.contains(ended));
+        (next != *self).then(|| Self { revision: self.revision + 1, trace_parent, ..next })
+    }
+
+    fn withdraw(&mut self, release: ReleaseId, policy: RollbackPolicy) {
+        if policy == RollbackPolicy::Finish {
+            return;
+        }
+        self.withdrawn.insert(0, release);
+        self.withdrawn.truncate(WITHDRAWN_MAX);
+        if policy == RollbackPolicy::End {
+            self.ended.insert(0, release);
+        }
+    }
+}
+
+impl RoutedRollout {
+    fn of(rollout: &Rollout) -> Self {
+        Self {
+            id: rollout.id,
+            release: rollout.release.clone(),
+            exposure_bps: rollout.exposure_bps,
+            assignment: rollout.assignment,
+            step: i32::try_from(rollout.step).unwrap_or(i32::MAX),
+        }
     }
 }
 

@@ -40,55 +40,6 @@ impl From<&Unmet> for pb::DependencyConflict {
     }
 }
 
-impl From<&Rollout> for pb::Rollout {
-    fn from(rollout: &Rollout) -> Self {
-        let previous = rollout.previous.as_ref();
-        Self {
-            rollout_id: rollout.id.to_string(),
-            component: rollout.component.to_string(),
-            environment: rollout.environment.to_string(),
-            release_id: rollout.release.id.to_string(),
-            version: rollout.release.version.clone(),
-            previous_release_id: previous.map(|previous| previous.id.to_string()).unwrap_or_default(),
-            previous_version: previous.map(|previous| previous.version.clone()).unwrap_or_default(),
-            state: state_to_proto(&rollout.state).into(),
-            step_exposures_bps: rollout.steps.as_slice().to_vec(),
-            step: i32::try_from(rollout.step).unwrap_or(i32::MAX),
-            exposure_bps: rollout.exposure_bps(),
-            assignment_policy: assignment_to_proto(rollout.assignment).into(),
-            rollback_reason: rollout.state.rollback_reason().unwrap_or_default().to_owned(),
-            starter: rollout.starter.clone(),
-            start_time: Some(to_proto(rollout.started_at)),
-            end_time: rollout.state.ended_at().map(to_proto),
-            etag: etag_of(rollout.row_version),
-            approval_id: rollout.approval.map(|id| id.to_string()).unwrap_or_default(),
-        }
-    }
-}
-
-const fn state_to_proto(state: &State) -> pb::RolloutState {
-    match state {
-        State::Running => pb::RolloutState::Running,
-        State::Succeeded { .. } => pb::RolloutState::Succeeded,
-        State::RollingBack { .. } => pb::RolloutState::RollingBack,
-        State::RolledBack { .. } => pb::RolloutState::RolledBack,
-    }
-}
-
-pub(super) const fn assignment_to_proto(assignment: Assignment) -> pb::AssignmentPolicy {
-    match assignment {
-        Assignment::NewVisits => pb::AssignmentPolicy::NewVisits,
-        Assignment::AllSessions => pb::AssignmentPolicy::AllSessions,
-    }
-}
-
-fn parse_assignment(number: i32) -> Result<Assignment, Refusal> {
-    Ok(match known_or_default("assignment_policy", number)? {
-        pb::AssignmentPolicy::Unspecified | pb::AssignmentPolicy::NewVisits => Assignment::NewVisits,
-        pb::AssignmentPolicy::AllSessions => Assignment::AllSessions,
-    })
-}
-
 fn no_rollout(id: RolloutId) -> Refusal {
     absent(Reason::RolloutNotFound, "rollout", &id)
 }
@@ -103,131 +54,11 @@ async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout)
     Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
 }
 
-/// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
-async fn require_open(
-    app: &App,
-    work: &mut Mutation,
-    locked: &Locked,
-    component: &Component,
-    rollout: &Rollout,
-) -> Result<Vec<WindowOverrideId>, Failure> {
-    let Rollout { environment, release, .. } = rollout;
-    let found = store::environment::find(&mut work.tx, &work.actor.tenant, environment).await?;
-    let found =
-        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
-    let version = release.version.parse();
-    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
-    let increase =
-        Increase { component, environment: &found, release: release.id, version: &version, locked };
-    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
-    let began_under = match rollout.approval {
-        Some(id) => store::approval::find(&mut work.tx, &work.actor.tenant, id).await?,
-        None => None,
-    };
-    let (_, release, facts) = look(app, work, rollout.release.id).await?;
-    blockers.extend(apply::evidence_blockers(&mut work.tx, &work.actor.tenant, &release, &found).await?);
-    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
-    blocker::require_none(blockers)?;
-    Ok(overrides)
-}
-
 fn no_environment(name: &EnvironmentId) -> Refusal {
     absent(Reason::EnvironmentNotFound, "environment", name)
 }
 
-/// Starts a rollout under the locks of the component and of what it needs.
-async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -> Result<Rollout, Failure> {
-    let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, release.uuid()).await?;
-    let (component, release, facts) = look(app, work, release).await?;
-    work.caller.require_owner(&component.owner_groups)?;
-    let (tenant, environment) = (&work.actor.tenant, &plan.environment);
-    let found = store::environment::find(&mut work.tx, tenant, environment).await?;
-    let found = found.ok_or_else(|| no_environment(environment))?;
-    let (id, version) = (release.id, &release.version);
-    let increase =
-        Increase { component: &component, environment: &found, release: id, version, locked: &locked };
-    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
-    blockers.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
-    let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
-    let stable = route.and_then(|route| route.stable);
-    let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    blockers.extend(apply::evidence_blockers(&mut work.tx, tenant, &release, &found).await?);
-    blockers.extend(release.holds(&facts));
-    let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
-    for decision in &decisions {
-        apply::rollout(&mut work.tx, &work.actor, decision, &overrides).await?;
-    }
-    let last = decisions.into_iter().next_back();
-    last.map(|decision| decision.rollout)
-        .ok_or_else(|| Failure::Bug("a rollout started without a decision".to_owned()))
-}
-
-/// Rolls a rollout back, and before it those of components that cannot do with what it goes back to.
-async fn roll_back(
-    work: &mut Mutation,
-    id: RolloutId,
-    reason: String,
-) -> Result<pb::RollBackRolloutResponse, Failure> {
-    let tenant = work.actor.tenant.clone();
-    let Rollout { component, environment, .. } = store::rollout::find(&mut work.tx, &tenant, id)
-        .await?
-        .ok_or_else(|| no_rollout(id))?;
-    let (before, mut warnings) =
-        apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
-    let (_, rollout) = lock(work, id).await?;
-    if rollout.state != State::Running {
-        let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
-        let rollout = Some((&again.unwrap_or(rollout)).into());
-        return Ok(pb::RollBackRolloutResponse { rollout, ..Default::default() });
-    }
-    if let Some(previous) = &rollout.previous
-        && let Some(release) = store::release::find(&mut work.tx, &tenant, previous.id).await?
-        && let Some(quarantine) = release.quarantine
-    {
-        let version = &previous.version;
-        warnings.push(format!(
-            "{component} {version}, which serves from now on, is quarantined: {}",
-            quarantine.reason
-        ));
-    }
-    let cascaded = apply::dependency::roll_back_first(&mut work.tx, &work.actor, &before, &rollout).await?;
-    let back = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
-    Ok(pb::RollBackRolloutResponse {
-        rollout: Some((&back.unwrap_or(rollout)).into()),
-        cascaded: cascaded.iter().map(Into::into).collect(),
-        warnings,
-    })
-}
-
 impl App {
-    async fn start_rollout(
-        &self,
-        request: Request<pb::StartRolloutRequest>,
-    ) -> Result<pb::StartRolloutResponse, Failure> {
-        let (call, message) = Call::of(request, "StartRollout", |message| &mut message.request_id)?;
-        let pb::StartRolloutRequest {
-            release_id,
-            environment,
-            step_exposures_bps,
-            assignment_policy,
-            request_id: _,
-        } = message;
-        let release = parse("release_id", &release_id)?;
-        let environment = parse("environment", &environment)?;
-        let steps =
-            Steps::asked(step_exposures_bps).map_err(|error| Refusal::field("step_exposures_bps", error))?;
-        let assignment = parse_assignment(assignment_policy)?;
-        let mut work = match self.begin(call).await? {
-            Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(before) => return Ok(before.answer),
-        };
-        let id = RolloutId::new(work.now, self.entropy.bytes());
-        let starter = work.actor.principal.clone();
-        let plan = Plan { id, environment, steps, assignment, starter };
-        let rollout = start(self, &mut work, release, plan).await?;
-        work.answer(pb::StartRolloutResponse { rollout: Some((&rollout).into()) }).await
-    }
-
     async fn get_rollout(
         &self,
         request: Request<pb::GetRolloutRequest>,
@@ -238,7 +69,8 @@ impl App {
         let mut db = self.db.connection().await?;
         let rollout = store::rollout::find(&mut db, &caller.tenant, id).await?;
         let rollout = rollout.ok_or_else(|| no_rollout(id))?;
-        Ok(pb::GetRolloutResponse { rollout: Some((&rollout).into()) })
+        let report = watch::report(&mut db, &caller.tenant, &rollout, self.clock.now()).await?;
+        Ok(pb::GetRolloutResponse { rollout: Some((&rollout).into()), report: Some(report) })
     }
 
     async fn list_rollouts(
@@ -267,49 +99,6 @@ impl App {
             rollouts: rows.iter().map(|(_, rollout)| rollout.into()).collect(),
             next_page_token,
         })
-    }
-
-    async fn advance_rollout(
-        &self,
-        request: Request<pb::AdvanceRolloutRequest>,
-    ) -> Result<pb::AdvanceRolloutResponse, Failure> {
-        let (call, message) = Call::of(request, "AdvanceRollout", |message| &mut message.request_id)?;
-        let pb::AdvanceRolloutRequest { rollout_id, etag: sent_etag, request_id: _ } = message;
-        let id: RolloutId = parse("rollout_id", &rollout_id)?;
-        let mut work = match self.begin(call).await? {
-            Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(before) => return Ok(before.answer),
-        };
-        let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
-        let (component, rollout) = lock(&mut work, id).await?;
-        etag(&sent_etag, rollout.row_version)?;
-        let before = rollout.exposure_bps();
-        let decision = rollout.advance(work.now)?;
-        // The end of a rollout that everyone sees raises nothing.
-        let overrides = if decision.rollout.exposure_bps() > before {
-            require_open(self, &mut work, &locked, &component, &decision.rollout).await?
-        } else {
-            Vec::new()
-        };
-        apply::rollout(&mut work.tx, &work.actor, &decision, &overrides).await?;
-        work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
-            .await
-    }
-
-    async fn roll_back_rollout(
-        &self,
-        request: Request<pb::RollBackRolloutRequest>,
-    ) -> Result<pb::RollBackRolloutResponse, Failure> {
-        let (call, message) = Call::of(request, "RollBackRollout", |message| &mut message.request_id)?;
-        let pb::RollBackRolloutRequest { rollout_id, reason, request_id: _ } = message;
-        let id = parse("rollout_id", &rollout_id)?;
-        let reason = text_of("reason", reason, 1, REASON_MAX)?;
-        let mut work = match self.begin(call).await? {
-            Begun::Fresh(mutation) => mutation,
-            Begun::Replayed(before) => return Ok(before.answer),
-        };
-        let answer = roll_back(&mut work, id, reason).await?;
-        work.answer(answer).await
     }
 
     async fn plan_rollouts(
@@ -355,47 +144,87 @@ impl App {
     }
 }
 
+/// The application behind the generated trait, which wants it cloned into streams.
+pub(super) struct Rollouts(pub Arc<App>);
+
 #[tonic::async_trait]
-impl RolloutService for App {
+impl RolloutService for Rollouts {
+    type WatchRolloutStream = watch::Stream;
+
     async fn start_rollout(
         &self,
         request: Request<pb::StartRolloutRequest>,
     ) -> Result<Response<pb::StartRolloutResponse>, Status> {
-        Ok(Response::new(self.start_rollout(request).await?))
+        Ok(Response::new(self.0.start_rollout(request).await?))
     }
 
     async fn get_rollout(
         &self,
         request: Request<pb::GetRolloutRequest>,
     ) -> Result<Response<pb::GetRolloutResponse>, Status> {
-        Ok(Response::new(self.get_rollout(request).await?))
+        Ok(Response::new(self.0.get_rollout(request).await?))
     }
 
     async fn list_rollouts(
         &self,
         request: Request<pb::ListRolloutsRequest>,
     ) -> Result<Response<pb::ListRolloutsResponse>, Status> {
-        Ok(Response::new(self.list_rollouts(request).await?))
+        Ok(Response::new(self.0.list_rollouts(request).await?))
     }
 
     async fn advance_rollout(
         &self,
         request: Request<pb::AdvanceRolloutRequest>,
     ) -> Result<Response<pb::AdvanceRolloutResponse>, Status> {
-        Ok(Response::new(self.advance_rollout(request).await?))
+        Ok(Response::new(self.0.advance_rollout(request).await?))
     }
 
     async fn roll_back_rollout(
         &self,
         request: Request<pb::RollBackRolloutRequest>,
     ) -> Result<Response<pb::RollBackRolloutResponse>, Status> {
-        Ok(Response::new(self.roll_back_rollout(request).await?))
+        Ok(Response::new(self.0.roll_back_rollout(request).await?))
+    }
+
+    async fn skip_step(
+        &self,
+        request: Request<pb::SkipStepRequest>,
+    ) -> Result<Response<pb::SkipStepResponse>, Status> {
+        Ok(Response::new(self.0.skip_step(request).await?))
+    }
+
+    async fn pause_rollout(
+        &self,
+        request: Request<pb::PauseRolloutRequest>,
+    ) -> Result<Response<pb::PauseRolloutResponse>, Status> {
+        Ok(Response::new(self.0.pause_rollout(request).await?))
+    }
+
+    async fn resume_rollout(
+        &self,
+        request: Request<pb::ResumeRolloutRequest>,
+    ) -> Result<Response<pb::ResumeRolloutResponse>, Status> {
+        Ok(Response::new(self.0.resume_rollout(request).await?))
+    }
+
+    async fn resolve_rollout(
+        &self,
+        request: Request<pb::ResolveRolloutRequest>,
+    ) -> Result<Response<pb::ResolveRolloutResponse>, Status> {
+        Ok(Response::new(self.0.resolve_rollout(request).await?))
+    }
+
+    async fn watch_rollout(
+        &self,
+        request: Request<pb::WatchRolloutRequest>,
+    ) -> Result<Response<Self::WatchRolloutStream>, Status> {
+        Ok(Response::new(watch::open(&self.0, request).await?))
     }
 
     async fn plan_rollouts(
         &self,
         request: Request<pb::PlanRolloutsRequest>,
     ) -> Result<Response<pb::PlanRolloutsResponse>, Status> {
-        Ok(Response::new(self.plan_rollouts(request).await?))
+        Ok(Response::new(self.0.plan_rollouts(request).await?))
     }
 }

@@ -72,6 +72,8 @@ impl From<&RoutedRollout> for pb::RoutedRollout {
             // Each rollout deals its visits anew, so that nobody is always among the first.
             salt: rollout.id.to_string(),
             assignment_policy: assignment_to_proto(rollout.assignment).into(),
+            step: rollout.step,
+            guards: Vec::new(),
         }
     }
 }
@@ -85,6 +87,7 @@ impl From<&Route> for pb::Route {
             stable: route.stable.as_ref().map(Into::into),
             rollout: route.rollout.as_ref().map(Into::into),
             withdrawn_release_ids: route.withdrawn.iter().map(ToString::to_string).collect(),
+            ended_release_ids: route.ended.iter().map(ToString::to_string).collect(),
             trace_parent: route.trace_parent.clone(),
         }
     }
@@ -263,15 +266,14 @@ impl App {
         if is_current && !applied.tenants.is_empty() {
             store::route::upsert_applied(&mut tx, &environment, replica, &applied, now).await?;
             let Applied { tenants, components, revisions: _ } = &applied;
-            waiting = store::rollout::list_rolling_back(&mut tx, &environment, tenants, components).await?;
+            waiting = store::rollout::list_unconfirmed(&mut tx, &environment, tenants, components).await?;
         }
         // Before anything is confirmed, so that of several replicas that report at once one sees what the others wrote.
         tx.commit().await?;
         for (tenant, rollout) in waiting {
-            let actor = Actor { tenant, principal: caller.principal.clone(), now };
             // What one component holds up is left to the worker: the replica speaks for every tenant.
-            if let Err(failure) = apply::try_confirm(&self.db, &actor, rollout).await {
-                tracing::warn!(%rollout, error = ?failure, "rollback not confirmed with the report");
+            if let Err(failure) = self.controller().look_at(&tenant, rollout).await {
+                tracing::warn!(%rollout, error = ?failure, "rollout not taken further with the report");
             }
         }
         Ok(pb::ReportAppliedResponse {})

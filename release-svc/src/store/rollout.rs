@@ -6,11 +6,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::corrupt;
-use crate::domain::rollout::{Assignment, Decision, Rollout, ServedRelease, State, Steps};
+use crate::domain::blocker::Kind;
+use crate::domain::rollout::{Assignment, Decision, Mode, Phase, Rollout, ServedRelease, State, Steps};
 
 struct Row {
     rollout_id: RolloutId,
     seq: i64,
+    mode: String,
+    rollback_of: Option<RolloutId>,
     component: ComponentId,
     environment: EnvironmentId,
     release_id: ReleaseId,
@@ -18,10 +21,18 @@ struct Row {
     previous_release_id: Option<ReleaseId>,
     previous_semver: Option<String>,
     state: String,
+    phase: Option<String>,
+    entered_at: Option<Time>,
     step_exposures_bps: Vec<i32>,
+    plan: String,
     step: i32,
+    exposure_bps: i32,
     assignment_policy: String,
+    waiting_for: Vec<String>,
+    pause: Option<String>,
+    harms: String,
     rollback_reason: Option<String>,
+    superseded_by: Option<RolloutId>,
     starter: String,
     started_at: Time,
     ended_at: Option<Time>,
@@ -29,14 +40,44 @@ struct Row {
     version: i64,
 }
 
-fn state_of(name: &str, reason: Option<String>, ended_at: Option<Time>) -> Option<State> {
-    Some(match (name, reason, ended_at) {
-        ("RUNNING", None, None) => State::Running,
+fn phase_of(name: Option<&str>) -> Option<Phase> {
+    let Some(name) = name else { return Some(Phase::Exposing) };
+    [Phase::Deploying, Phase::Exposing, Phase::Baking]
+        .into_iter()
+        .find(|phase| phase.name() == name)
+}
+
+/// The state of a row; none where its columns contradict each other.
+fn state_of(row: &mut Row) -> Option<State> {
+    let since = row.entered_at.unwrap_or(row.started_at);
+    let reason = row.rollback_reason.take();
+    let kind_of = |name: &String| Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    Some(match (row.state.as_str(), reason, row.ended_at) {
+        ("WAITING", None, None) => {
+            State::Waiting { since, reasons: row.waiting_for.iter().map(kind_of).collect::<Option<_>>()? }
+        }
+        ("RUNNING", None, None) => State::Running { phase: phase_of(row.phase.as_deref())?, since },
+        ("PAUSED", None, None) => State::Paused {
+            phase: phase_of(row.phase.as_deref())?,
+            pause: serde_json::from_str(row.pause.as_deref()?).ok()?,
+        },
+        ("DRAINING", None, None) => State::Draining { since },
         ("SUCCEEDED", None, Some(at)) => State::Succeeded { at },
-        ("ROLLING_BACK", Some(reason), None) => State::RollingBack { reason },
+        ("ROLLING_BACK", Some(reason), None) => State::RollingBack { reason, since },
+        ("ROLLBACK_FAILED", Some(reason), None) => State::RollbackFailed { reason, since },
         ("ROLLED_BACK", Some(reason), Some(at)) => State::RolledBack { reason, at },
+        ("CANCELLED", Some(reason), Some(at)) => State::Cancelled { reason, at },
+        ("SUPERSEDED", None, Some(at)) => State::Superseded { by: row.superseded_by?, at },
         _ => return None,
     })
+}
+
+fn mode_of(name: &str, of: Option<RolloutId>) -> Option<Mode> {
+    match (name, of) {
+        ("FORWARD", None) => Some(Mode::Forward),
+        ("ROLLBACK", Some(of)) => Some(Mode::Rollback { of }),
+        _ => None,
+    }
 }
 
 /// The assignment policy of that name.
@@ -49,20 +90,25 @@ pub(super) fn assignment_of(name: &str) -> Option<Assignment> {
 impl TryFrom<Row> for Rollout {
     type Error = sqlx::Error;
 
-    fn try_from(row: Row) -> sqlx::Result<Self> {
+    fn try_from(mut row: Row) -> sqlx::Result<Self> {
         let id = row.rollout_id;
         let broken = |column| corrupt("rollouts", column, &id);
+        let state = state_of(&mut row).ok_or_else(|| broken("state"))?;
         let previous = row.previous_release_id.zip(row.previous_semver);
         Ok(Self {
             id,
+            mode: mode_of(&row.mode, row.rollback_of).ok_or_else(|| broken("mode"))?,
             component: row.component,
             environment: row.environment,
             release: ServedRelease { id: row.release_id, version: row.semver },
             previous: previous.map(|(id, version)| ServedRelease { id, version }),
             steps: Steps::stored(row.step_exposures_bps),
+            plan: serde_json::from_str(&row.plan).map_err(|_| broken("plan"))?,
             step: usize::try_from(row.step).map_err(|_| broken("step"))?,
+            exposure_bps: row.exposure_bps,
             assignment: assignment_of(&row.assignment_policy).ok_or_else(|| broken("assignment_policy"))?,
-            state: state_of(&row.state, row.rollback_reason, row.ended_at).ok_or_else(|| broken("state"))?,
+            state,
+            harms: serde_json::from_str(&row.harms).map_err(|_| broken("harms"))?,
             starter: row.starter,
             started_at: row.started_at,
             approval: row.approval_id,
@@ -71,20 +117,64 @@ impl TryFrom<Row> for Rollout {
     }
 }
 
-/// A new rollout, if the release may be exposed: it is approved, by an approval of it that stands, and not quarantined.
+/// The columns that transitions change.
+struct Changing {
+    state: &'static str,
+    phase: Option<&'static str>,
+    waiting_for: Vec<String>,
+    pause: Option<String>,
+    harms: String,
+    superseded_by: Option<Uuid>,
+}
+
+impl Changing {
+    fn of(rollout: &Rollout) -> sqlx::Result<Self> {
+        let json = |error| sqlx::Error::Encode(Box::new(error));
+        let (mut waiting_for, mut pause, mut superseded_by) = (Vec::new(), None, None);
+        match &rollout.state {
+            State::Waiting { reasons, .. } => {
+                waiting_for = reasons.iter().map(|kind| kind.name().to_owned()).collect();
+            }
+            State::Paused { pause: why, .. } => pause = Some(serde_json::to_string(why).map_err(json)?),
+            State::Superseded { by, .. } => superseded_by = Some(by.uuid()),
+            _ => {}
+        }
+        Ok(Self {
+            state: rollout.state.name(),
+            phase: rollout.state.phase().map(Phase::name),
+            waiting_for,
+            pause,
+            harms: serde_json::to_string(&rollout.harms).map_err(json)?,
+            superseded_by,
+        })
+    }
+}
+
+/// A new rollout. One that exposes anybody needs a release that may be exposed: it is approved, by an approval of it that
+/// stands, and not quarantined.
 #[tracing::instrument(name = "db.rollout.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout) -> sqlx::Result<bool> {
     let previous = rollout.previous.as_ref();
+    let Changing { state, phase, waiting_for, .. } = Changing::of(rollout)?;
+    let of = match rollout.mode {
+        Mode::Forward => None,
+        Mode::Rollback { of } => Some(of.uuid()),
+    };
+    let plan = serde_json::to_string(&rollout.plan).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     let done = sqlx::query!(
         "insert into release.rollouts
             (tenant_id, rollout_id, component, environment, release_id, semver, previous_release_id, previous_semver,
-            state, step_exposures_bps, step, exposure_bps, assignment_policy, starter, started_at, version, approval_id)
-        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, approval_id
-        from release.approvals approval
-        join release.releases release using (tenant_id, release_id, revision)
-        where tenant_id = $1 and approval_id = $17 and release_id = $5 and ended_at is null
-            and coalesce(expires_at > $15, true) and quarantined_at is null
-            and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')",
+            state, step_exposures_bps, step, exposure_bps, assignment_policy, starter, started_at, version, approval_id,
+            mode, rollback_of, plan, phase, entered_at, waiting_for, rollback_reason)
+        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24
+        where $9 in ('WAITING', 'ROLLING_BACK') or exists (
+            select
+            from release.approvals approval
+            join release.releases release using (tenant_id, release_id, revision)
+            where tenant_id = $1 and approval_id = $17 and release_id = $5 and ended_at is null
+                and coalesce(expires_at > $15, true) and quarantined_at is null
+                and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')
+        )",
         tenant.as_str(),
         rollout.id.uuid(),
         rollout.component.as_str(),
@@ -93,15 +183,22 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout)
         rollout.release.version,
         previous.map(|previous| previous.id.uuid()),
         previous.map(|previous| previous.version.as_str()),
-        rollout.state.name(),
+        state,
         rollout.steps.as_slice(),
         step(rollout),
-        rollout.exposure_bps(),
+        rollout.exposure_bps,
         rollout.assignment.name(),
         rollout.starter,
         rollout.started_at,
         rollout.row_version,
         rollout.approval.map(ApprovalId::uuid) as Option<Uuid>,
+        rollout.mode.name(),
+        of,
+        plan,
+        phase,
+        rollout.state.since(),
+        &waiting_for,
+        rollout.state.rollback_reason(),
     )
     .execute(db)
     .await?;
@@ -114,9 +211,10 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         Row,
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
-            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
-            version
+            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
+            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2"#,
         tenant.as_str(),
@@ -133,9 +231,10 @@ pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         Row,
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
-            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
-            version
+            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
+            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2
         for no key update"#,
@@ -147,7 +246,7 @@ pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
     row.map(TryInto::try_into).transpose()
 }
 
-/// The rollout of a component that is under way in an environment.
+/// The rollout of a component that is under way in an environment, the one that goes back first.
 #[tracing::instrument(name = "db.rollout.find_under_way", skip_all)]
 pub async fn find_under_way(
     db: &mut PgConnection,
@@ -158,7 +257,10 @@ pub async fn find_under_way(
     sqlx::query_scalar!(
         r#"select rollout_id as "rollout_id: RolloutId"
         from release.rollouts
-        where tenant_id = $1 and component = $2 and environment = $3 and state in ('RUNNING', 'ROLLING_BACK')"#,
+        where tenant_id = $1 and component = $2 and environment = $3
+            and state in ('RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK', 'ROLLBACK_FAILED')
+        order by mode desc
+        limit 1"#,
         tenant.as_str(),
         component.as_str(),
         environment.as_str(),
@@ -187,9 +289,10 @@ pub async fn list(
         Row,
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
-            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, step_exposures_bps, step,
-            assignment_policy, rollback_reason, starter, started_at, ended_at, approval_id as "approval_id: ApprovalId",
-            version
+            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
+            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1
             and ($2::text is null or component = $2)
@@ -210,32 +313,75 @@ pub async fn list(
     rows.into_iter().map(|row| Ok((row.seq, row.try_into()?))).collect()
 }
 
+/// The rollout of a component that waits for an environment.
+#[tracing::instrument(name = "db.rollout.find_waiting", skip_all)]
+pub async fn find_waiting(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environment: &EnvironmentId,
+) -> sqlx::Result<Option<RolloutId>> {
+    sqlx::query_scalar!(
+        r#"select rollout_id as "rollout_id: RolloutId"
+        from release.rollouts
+        where tenant_id = $1 and component = $2 and environment = $3 and state = 'WAITING'"#,
+        tenant.as_str(),
+        component.as_str(),
+        environment.as_str(),
+    )
+    .fetch_optional(db)
+    .await
+}
+
 /// Carries a transition out, if the rollout still is where it was when it was decided and, forward, loses no exposure, nor
-/// gains any while its release is quarantined.
+/// gains any while its release is quarantined; what waited begins under an approval that stands.
 #[tracing::instrument(name = "db.rollout.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decision) -> sqlx::Result<bool> {
-    let Decision { rollout, from, kind: _ } = decision;
+    let Decision { rollout, from, kind: _, reason: _ } = decision;
+    let Changing { state, phase, waiting_for, pause, harms, superseded_by } = Changing::of(rollout)?;
+    let previous = rollout.previous.as_ref();
     let done = sqlx::query!(
         "update release.rollouts
-        set state = $4, step = $5, exposure_bps = $6, rollback_reason = $7, ended_at = $8, version = $9
+        set state = $4, step = $5, exposure_bps = $6, rollback_reason = $7, ended_at = $8, version = $9, phase = $10,
+            entered_at = $11, waiting_for = $12, pause = $13, harms = $14, superseded_by = $15, previous_release_id = $16,
+            previous_semver = $17, step_exposures_bps = $18, started_at = $19, approval_id = $20
         where tenant_id = $1 and rollout_id = $2 and state = $3 and version + 1 = $9
-            and state not in ('SUCCEEDED', 'ROLLED_BACK')
-            and ($4 in ('ROLLING_BACK', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))
+            and state not in ('SUCCEEDED', 'ROLLED_BACK', 'CANCELLED', 'SUPERSEDED')
+            and ($4 in ('ROLLING_BACK', 'ROLLBACK_FAILED', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))
             and (exposure_bps >= $6 or not exists (
                 select
                 from release.releases release
                 where release.tenant_id = $1 and release.release_id = rollouts.release_id
                     and quarantined_at is not null
+            ))
+            and ($3 <> 'WAITING' or $4 <> 'RUNNING' or exists (
+                select
+                from release.approvals approval
+                join release.releases release using (tenant_id, release_id, revision)
+                where tenant_id = $1 and approval_id = $20 and release_id = rollouts.release_id
+                    and approval.ended_at is null and coalesce(expires_at > $19, true) and quarantined_at is null
+                    and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')
             ))",
         tenant.as_str(),
         rollout.id.uuid(),
         *from,
-        rollout.state.name(),
+        state,
         step(rollout),
-        rollout.exposure_bps(),
+        rollout.exposure_bps,
         rollout.state.rollback_reason(),
         rollout.state.ended_at(),
         rollout.row_version,
+        phase,
+        rollout.state.since(),
+        &waiting_for,
+        pause,
+        harms,
+        superseded_by,
+        previous.map(|previous| previous.id.uuid()),
+        previous.map(|previous| previous.version.as_str()),
+        rollout.steps.as_slice(),
+        rollout.started_at,
+        rollout.approval.map(ApprovalId::uuid) as Option<Uuid>,
     )
     .execute(db)
     .await?;
@@ -264,7 +410,8 @@ pub async fn list_ended(
         r#"select rollout.ended_at as "at!", rollout.state = 'ROLLED_BACK' as "is_rolled_back!", author, change
         from release.rollouts rollout
         join release.releases release using (tenant_id, release_id)
-        where rollout.tenant_id = $1 and rollout.component = $2 and rollout.ended_at is not null
+        where rollout.tenant_id = $1 and rollout.component = $2
+            and rollout.state in ('SUCCEEDED', 'ROLLED_BACK') and rollout.ended_at is not null
         order by rollout.seq desc
         limit $3"#,
         tenant.as_str(),
@@ -275,10 +422,10 @@ pub async fn list_ended(
     .await
 }
 
-/// Rollouts of the named components that wait for the confirmation of exposure 0 in an environment, in the order in which
+/// Rollouts of the named components whose environment's session services are to confirm their route, in the order in which
 /// their components are to be locked.
-#[tracing::instrument(name = "db.rollout.list_rolling_back", skip_all)]
-pub async fn list_rolling_back(
+#[tracing::instrument(name = "db.rollout.list_unconfirmed", skip_all)]
+pub async fn list_unconfirmed(
     db: &mut PgConnection,
     environment: &EnvironmentId,
     tenants: &[String],
@@ -287,10 +434,11 @@ pub async fn list_rolling_back(
     let rows = sqlx::query!(
         r#"select tenant_id as "tenant_id: TenantId", rollout_id as "rollout_id: RolloutId"
         from release.rollouts
-        where environment = $1 and state = 'ROLLING_BACK'
+        where environment = $1
+            and (state = 'ROLLING_BACK' or state = 'RUNNING' and coalesce(phase, 'EXPOSING') = 'EXPOSING')
             and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
         order by tenant_id, component
-        limit cardinality($2::text[])"#,
+        limit 2 * cardinality($2::text[])"#,
         environment.as_str(),
         tenants,
         components,
@@ -300,44 +448,104 @@ pub async fn list_rolling_back(
     Ok(rows.into_iter().map(|row| (row.tenant_id, row.rollout_id)).collect())
 }
 
-/// Rollouts whose exposure 0 every session service acts on: every replica that may know of the rollout, because it was
-/// seen since `lease_began_at` and since the rollout started (less `margin_secs`, as a replica with an open watch is
-/// written down only now and then), has applied the present revision of the route. `only` narrows it to one rollout.
+/// A rollout that goes on by itself, as far as another table knows it.
+pub struct Live {
+    pub tenant: TenantId,
+    pub id: RolloutId,
+    /// Every session service acts on its route.
+    pub is_applied: bool,
+}
+
+/// Rollouts that go on by themselves, of every tenant, or one of them. A route is acted on by all where every replica that
+/// may know of the rollout, because it was seen since `lease_began_at` and since the rollout started (less `margin_secs`,
+/// as a replica with an open watch is written down only now and then), has applied its present revision.
 ///
-/// While a rollout is rolled back nothing else changes its route, so the present revision is the one with exposure 0.
-#[tracing::instrument(name = "db.rollout.list_confirmed", skip_all)]
-pub async fn list_confirmed(
+/// The present revision is that of the rollout's last step back or forward, or a later one.
+#[tracing::instrument(name = "db.rollout.list_live", skip_all)]
+pub async fn list_live(
     db: &mut PgConnection,
     lease_began_at: Time,
     margin_secs: f64,
-    only: Option<RolloutId>,
+    only: Option<(&TenantId, RolloutId)>,
     limit: i64,
-) -> sqlx::Result<Vec<(TenantId, RolloutId)>> {
+) -> sqlx::Result<Vec<Live>> {
     let rows = sqlx::query!(
-        r#"select rollout.tenant_id as "tenant_id: TenantId", rollout.rollout_id as "rollout_id: RolloutId"
-        from release.rollouts rollout
-        join release.routes route using (tenant_id, component, environment)
-        where rollout.state = 'ROLLING_BACK' and ($3::uuid is null or rollout.rollout_id = $3)
-            and not exists (
+        r#"select rollout.tenant_id as "tenant_id: TenantId", rollout.rollout_id as "rollout_id: RolloutId",
+            not exists (
                 select
-                from release.route_replicas replica
+                from release.routes route
+                join release.route_replicas replica using (environment)
                 left join release.routes_applied applied
                     on applied.tenant_id = rollout.tenant_id and applied.component = rollout.component
                     and applied.environment = replica.environment and applied.replica_id = replica.replica_id
-                where replica.environment = rollout.environment
+                where route.tenant_id = rollout.tenant_id and route.component = rollout.component
+                    and route.environment = rollout.environment
                     and replica.seen_at >= greatest($1, rollout.started_at - make_interval(secs => $2))
                     and coalesce(applied.revision, 0) < route.revision
-            )
-        order by rollout.tenant_id, rollout.component
-        limit $4"#,
+            ) as "is_applied!"
+        from release.rollouts rollout
+        where rollout.state in ('WAITING', 'RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK')
+            and ($3::text is null or rollout.tenant_id = $3 and rollout.rollout_id = $4)
+        order by rollout.tenant_id, rollout.rollout_id
+        limit $5"#,
         lease_began_at,
         margin_secs,
-        only.map(RolloutId::uuid) as Option<Uuid>,
+        only.map(|(tenant, _)| tenant.as_str()),
+        only.map(|(_, id)| id.uuid()),
         limit,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.tenant_id, row.rollout_id)).collect())
+    let live =
+        rows.into_iter().map(|row| Live { tenant: row.tenant_id, id: row.rollout_id, is_applied: row.is_applied });
+    Ok(live.collect())
+}
+
+/// These rollouts, of whichever tenants. Those that are not there are left out.
+#[tracing::instrument(name = "db.rollout.list_named", skip_all)]
+pub async fn list_named(
+    db: &mut PgConnection,
+    tenants: &[String],
+    ids: &[Uuid],
+) -> sqlx::Result<Vec<Rollout>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
+            environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
+            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
+            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
+        from release.rollouts
+        where (tenant_id, rollout_id) in (select * from unnest($1::text[], $2::uuid[]))
+        limit cardinality($2::uuid[])"#,
+        tenants,
+        ids,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Notes what holds back a rollout that waits, which is no transition of it.
+#[tracing::instrument(name = "db.rollout.update_waiting", skip_all)]
+pub async fn update_waiting(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: RolloutId,
+    reasons: &[Kind],
+) -> sqlx::Result<()> {
+    let names: Vec<_> = reasons.iter().map(|kind| kind.name().to_owned()).collect();
+    sqlx::query!(
+        "update release.rollouts set waiting_for = $3
+        where tenant_id = $1 and rollout_id = $2 and state = 'WAITING' and waiting_for <> $3",
+        tenant.as_str(),
+        id.uuid(),
+        &names,
+    )
+    .execute(db)
+    .await
+    .map(drop)
 }
 
 fn step(rollout: &Rollout) -> i32 {

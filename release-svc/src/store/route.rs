@@ -23,6 +23,8 @@ struct Row {
     exposure_bps: Option<i32>,
     assignment_policy: Option<String>,
     withdrawn_release_ids: Vec<ReleaseId>,
+    ended_release_ids: Vec<ReleaseId>,
+    step: i32,
     trace_parent: String,
 }
 
@@ -41,7 +43,7 @@ impl TryFrom<Row> for Route {
         let release = served(row.rollout_release_id, row.rollout_semver);
         let rollout = match (row.rollout_id, release, row.exposure_bps, assignment) {
             (Some(id), Some(release), Some(exposure_bps), Some(assignment)) => {
-                Some(RoutedRollout { id, release, exposure_bps, assignment })
+                Some(RoutedRollout { id, release, exposure_bps, assignment, step: row.step })
             }
             (_, _, _, _) => None,
         };
@@ -53,6 +55,7 @@ impl TryFrom<Row> for Route {
             stable: served(row.stable_release_id, row.stable_semver),
             rollout,
             withdrawn: row.withdrawn_release_ids,
+            ended: row.ended_release_ids,
             trace_parent: row.trace_parent,
         })
     }
@@ -71,7 +74,8 @@ pub async fn lock(
             environment as "environment: EnvironmentId", revision,
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
-            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>", trace_parent
+            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
         from release.routes
         where tenant_id = $1 and component = $2 and environment = $3
         for no key update"#,
@@ -97,7 +101,8 @@ pub async fn list(
             environment as "environment: EnvironmentId", revision,
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
-            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>", trace_parent
+            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
         from release.routes
         where environment = $1
         order by tenant_id, component
@@ -124,7 +129,8 @@ pub async fn list_named(
             environment as "environment: EnvironmentId", revision,
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
-            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>", trace_parent
+            withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
         from release.routes
         where environment = $1
             and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
@@ -142,18 +148,20 @@ pub async fn list_named(
 #[tracing::instrument(name = "db.route.upsert", skip_all)]
 pub async fn upsert(db: &mut PgConnection, route: &Route) -> sqlx::Result<bool> {
     let (stable, rollout) = (route.stable.as_ref(), route.rollout.as_ref());
-    let withdrawn: Vec<Uuid> = route.withdrawn.iter().map(|id| id.uuid()).collect();
+    let uuids = |ids: &[ReleaseId]| ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>();
     let done = sqlx::query!(
         "insert into release.routes
             (tenant_id, component, environment, revision, stable_release_id, stable_semver, rollout_id,
-            rollout_release_id, rollout_semver, exposure_bps, assignment_policy, withdrawn_release_ids, trace_parent)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            rollout_release_id, rollout_semver, exposure_bps, assignment_policy, withdrawn_release_ids, trace_parent,
+            ended_release_ids, step)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
         on conflict (tenant_id, component, environment) do update
         set revision = excluded.revision, stable_release_id = excluded.stable_release_id,
             stable_semver = excluded.stable_semver, rollout_id = excluded.rollout_id,
             rollout_release_id = excluded.rollout_release_id, rollout_semver = excluded.rollout_semver,
             exposure_bps = excluded.exposure_bps, assignment_policy = excluded.assignment_policy,
-            withdrawn_release_ids = excluded.withdrawn_release_ids, trace_parent = excluded.trace_parent
+            withdrawn_release_ids = excluded.withdrawn_release_ids, trace_parent = excluded.trace_parent,
+            ended_release_ids = excluded.ended_release_ids, step = excluded.step
         where release.routes.revision = excluded.revision - 1",
         route.tenant.as_str(),
         route.component.as_str(),
@@ -166,8 +174,10 @@ pub async fn upsert(db: &mut PgConnection, route: &Route) -> sqlx::Result<bool> 
         rollout.map(|rollout| rollout.release.version.as_str()),
         rollout.map(|rollout| rollout.exposure_bps),
         rollout.map(|rollout| rollout.assignment.name()),
-        &withdrawn,
+        &uuids(&route.withdrawn),
         route.trace_parent,
+        &uuids(&route.ended),
+        rollout.map_or(0, |rollout| rollout.step),
     )
     .execute(db)
     .await?;

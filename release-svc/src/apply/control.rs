@@ -1,0 +1,292 @@
+//! The controller: takes rollouts as far as they go by themselves. Any number of replicas run it side by side. What is to be
+//! done is looked at for all rollouts at once, and decided anew for each under its locks, in a transaction of its own; so a
+//! crash anywhere leaves a rollout before or after a transition, and whoever looks next goes on.
+
+use std::collections::HashMap;
+
+use shared::db::Db;
+use shared::id::{ApprovalId, RolloutId, TenantId};
+use shared::mutation::Actor;
+use shared::secret::Entropy;
+use shared::status::{Failure, is_away};
+use shared::time::{Clock, Time};
+use sqlx::PgConnection;
+
+use super::dependency::{self, Locked};
+use super::rollout::{Holds, back, confirm, is_applied};
+use super::{begin, holds_begin, holds_increase, look, release, rollout as transition};
+use crate::domain::blocker::Kind;
+use crate::domain::component::Component;
+use crate::domain::release::Quarantine;
+use crate::domain::rollout::control::{Next, Observation, decide};
+use crate::domain::rollout::{Harm, Pause, Rollout};
+use crate::store;
+use crate::store::rollout::Live;
+
+/// Rollouts that a pass takes on.
+const BATCH: i64 = 1000;
+/// Transitions that one look makes at most: a step may be exposed, watched and left at once.
+const MOVES_MAX: u64 = 4;
+
+/// What the controller works with.
+pub(crate) struct Controller<'a> {
+    pub(crate) db: &'a Db,
+    pub(crate) clock: &'a Clock,
+    pub(crate) entropy: &'a Entropy,
+}
+
+impl Controller<'_> {
+    /// Takes every rollout as far as it goes now; says how many transitions that were.
+    pub(crate) async fn pass(&self) -> sqlx::Result<u64> {
+        let mut count = 0;
+        for (tenant, id, next) in self.due().await? {
+            match self.drive(&tenant, id, &next).await {
+                Ok(moves) => count += moves,
+                Err(Failure::Storage(error)) if is_away(&error) => return Err(error),
+                // What is wrong with one does not keep the others from going on.
+                Err(failure) => {
+                    tracing::warn!(%tenant, rollout = %id, error = ?failure, "rollout not taken further");
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// The same for one rollout that something has just happened to.
+    #[tracing::instrument(name = "rollout.control", skip_all, fields(rollout = %id))]
+    pub(crate) async fn look_at(&self, tenant: &TenantId, id: RolloutId) -> Result<u64, Failure> {
+        let mut db = self.db.connection().await?;
+        let next = next_of(&mut db, tenant, id, self.clock.now()).await?;
+        drop(db);
+        match next {
+            Some((_, next)) => self.drive(tenant, id, &next).await,
+            None => Ok(0),
+        }
+    }
+
+    /// Rollouts that have something to do, and what.
+    async fn due(&self) -> sqlx::Result<Vec<(TenantId, RolloutId, Next)>> {
+        let now = self.clock.now();
+        let mut db = self.db.connection().await?;
+        let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
+        let live = store::rollout::list_live(&mut db, began_at, margin, None, BATCH).await?;
+        let seen = observe(&mut db, &live).await?;
+        let next = live.into_iter().filter_map(|Live { tenant, id, .. }| {
+            let (rollout, seen) = seen.get(&id)?;
+            Some((tenant, id, decide(rollout, seen, now)?))
+        });
+        Ok(next.collect())
+    }
+
+    /// Goes on with one, beginning with what was seen to be next.
+    async fn drive(&self, tenant: &TenantId, id: RolloutId, first: &Next) -> Result<u64, Failure> {
+        let mut next = Some(first.clone());
+        let mut moves = 0;
+        while let Some(seen) = next.filter(|_| moves < MOVES_MAX) {
+            let actor =
+                Actor { tenant: tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
+            let mut tx = self.db.begin(None).await?;
+            if !self.carry_out(&mut tx, &actor, id, &seen).await? {
+                break;
+            }
+            tx.commit().await?;
+            moves += 1;
+            let mut db = self.db.connection().await?;
+            next = next_of(&mut db, tenant, id, self.clock.now()).await?.map(|(_, next)| next);
+        }
+        Ok(moves)
+    }
+
+    /// Does what was seen to be next, if that is still so under the locks that it takes; says whether it is done.
+    async fn carry_out(
+        &self,
+        db: &mut PgConnection,
+        actor: &Actor,
+        id: RolloutId,
+        seen: &Next,
+    ) -> Result<bool, Failure> {
+        let (tenant, now) = (&actor.tenant, actor.now);
+        let raises = matches!(seen, Next::Begin | Next::Expose | Next::Advance);
+        let is_rollback = matches!(seen, Next::RollBack(..));
+        let locked = if raises {
+            Some(dependency::lock_needed(db, tenant, id.uuid()).await?)
+        } else if !is_rollback && !store::component::try_lock_of_rollout(db, tenant, id).await? {
+            return Ok(false);
+        } else {
+            None
+        };
+        if is_rollback {
+            // Rollbacks take more locks, in their order, before they look again.
+            let Some(found) = store::rollout::find(db, tenant, id).await? else { return Ok(false) };
+            dependency::lock_cascade(db, tenant, &found.component, &found.environment).await?;
+        }
+        let Some((rollout, next)) = next_of(db, tenant, id, now).await? else { return Ok(false) };
+        let decision = match (next, locked) {
+            (Next::Begin, Some(locked)) => return self.begin(db, actor, &locked, rollout).await,
+            (next @ (Next::Expose | Next::Advance), Some(locked)) => {
+                return self.increase(db, actor, &locked, rollout, &next).await;
+            }
+            (Next::RollBack(reason, harm), None) if is_rollback => {
+                return take_back(db, actor, &rollout, reason, harm).await;
+            }
+            (Next::Pause(cause, reason, harm), None) => {
+                let principal = actor.principal.clone();
+                let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
+                rollout.pause(Pause { cause, principal, reason, at: now })?
+            }
+            (Next::Bake, None) if is_applied(db, actor, &rollout).await? => Some(rollout.bake(now)?),
+            (Next::Succeed, None) => Some(rollout.succeed(now)?),
+            (Next::Confirm, None) => {
+                let before = rollout.row_version;
+                return Ok(confirm(db, actor, rollout).await?.row_version > before);
+            }
+            (Next::Fail, None) => Some(rollout.fail(now)?),
+            // Something else is next by now, which takes other locks.
+            _ => None,
+        };
+        let Some(decision) = decision else { return Ok(false) };
+        transition(db, actor, &decision, &[]).await?;
+        Ok(true)
+    }
+
+    /// Begins what waited, unless something holds it back. What can never begin is given up.
+    async fn begin(
+        &self,
+        db: &mut PgConnection,
+        actor: &Actor,
+        locked: &Locked,
+        rollout: Rollout,
+    ) -> Result<bool, Failure> {
+        let tenant = &actor.tenant;
+        let component = component_of(db, actor, &rollout).await?;
+        let found = store::release::lock(db, tenant, rollout.release.id).await?;
+        let found = found.ok_or_else(|| Failure::Bug(format!("release of {} is not there", rollout.id)))?;
+        let approval = ApprovalId::new(actor.now, self.entropy.bytes());
+        let (release, facts) = look(db, actor, &component, found, approval).await?;
+        let environment = store::environment::find(db, tenant, &rollout.environment).await?;
+        let environment =
+            environment.ok_or_else(|| Failure::Bug(format!("environment of {} is not there", rollout.id)))?;
+        let Holds { blockers, overrides, stable } =
+            holds_begin(db, actor, locked, &component, (&release, &facts), &environment).await?;
+        let serves = stable.as_ref().is_some_and(|stable| stable.id == release.id);
+        if release.state.is_final() || serves {
+            let why = if serves { "it serves everyone there already" } else { release.state.name() };
+            back(db, actor, rollout, format!("release {} cannot begin: {why}", release.id)).await?;
+            return Ok(true);
+        }
+        if blockers.is_empty() {
+            let decisions = rollout.begin(&release, stable, actor.now);
+            begin(db, actor, decisions, &overrides).await?;
+            return Ok(true);
+        }
+        let mut reasons: Vec<Kind> = blockers.iter().map(|blocker| blocker.kind).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        // It still waits; the note of what for is no transition.
+        store::rollout::update_waiting(db, tenant, rollout.id, &reasons).await?;
+        Ok(false)
+    }
+
+    /// Raises exposure, unless something holds it back. The end of a rollout that everyone sees raises nothing.
+    async fn increase(
+        &self,
+        db: &mut PgConnection,
+        actor: &Actor,
+        locked: &Locked,
+        rollout: Rollout,
+        next: &Next,
+    ) -> Result<bool, Failure> {
+        let before = rollout.exposure_bps;
+        let decision = match next {
+            Next::Expose => rollout.expose(actor.now)?,
+            _ => rollout.advance(actor.now)?,
+        };
+        let mut overrides = Vec::new();
+        if decision.rollout.exposure_bps > before {
+            let component = component_of(db, actor, &decision.rollout).await?;
+            let approval = ApprovalId::new(actor.now, self.entropy.bytes());
+            let (blockers, by) =
+                holds_increase(db, actor, locked, &component, &decision.rollout, approval).await?;
+            if !blockers.is_empty() {
+                return Ok(false);
+            }
+            overrides = by;
+        }
+        transition(db, actor, &decision, &overrides).await?;
+        Ok(true)
+    }
+}
+
+async fn component_of(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+) -> Result<Component, Failure> {
+    let component = store::component::lock_of_rollout(db, &actor.tenant, rollout.id).await?;
+    component.ok_or_else(|| Failure::Bug(format!("component of {} is not there", rollout.id)))
+}
+
+/// Rolls back whose locks are held. What a guard found bad is not rolled out again before a person has looked at it.
+async fn take_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+    reason: String,
+    harm: Option<Harm>,
+) -> Result<bool, Failure> {
+    let (is_harm, id) = (harm.is_some(), rollout.release.id);
+    super::roll_back(db, actor, rollout, (reason.clone(), harm), rollout.id).await?;
+    if is_harm
+        && let Some(found) = store::release::lock(db, &actor.tenant, id).await?
+    {
+        let quarantine = Quarantine { reason, by: actor.principal.clone(), at: actor.now };
+        if let Some(decision) = found.quarantine(quarantine) {
+            release(db, actor, &decision, serde_json::Map::new()).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// A rollout with what it does by itself now, if anything.
+async fn next_of(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: RolloutId,
+    now: Time,
+) -> sqlx::Result<Option<(Rollout, Next)>> {
+    let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
+    let live = store::rollout::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
+    let seen = observe(db, &live).await?.remove(&id);
+    Ok(seen.and_then(|(rollout, seen)| {
+        let next = decide(&rollout, &seen, now)?;
+        Some((rollout, next))
+    }))
+}
+
+/// What surrounds a rollout.
+pub(crate) async fn observed(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+) -> sqlx::Result<Observation> {
+    let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
+    let live = store::rollout::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
+    let seen = observe(db, &live).await?.remove(&rollout.id);
+    Ok(seen.map(|(_, seen)| seen).unwrap_or_default())
+}
+
+/// Rollouts with what surrounds them.
+async fn observe(
+    db: &mut PgConnection,
+    live: &[Live],
+) -> sqlx::Result<HashMap<RolloutId, (Rollout, Observation)>> {
+    let (tenants, ids): (Vec<_>, Vec<_>) =
+        live.iter().map(|live| (live.tenant.to_string(), live.id.uuid())).unzip();
+    let is_applied: HashMap<_, _> = live.iter().map(|live| (live.id, live.is_applied)).collect();
+    let rollouts = store::rollout::list_named(db, &tenants, &ids).await?;
+    let seen = rollouts.into_iter().map(|rollout| {
+        let is_applied = is_applied.get(&rollout.id).copied().unwrap_or(false);
+        (rollout.id, (rollout, Observation { is_applied, ..Observation::default() }))
+    });
+    Ok(seen.collect())
+}

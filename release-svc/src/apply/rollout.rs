@@ -1,0 +1,310 @@
+//! Transitions of rollouts, and what holds them back. The caller has locked the rollout's component; for what raises exposure
+//! also what that needs.
+
+use serde_json::json;
+use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
+use shared::mutation::Actor;
+use shared::status::Failure;
+use shared::telemetry;
+use sqlx::PgConnection;
+
+use super::dependency::{self, Locked};
+use super::exposure::{self, Increase, Passage};
+use super::{evidence_blockers, expect_written, look, release, tell};
+use crate::domain::blocker::Blocker;
+use crate::domain::component::{Component, Environment};
+use crate::domain::release::{Ending, Facts, Release};
+use crate::domain::rollout::{self, Decision, Harm, Mode, Rollout, ServedRelease, State};
+use crate::domain::route::Route;
+use crate::store;
+
+/// Releases that one success supersedes at most; the next one takes the rest.
+const REPLACED_MAX: i64 = 100;
+
+/// A transition of a rollout; with it the route's next revision, and what it means to the release and to those it replaces.
+/// The event names the overrides of windows that it goes by.
+pub(crate) async fn rollout(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decision: &Decision,
+    overrides: &[WindowOverrideId],
+) -> Result<(), Failure> {
+    let Decision { rollout, from, kind, reason } = decision;
+    let tenant = &actor.tenant;
+    match from {
+        None => expect_written(store::rollout::insert(db, tenant, rollout).await?)?,
+        Some(_) => expect_written(store::rollout::update(db, tenant, decision).await?)?,
+    }
+    let (component, environment) = (&rollout.component, &rollout.environment);
+    let route = store::route::lock(db, tenant, component, environment).await?;
+    let route = route.unwrap_or_else(|| Route::empty(tenant.clone(), component.clone(), environment.clone()));
+    let next = route.after(rollout, telemetry::trace_parent());
+    if let Some(next) = &next {
+        expect_written(store::route::upsert(db, next).await?)?;
+    }
+    let rollback_of = match rollout.mode {
+        Mode::Forward => None,
+        Mode::Rollback { of } => Some(of.to_string()),
+    };
+    let harm = rollout.harms.last().filter(|harm| harm.at == rollout.state.since());
+    let data = json!({
+        "rollout_id": rollout.id.to_string(),
+        "mode": rollout.mode.name(),
+        "rollback_of": rollback_of,
+        "component": component.as_str(),
+        "environment": environment.as_str(),
+        "release_id": rollout.release.id.to_string(),
+        "version": rollout.release.version,
+        "previous_release_id": rollout.previous.as_ref().map(|previous| previous.id.to_string()),
+        "from": from,
+        "to": rollout.state.name(),
+        "phase": rollout.state.phase().map(rollout::Phase::name),
+        "step": rollout.step,
+        "exposure_bps": rollout.exposure_bps,
+        "reason": reason,
+        "guard": harm.map(|harm| harm.guard.as_str()),
+        "route_revision": next.as_ref().map_or(route.revision, |next| next.revision),
+        "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "approval_id": rollout.approval.map(|id| id.to_string()),
+    });
+    tell(db, actor, kind, rollout.id.to_string(), data).await?;
+    follow(db, actor, rollout).await
+}
+
+/// What a rollout's state means to releases.
+async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<(), Failure> {
+    let id = rollout.release.id;
+    match &rollout.state {
+        State::Running { .. } => match locked_release(db, actor, id).await?.expose() {
+            Some(decision) => release(db, actor, &decision, serde_json::Map::new()).await,
+            None => Ok(()),
+        },
+        State::RolledBack { .. } => settle(db, actor, id, Ending::RolledBack).await,
+        State::Succeeded { .. } => {
+            settle(db, actor, id, Ending::Superseded).await?;
+            // Also those that were replaced before and waited for this environment.
+            let (tenant, component) = (&actor.tenant, &rollout.component);
+            for id in store::release::list_replaced(db, tenant, component, id, REPLACED_MAX).await? {
+                settle(db, actor, id, Ending::Superseded).await?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn settle(db: &mut PgConnection, actor: &Actor, id: ReleaseId, ending: Ending) -> Result<(), Failure> {
+    let locked = locked_release(db, actor, id).await?;
+    let standing = store::release::standing(db, &actor.tenant, &locked.component, id).await?;
+    match locked.settle(standing, ending) {
+        Some(decision) => release(db, actor, &decision, serde_json::Map::new()).await,
+        None => Ok(()),
+    }
+}
+
+async fn locked_release(db: &mut PgConnection, actor: &Actor, id: ReleaseId) -> Result<Release, Failure> {
+    let release = store::release::lock(db, &actor.tenant, id).await?;
+    release.ok_or_else(|| Failure::Bug(format!("release {id} of a rollout is not there")))
+}
+
+/// What holds a release back from beginning in an environment.
+pub(crate) struct Holds {
+    pub(crate) blockers: Vec<Blocker>,
+    /// Those that it goes by if nothing does.
+    pub(crate) overrides: Vec<WindowOverrideId>,
+    pub(crate) stable: Option<ServedRelease>,
+}
+
+/// Everything that holds a locked release back from beginning in an environment.
+pub(crate) async fn holds_begin(
+    db: &mut PgConnection,
+    actor: &Actor,
+    locked: &Locked,
+    component: &Component,
+    (release, facts): (&Release, &Facts),
+    environment: &Environment,
+) -> Result<Holds, Failure> {
+    let tenant = &actor.tenant;
+    let (id, version) = (release.id, &release.version);
+    let increase = Increase { component, environment, release: id, version, locked };
+    let Passage { blockers: passage, overrides } = exposure::passage(db, actor, &increase).await?;
+    let route = store::route::lock(db, tenant, &component.name, &environment.name).await?;
+    let stable = route.and_then(|route| route.stable);
+    let earlier =
+        store::rollout::find_under_way(db, tenant, &component.name, &environment.name).await?;
+    let mut blockers = rollout::blockers(&environment.name, release, stable.as_ref(), earlier);
+    blockers.extend(passage);
+    blockers.extend(dependency::promotion_blocker(db, actor, release, environment).await?);
+    blockers.extend(evidence_blockers(db, tenant, release, environment).await?);
+    blockers.extend(release.holds(facts));
+    Ok(Holds { blockers, overrides, stable })
+}
+
+/// Begins a rollout that nothing holds back; the rollout after it.
+pub(crate) async fn begin(
+    db: &mut PgConnection,
+    actor: &Actor,
+    decisions: Vec<Decision>,
+    overrides: &[WindowOverrideId],
+) -> Result<Rollout, Failure> {
+    let mut last = None;
+    for decision in decisions {
+        rollout(db, actor, &decision, overrides).await?;
+        last = Some(decision.rollout);
+    }
+    last.ok_or_else(|| Failure::Bug("a rollout began without a decision".to_owned()))
+}
+
+/// Everything that holds back more exposure of a rollout that is under way, and the overrides that it goes by if nothing
+/// does.
+pub(crate) async fn holds_increase(
+    db: &mut PgConnection,
+    actor: &Actor,
+    locked: &Locked,
+    component: &Component,
+    rollout: &Rollout,
+    approval_id: ApprovalId,
+) -> Result<(Vec<Blocker>, Vec<WindowOverrideId>), Failure> {
+    let (tenant, Rollout { environment, release, .. }) = (&actor.tenant, rollout);
+    let found = store::environment::find(db, tenant, environment).await?;
+    let environment =
+        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
+    let version = release.version.parse();
+    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
+    let increase =
+        Increase { component, environment: &environment, release: release.id, version: &version, locked };
+    let Passage { mut blockers, overrides } = exposure::passage(db, actor, &increase).await?;
+    let began_under = match rollout.approval {
+        Some(id) => store::approval::find(db, tenant, id).await?,
+        None => None,
+    };
+    let found = locked_release(db, actor, release.id).await?;
+    let (release, facts) = look(db, actor, component, found, approval_id).await?;
+    blockers.extend(evidence_blockers(db, tenant, &release, &environment).await?);
+    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
+    Ok((blockers, overrides))
+}
+
+/// What a rollback did.
+pub(crate) struct Back {
+    /// What takes the release back: the rollout itself, or one of mode ROLLBACK.
+    pub(crate) rollout: Rollout,
+    /// Rollouts of components that depend on it, rolled back before it, in this order.
+    pub(crate) cascaded: Vec<Rollout>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Takes exposure of a rollout's release to 0, whatever state it is in, after those of components that cannot do with what
+/// comes back. `new` is the id of the rollout that takes a succeeded one back. Takes the locks itself.
+pub(crate) async fn roll_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+    (reason, harm): (String, Option<Harm>),
+    new: RolloutId,
+) -> Result<Back, Failure> {
+    let (tenant, Rollout { component, environment, .. }) = (&actor.tenant, rollout);
+    let (before, mut warnings) = dependency::lock_cascade(db, tenant, component, environment).await?;
+    let locked = store::rollout::lock(db, tenant, rollout.id).await?;
+    let rollout = locked.ok_or_else(|| Failure::Bug(format!("rollout {} is gone", rollout.id)))?;
+    let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
+    let has_succeeded = matches!(rollout.state, State::Succeeded { .. });
+    if has_succeeded && !serves(db, actor, &rollout).await? {
+        let Rollout { component, environment, release, .. } = &rollout;
+        warnings = vec![format!(
+            "{component} {} does not serve {environment} any more; roll back what does",
+            release.version
+        )];
+        return Ok(Back { rollout, cascaded: Vec::new(), warnings });
+    }
+    if !has_succeeded && !rollout.state.is_exposing() {
+        let rollout = back(db, actor, rollout, reason).await?;
+        return Ok(Back { rollout, cascaded: Vec::new(), warnings: Vec::new() });
+    }
+    warnings.extend(warn_of_previous(db, actor, &rollout).await?);
+    let cascaded = dependency::roll_back_first(db, actor, &before, &rollout).await?;
+    if !has_succeeded {
+        let rollout = back(db, actor, rollout, reason).await?;
+        return Ok(Back { rollout, cascaded, warnings });
+    }
+    // What is under way on top of it has no ground to stand on.
+    let mut cascaded = cascaded;
+    if let Some(id) = store::rollout::find_under_way(db, tenant, &rollout.component, &rollout.environment).await?
+        && let Some(upper) = store::rollout::lock(db, tenant, id).await?
+        && upper.state.is_exposing()
+    {
+        let reason = format!("{} {} is rolled back", rollout.component, rollout.release.version);
+        cascaded.push(back(db, actor, upper, reason).await?);
+    }
+    let decision = rollout.take_back(new, reason, actor.principal.clone(), actor.now);
+    self::rollout(db, actor, &decision, &[]).await?;
+    let rollout = confirm(db, actor, decision.rollout).await?;
+    Ok(Back { rollout, cascaded, warnings })
+}
+
+/// Takes exposure of a locked rollout that has not succeeded to 0; the rollout after it.
+pub(super) async fn back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    taken: Rollout,
+    reason: String,
+) -> Result<Rollout, Failure> {
+    let Some(decision) = taken.clone().roll_back(reason, actor.now) else { return Ok(taken) };
+    rollout(db, actor, &decision, &[]).await?;
+    confirm(db, actor, decision.rollout).await
+}
+
+/// Whether the release of a rollout that has succeeded serves everyone, by it.
+async fn serves(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<bool, Failure> {
+    let Rollout { component, environment, release, .. } = rollout;
+    let route = store::route::lock(db, &actor.tenant, component, environment).await?;
+    Ok(route.and_then(|route| route.stable).is_some_and(|stable| stable.id == release.id))
+}
+
+async fn warn_of_previous(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+) -> Result<Option<String>, Failure> {
+    let component = &rollout.component;
+    let Some(previous) = &rollout.previous else {
+        let text = format!("{component} had no release before; visits that begin get none");
+        return Ok(Some(text));
+    };
+    let release = store::release::find(db, &actor.tenant, previous.id).await?;
+    let quarantine = release.and_then(|release| release.quarantine);
+    Ok(quarantine.map(|quarantine| {
+        let (version, reason) = (&previous.version, quarantine.reason);
+        format!("{component} {version}, which serves from now on, is quarantined: {reason}")
+    }))
+}
+
+/// Ends a locked rollback if every session service acts on exposure 0; the rollout after it. Where no session service can
+/// know of the rollout, nobody has to confirm it. While a watch is just opening it is not known who acts on what; then the
+/// controller ends the rollback later.
+pub(super) async fn confirm(
+    db: &mut PgConnection,
+    actor: &Actor,
+    taken: Rollout,
+) -> Result<Rollout, Failure> {
+    let Some(decision) = taken.clone().confirm(actor.now) else { return Ok(taken) };
+    if !is_applied(db, actor, &taken).await? {
+        return Ok(taken);
+    }
+    rollout(db, actor, &decision, &[]).await?;
+    Ok(decision.rollout)
+}
+
+/// Whether every session service acts on a rollout's route, and will until this transaction ends.
+pub(super) async fn is_applied(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+) -> Result<bool, Failure> {
+    if !store::route::try_hold_watches(db, &rollout.environment).await? {
+        return Ok(false);
+    }
+    let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
+    let live = store::rollout::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
+    Ok(live.first().is_some_and(|live| live.is_applied))
+}

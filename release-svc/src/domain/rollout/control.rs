@@ -1,0 +1,222 @@
+//! What a rollout does by itself. Pure: whoever holds its row asks, and carries out what comes out; asked again, nothing
+//! comes out. What holds an increase back is asked when it is carried out.
+
+use shared::time::Time;
+
+use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
+use crate::domain::blocker::{Blocker, Kind};
+
+/// What is known of a rollout's surroundings.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Observation {
+    /// Every session service that may know of it acts on its route.
+    pub is_applied: bool,
+    /// What became of the executor's task for the present step.
+    pub task: Option<TaskEnd>,
+    /// In the plan's order.
+    pub guards: Vec<Watched>,
+    /// Live visits on what it replaces; none where nobody has counted since it drains.
+    pub old_visits: Option<i64>,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskEnd {
+    Done,
+    Failed(String),
+}
+
+/// A guard, as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    pub guard: String,
+    pub mode: Mode,
+    pub verdict: Verdict,
+    /// Whether anything was counted.
+    pub has_data: bool,
+    /// The figures as a sentence without a full stop.
+    pub finding: String,
+}
+
+/// What a guard does when it finds harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Observe,
+    Pause,
+    Rollback,
+}
+
+/// What a guard says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Inconclusive,
+    Harm,
+    Safe,
+    /// Visits are not dealt as planned, so nothing can be said.
+    RatioMismatch,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// If nothing holds it back.
+    Begin,
+    Expose,
+    Bake,
+    /// If nothing holds it back.
+    Advance,
+    Pause(Cause, String, Option<Harm>),
+    RollBack(String, Option<Harm>),
+    Succeed,
+    Confirm,
+    Fail,
+}
+
+/// What a rollout does by itself now.
+pub fn decide(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
+    if let Some(next) = harm(rollout, seen, now) {
+        return Some(next);
+    }
+    match &rollout.state {
+        State::Waiting { .. } => Some(Next::Begin),
+        State::Running { phase: Phase::Deploying, since } => match &seen.task {
+            Some(TaskEnd::Done) => Some(Next::Expose),
+            Some(TaskEnd::Failed(why)) => Some(Next::RollBack(format!("the executor failed: {why}"), None)),
+            None => late(rollout, *since, now, "no executor had made room for the step"),
+        },
+        State::Running { phase: Phase::Exposing, since } => {
+            if seen.is_applied {
+                return Some(Next::Bake);
+            }
+            late(rollout, *since, now, "not every session service acts on the step")
+        }
+        State::Running { phase: Phase::Baking, since } => baked(rollout, seen, *since, now),
+        State::Draining { since } => {
+            let deadline = rollout.plan.drain_deadline.is_none_or(|drain| now >= *since + drain);
+            (deadline || seen.old_visits == Some(0)).then_some(Next::Succeed)
+        }
+        State::RollingBack { since, .. } => {
+            if seen.is_applied {
+                return Some(Next::Confirm);
+            }
+            (now >= *since + CONFIRM_DEADLINE).then_some(Next::Fail)
+        }
+        State::Paused { .. }
+        | State::RollbackFailed { .. }
+        | State::Succeeded { .. }
+        | State::RolledBack { .. }
+        | State::Cancelled { .. }
+        | State::Superseded { .. } => None,
+    }
+}
+
+/// What is still to be watched before the next step, for whoever asks for it.
+pub fn holds(rollout: &Rollout, seen: &Observation, now: Time) -> Vec<Blocker> {
+    let mut holds = Vec::new();
+    let mut hold = |kind, subject: String, description, lifted_by: &str, next_open| {
+        holds.push(Blocker { kind, subject, description, lifted_by: lifted_by.to_owned(), next_open });
+    };
+    let id = rollout.id.to_string();
+    match (&rollout.state, rollout.plan.min_bake) {
+        (State::Running { phase: Phase::Deploying, .. }, _) => {
+            let text = format!("an executor makes room for step {}", rollout.step + 1);
+            hold(Kind::Executor, id, text, "the executor's report", None);
+        }
+        (State::Running { phase: Phase::Exposing, .. }, Some(_)) => {
+            let text = "not every session service acts on the step yet".to_owned();
+            hold(Kind::Bake, id, text, "its time, or SkipStep with a reason", None);
+        }
+        (State::Running { phase: Phase::Baking, since }, Some(min_bake)) if now < *since + min_bake => {
+            let text = format!("step {} is watched for {} s", rollout.step + 1, min_bake.num_seconds());
+            hold(Kind::Bake, id, text, "its time, or SkipStep with a reason", Some(*since + min_bake));
+        }
+        _ => {}
+    }
+    for watched in unsure(rollout, seen) {
+        let text = format!("guard {} cannot tell: {}", watched.guard, watched.finding);
+        hold(Kind::Guard, watched.guard.clone(), text, "more visits, or SkipStep with a reason", None);
+    }
+    holds
+}
+
+/// Harm acts at once, at any step. A guard that was cleared only observes.
+fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
+    let is_cleared = |guard: &str| {
+        let found = rollout.harms.iter().find(|harm| harm.guard == guard);
+        found.is_some_and(|harm| harm.cleared.is_some())
+    };
+    let harmful = |mode| {
+        seen.guards.iter().find(|watched| {
+            watched.verdict == Verdict::Harm && watched.mode == mode && !is_cleared(&watched.guard)
+        })
+    };
+    let found = |watched: &Watched| {
+        let harm = Harm {
+            guard: watched.guard.clone(),
+            finding: watched.finding.clone(),
+            at: now,
+            cleared: None,
+        };
+        (format!("guard {} found harm: {}", watched.guard, watched.finding), Some(harm))
+    };
+    if let Some(watched) = harmful(Mode::Rollback).filter(|_| rollout.state.is_exposing()) {
+        let (reason, harm) = found(watched);
+        return Some(Next::RollBack(reason, harm));
+    }
+    let watched = harmful(Mode::Pause).filter(|_| matches!(rollout.state, State::Running { .. }))?;
+    let (reason, harm) = found(watched);
+    Some(Next::Pause(Cause::Harm, reason, harm))
+}
+
+/// Guards that an increase waits for: at every step those of visits that are dealt wrongly; at the last one all that are
+/// not sure that it is safe. SAFE at a small share of visits would take days, so earlier steps do with no harm.
+fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item = &'a Watched> {
+    let is_last = rollout.steps.is_last(rollout.step);
+    seen.guards.iter().filter(move |watched| match watched.verdict {
+        _ if watched.mode == Mode::Observe => false,
+        _ if rollout.harms.iter().any(|harm| harm.guard == watched.guard) => false,
+        Verdict::RatioMismatch => true,
+        Verdict::Inconclusive => is_last,
+        Verdict::Harm | Verdict::Safe => false,
+    })
+}
+
+fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
+    // Without it, people go on.
+    let min_bake = rollout.plan.min_bake?;
+    let mut unsure = unsure(rollout, seen).peekable();
+    if now >= since + min_bake && unsure.peek().is_none() {
+        return Some(Next::Advance);
+    }
+    let deadline = rollout.plan.step_deadline?;
+    if now < since + deadline.max(min_bake) {
+        return None;
+    }
+    let cause = if seen.guards.iter().any(|watched| watched.verdict == Verdict::RatioMismatch) {
+        Cause::SampleRatio
+    } else if seen.guards.iter().any(|watched| watched.has_data) {
+        Cause::Inconclusive
+    } else {
+        Cause::NoData
+    };
+    let findings: Vec<_> = unsure.map(|watched| format!("{}: {}", watched.guard, watched.finding)).collect();
+    let reason = format!("the step's deadline came, and guards cannot tell ({})", findings.join("; "));
+    Some(match rollout.plan.at_deadline {
+        AtDeadline::Advance if cause != Cause::SampleRatio => Next::Advance,
+        AtDeadline::Pause | AtDeadline::Advance => Next::Pause(cause, reason, None),
+        AtDeadline::RollBack => Next::RollBack(reason, None),
+    })
+}
+
+fn late(rollout: &Rollout, since: Time, now: Time, what: &str) -> Option<Next> {
+    let deadline = rollout.plan.step_deadline?;
+    if now < since + deadline {
+        return None;
+    }
+    let reason = format!("the step's deadline came, and {what}");
+    Some(match rollout.plan.at_deadline {
+        // Nothing can go on before that is done.
+        AtDeadline::Pause | AtDeadline::Advance => Next::Pause(Cause::Deadline, reason, None),
+        AtDeadline::RollBack => Next::RollBack(reason, None),
+    })
+}
