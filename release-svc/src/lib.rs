@@ -31,6 +31,7 @@ pub mod domain {
     pub mod component;
     pub mod dependency;
     pub mod evidence;
+    pub mod guard;
     pub mod identity;
     pub mod insight;
     pub mod policy;
