@@ -66,6 +66,51 @@ create index rollouts_live_idx on release.rollouts (tenant_id, rollout_id)
 
 alter table release.routes
     add column ended_release_ids uuid[] not null default '{}',
-    add column step integer not null default 0;
+    add column step integer not null default 0,
+    add column guards text not null default '[]';
 comment on column release.routes.ended_release_ids is 'Those of withdrawn_release_ids whose visits end, whatever holds them.';
 comment on column release.routes.step is 'The rollout''s present step.';
+comment on column release.routes.guards is 'JSON: the rollout''s guards.';
+
+create table release.signal_sources (
+    environment text not null,
+    source_id text not null,
+    source_epoch text not null,
+    past_epochs text[] not null default '{}',
+    seen_at timestamptz not null,
+    constraint signal_sources_pkey primary key (environment, source_id),
+    constraint signal_sources_past_check check (source_epoch <> all (past_epochs))
+);
+comment on table release.signal_sources is 'Databases of session services that count outcomes. They serve every tenant, so none leads the key.';
+comment on column release.signal_sources.source_epoch is 'New when the source''s database was restored; counts of past epochs do not count.';
+
+create table release.signal_counts (
+    tenant_id text not null,
+    rollout_id uuid not null,
+    source_id text not null,
+    step integer not null,
+    is_canary boolean not null,
+    guard text not null,
+    source_epoch text not null,
+    count bigint not null,
+    constraint signal_counts_pkey primary key (tenant_id, rollout_id, source_id, step, is_canary, guard),
+    constraint signal_counts_rollout_fkey foreign key (tenant_id, rollout_id)
+        references release.rollouts (tenant_id, rollout_id),
+    constraint signal_counts_count_check check (count >= 0 and step >= 0)
+);
+comment on table release.signal_counts is 'What a source counted of a rollout since it began.';
+comment on column release.signal_counts.guard is 'Whose outcomes; empty for units.';
+comment on column release.signal_counts.count is 'Grows within an epoch of the source.';
+
+create table release.visit_counts (
+    tenant_id text not null,
+    rollout_id uuid not null,
+    source_id text not null,
+    counted_at timestamptz not null,
+    canary bigint not null,
+    control bigint not null,
+    constraint visit_counts_pkey primary key (tenant_id, rollout_id, source_id),
+    constraint visit_counts_rollout_fkey foreign key (tenant_id, rollout_id)
+        references release.rollouts (tenant_id, rollout_id)
+);
+comment on table release.visit_counts is 'Live visits on a rollout''s release (canary) and on what it replaces (control), as a source last counted them.';

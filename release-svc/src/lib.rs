@@ -39,6 +39,7 @@ pub mod domain {
     pub mod risk;
     pub mod rollout;
     pub mod route;
+    pub mod signal;
     pub mod snapshot;
     pub mod version;
     pub mod window;

@@ -35,6 +35,7 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::OUTBOX;
+use crate::apply::control::Controller;
 use crate::domain::approval::VoteRefused;
 use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
 use crate::domain::break_glass::ReviewRefused;
@@ -81,6 +82,12 @@ pub struct App {
     pub calls: TaskTracker,
 }
 
+impl App {
+    pub(crate) const fn controller(&self) -> Controller<'_> {
+        Controller { db: &self.db, clock: &self.clock, entropy: &self.entropy }
+    }
+}
+
 /// Every service of the application.
 pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
     let events = Events::new(
@@ -106,7 +113,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
-    let rollout = RolloutServiceServer::from_arc(Arc::clone(app))
+    let rollout = RolloutServiceServer::new(rollout::Rollouts(Arc::clone(app)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);

@@ -22,6 +22,7 @@ pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
+pub mod signal;
 pub mod snapshot;
 pub mod window;
 

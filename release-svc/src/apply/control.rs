@@ -20,11 +20,14 @@ use crate::domain::component::Component;
 use crate::domain::release::Quarantine;
 use crate::domain::rollout::control::{Next, Observation, decide};
 use crate::domain::rollout::{Harm, Pause, Rollout};
+use crate::domain::signal;
 use crate::store;
 use crate::store::rollout::Live;
 
 /// Rollouts that a pass takes on.
 const BATCH: i64 = 1000;
+/// Counts that a pass takes in at most: of each rollout some per step, arm and guard.
+const COUNTS_MAX: i64 = 100_000;
 /// Transitions that one look makes at most: a step may be exposed, watched and left at once.
 const MOVES_MAX: u64 = 4;
 
@@ -70,7 +73,7 @@ impl Controller<'_> {
         let mut db = self.db.connection().await?;
         let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
         let live = store::rollout::list_live(&mut db, began_at, margin, None, BATCH).await?;
-        let seen = observe(&mut db, &live).await?;
+        let seen = observe(&mut db, &live, now).await?;
         let next = live.into_iter().filter_map(|Live { tenant, id, .. }| {
             let (rollout, seen) = seen.get(&id)?;
             Some((tenant, id, decide(rollout, seen, now)?))
@@ -217,11 +220,7 @@ impl Controller<'_> {
     }
 }
 
-async fn component_of(
-    db: &mut PgConnection,
-    actor: &Actor,
-    rollout: &Rollout,
-) -> Result<Component, Failure> {
+async fn component_of(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<Component, Failure> {
     let component = store::component::lock_of_rollout(db, &actor.tenant, rollout.id).await?;
     component.ok_or_else(|| Failure::Bug(format!("component of {} is not there", rollout.id)))
 }
@@ -236,9 +235,7 @@ async fn take_back(
 ) -> Result<bool, Failure> {
     let (is_harm, id) = (harm.is_some(), rollout.release.id);
     super::roll_back(db, actor, rollout, (reason.clone(), harm), rollout.id).await?;
-    if is_harm
-        && let Some(found) = store::release::lock(db, &actor.tenant, id).await?
-    {
+    if is_harm && let Some(found) = store::release::lock(db, &actor.tenant, id).await? {
         let quarantine = Quarantine { reason, by: actor.principal.clone(), at: actor.now };
         if let Some(decision) = found.quarantine(quarantine) {
             release(db, actor, &decision, serde_json::Map::new()).await?;
@@ -256,7 +253,7 @@ async fn next_of(
 ) -> sqlx::Result<Option<(Rollout, Next)>> {
     let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
     let live = store::rollout::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
-    let seen = observe(db, &live).await?.remove(&id);
+    let seen = observe(db, &live, now).await?.remove(&id);
     Ok(seen.and_then(|(rollout, seen)| {
         let next = decide(&rollout, &seen, now)?;
         Some((rollout, next))
@@ -271,22 +268,40 @@ pub(crate) async fn observed(
 ) -> sqlx::Result<Observation> {
     let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
     let live = store::rollout::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
-    let seen = observe(db, &live).await?.remove(&rollout.id);
+    let seen = observe(db, &live, actor.now).await?.remove(&rollout.id);
     Ok(seen.map(|(_, seen)| seen).unwrap_or_default())
 }
 
-/// Rollouts with what surrounds them.
+/// Rollouts with what surrounds them, read at once for all.
 async fn observe(
     db: &mut PgConnection,
     live: &[Live],
+    now: Time,
 ) -> sqlx::Result<HashMap<RolloutId, (Rollout, Observation)>> {
     let (tenants, ids): (Vec<_>, Vec<_>) =
         live.iter().map(|live| (live.tenant.to_string(), live.id.uuid())).unzip();
     let is_applied: HashMap<_, _> = live.iter().map(|live| (live.id, live.is_applied)).collect();
     let rollouts = store::rollout::list_named(db, &tenants, &ids).await?;
+    let mut counts: HashMap<_, Vec<_>> = HashMap::new();
+    for (id, count) in store::signal::list_counts(db, &tenants, &ids, COUNTS_MAX).await? {
+        counts.entry(id).or_default().push(count);
+    }
+    let visits = store::signal::list_visits(db, &tenants, &ids, super::lease_began_at(now)).await?;
+    let visits: HashMap<_, _> = visits.into_iter().collect();
     let seen = rollouts.into_iter().map(|rollout| {
-        let is_applied = is_applied.get(&rollout.id).copied().unwrap_or(false);
-        (rollout.id, (rollout, Observation { is_applied, ..Observation::default() }))
+        let id = rollout.id;
+        let counts = counts.remove(&id).unwrap_or_default();
+        let readings = signal::read(&rollout, &counts);
+        // What was counted before it drained says nothing of what is left.
+        let since = rollout.state.since();
+        let visits = visits.get(&id).copied();
+        let seen = Observation {
+            is_applied: is_applied.get(&id).copied().unwrap_or(false),
+            task: None,
+            guards: readings.iter().map(Into::into).collect(),
+            old_visits: visits.filter(|visits| visits.counted_at >= since).map(|visits| visits.control),
+        };
+        (id, (rollout, seen))
     });
     Ok(seen.collect())
 }

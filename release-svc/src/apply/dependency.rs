@@ -170,7 +170,9 @@ pub(crate) async fn roll_back_first(
         let Some(id) = id else { continue };
         let Some(rollout) = store::rollout::lock(db, tenant, id).await? else { continue };
         let reason = format!("{} {} is rolled back ({})", cause.component, cause.release.version, cause.id);
-        rolled_back.extend(super::roll_back(db, actor, rollout, reason).await?);
+        if rollout.state.is_exposing() {
+            rolled_back.push(super::rollout::back(db, actor, rollout, reason).await?);
+        }
     }
     Ok(rolled_back)
 }

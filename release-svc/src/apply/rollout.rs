@@ -2,7 +2,7 @@
 //! also what that needs.
 
 use serde_json::json;
-use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
+use shared::id::{ApprovalId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::status::Failure;
 use shared::telemetry;
@@ -130,8 +130,7 @@ pub(crate) async fn holds_begin(
     let Passage { blockers: passage, overrides } = exposure::passage(db, actor, &increase).await?;
     let route = store::route::lock(db, tenant, &component.name, &environment.name).await?;
     let stable = route.and_then(|route| route.stable);
-    let earlier =
-        store::rollout::find_under_way(db, tenant, &component.name, &environment.name).await?;
+    let earlier = store::rollout::find_under_way(db, tenant, &component.name, &environment.name).await?;
     let mut blockers = rollout::blockers(&environment.name, release, stable.as_ref(), earlier);
     blockers.extend(passage);
     blockers.extend(dependency::promotion_blocker(db, actor, release, environment).await?);
@@ -229,7 +228,8 @@ pub(crate) async fn roll_back(
     }
     // What is under way on top of it has no ground to stand on.
     let mut cascaded = cascaded;
-    if let Some(id) = store::rollout::find_under_way(db, tenant, &rollout.component, &rollout.environment).await?
+    if let Some(id) =
+        store::rollout::find_under_way(db, tenant, &rollout.component, &rollout.environment).await?
         && let Some(upper) = store::rollout::lock(db, tenant, id).await?
         && upper.state.is_exposing()
     {
@@ -258,7 +258,9 @@ pub(super) async fn back(
 async fn serves(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<bool, Failure> {
     let Rollout { component, environment, release, .. } = rollout;
     let route = store::route::lock(db, &actor.tenant, component, environment).await?;
-    Ok(route.and_then(|route| route.stable).is_some_and(|stable| stable.id == release.id))
+    Ok(route
+        .and_then(|route| route.stable)
+        .is_some_and(|stable| stable.id == release.id))
 }
 
 async fn warn_of_previous(

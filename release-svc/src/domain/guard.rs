@@ -6,11 +6,14 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::rollout::EVERYONE_BPS;
 
 mod e_process;
 mod interval;
 mod sample_ratio;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -40,7 +43,8 @@ pub struct Guard {
 }
 
 /// Those of one rollout.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<stored::Stored>", into = "Vec<stored::Stored>")]
 pub struct Guards(Vec<Guard>);
 
 /// What an outcome is called: `checkout` and `payment` are counted from carts, any other is recorded.
@@ -48,7 +52,8 @@ pub struct Guards(Vec<Guard>);
 pub struct Name(String);
 
 /// What is done about HARM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mode {
     Observe,
     Pause,
@@ -56,7 +61,8 @@ pub enum Mode {
 }
 
 /// What is counted of units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Kind {
     /// Those that failed: more of them are worse.
     Failure,
@@ -175,6 +181,10 @@ impl Guards {
         Ok(Self(guards))
     }
 
+    pub fn as_slice(&self) -> &[Guard] {
+        &self.0
+    }
+
     /// Each with its part of [`ALPHA`]. Those that only observe get theirs, too, so that they say what they would have done.
     pub fn with_alpha(&self) -> impl Iterator<Item = (&Guard, f64)> {
         let total: f64 = self.0.iter().map(|guard| f64::from(guard.weight)).sum();
@@ -273,6 +283,12 @@ impl StepCounts {
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, and then good for 15 digits")]
 fn real(count: u64) -> f64 {
     count as f64
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
 }
 
 impl Name {

@@ -56,7 +56,9 @@ pub struct Rollout {
 pub enum Mode {
     Forward,
     /// Takes back what this one brought.
-    Rollback { of: RolloutId },
+    Rollback {
+        of: RolloutId,
+    },
 }
 
 /// A release as environments serve it; its version as it was written.
@@ -162,20 +164,27 @@ impl Rollout {
         if !has_nothing_to_watch {
             return vec![started];
         }
-        let ended = started.rollout.clone().passed_to(State::Succeeded { at: now }, "rollout.succeeded");
+        let ended = started
+            .rollout
+            .clone()
+            .passed_to(State::Succeeded { at: now }, "rollout.succeeded");
         vec![started, ended]
     }
 
     /// Shows an executor's room to session services.
     pub fn expose(self, now: Time) -> Result<Decision, WrongState> {
-        let State::Running { phase: Phase::Deploying, .. } = self.state else { return Err(self.wrong_state()) };
+        let State::Running { phase: Phase::Deploying, .. } = self.state else {
+            return Err(self.wrong_state());
+        };
         let exposed = Self { exposure_bps: self.steps.exposure_bps(self.step), ..self };
         Ok(exposed.passed_to(State::Running { phase: Phase::Exposing, since: now }, "rollout.exposed"))
     }
 
     /// Takes in that every session service acts on the step.
     pub fn bake(self, now: Time) -> Result<Decision, WrongState> {
-        let State::Running { phase: Phase::Exposing, .. } = self.state else { return Err(self.wrong_state()) };
+        let State::Running { phase: Phase::Exposing, .. } = self.state else {
+            return Err(self.wrong_state());
+        };
         Ok(self.passed_to(State::Running { phase: Phase::Baking, since: now }, "rollout.baking"))
     }
 
@@ -373,4 +382,4 @@ impl Assignment {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

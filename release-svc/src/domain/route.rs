@@ -3,6 +3,7 @@
 
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
 
+use crate::domain::guard::Guards;
 use crate::domain::rollout::{Assignment, Mode, RollbackPolicy, Rollout, ServedRelease, State};
 
 /// Most withdrawn releases that are told of.
@@ -35,6 +36,7 @@ pub struct RoutedRollout {
     pub assignment: Assignment,
     /// Index of the present one.
     pub step: i32,
+    pub guards: Guards,
 }
 
 impl Route {
@@ -111,6 +113,7 @@ impl RoutedRollout {
             exposure_bps: rollout.exposure_bps,
             assignment: rollout.assignment,
             step: i32::try_from(rollout.step).unwrap_or(i32::MAX),
+            guards: rollout.plan.guards.clone(),
         }
     }
 }
@@ -120,23 +123,32 @@ mod tests {
     use shared::time::at;
 
     use super::*;
-    use crate::domain::rollout::Steps;
+    use crate::domain::rollout::{Phase, Plan, Steps};
 
     fn served(number: u8) -> ServedRelease {
         ServedRelease { id: ReleaseId::new(at(0), [number; 10]), version: format!("1.{number}") }
     }
 
     fn rollout(release: u8, state: State) -> Rollout {
+        let exposure_bps = match state {
+            State::Running { .. } => 1000,
+            State::Succeeded { .. } => 10_000,
+            _ => 0,
+        };
         Rollout {
             id: RolloutId::new(at(0), [release; 10]),
+            mode: Mode::Forward,
             component: "storefront".parse().unwrap(),
             environment: "prod".parse().unwrap(),
             release: served(release),
             previous: None,
             steps: Steps::stored(vec![1000, 10_000]),
+            plan: Plan::default(),
             step: 0,
+            exposure_bps,
             assignment: Assignment::NewVisits,
             state,
+            harms: Vec::new(),
             starter: "s".to_owned(),
             started_at: at(0),
             approval: None,
@@ -144,8 +156,12 @@ mod tests {
         }
     }
 
+    fn running(phase: Phase) -> State {
+        State::Running { phase, since: at(0) }
+    }
+
     fn back(release: u8) -> Rollout {
-        rollout(release, State::RollingBack { reason: "why".to_owned() })
+        rollout(release, State::RollingBack { reason: "why".to_owned(), since: at(1) })
     }
 
     fn empty() -> Route {
@@ -153,33 +169,64 @@ mod tests {
         Route::empty("shop".parse().unwrap(), name, "prod".parse().unwrap())
     }
 
-    fn after(route: Route, rollout: &Rollout) -> Route {
-        route.after(rollout, String::new())
+    fn after(route: &Route, rollout: &Rollout) -> Route {
+        route.after(rollout, String::new()).unwrap()
     }
 
     #[test]
     fn a_route_follows_its_rollouts() {
-        let first = after(empty(), &rollout(0, State::Running));
+        let first = after(&empty(), &rollout(0, running(Phase::Exposing)));
         assert_eq!((first.revision, first.rollout.as_ref().map(|it| it.exposure_bps)), (1, Some(1000)));
-        let stable = after(first, &rollout(0, State::Succeeded { at: at(1) }));
+        let stable = after(&first, &rollout(0, State::Succeeded { at: at(1) }));
         assert_eq!(
             (stable.revision, stable.stable.clone(), stable.rollout.clone()),
             (2, Some(served(0)), None)
         );
-        let canary = after(stable, &rollout(1, State::Running));
-        let zero = after(canary, &back(1));
+        let canary = after(&stable, &rollout(1, running(Phase::Exposing)));
+        let zero = after(&canary, &back(1));
         assert_eq!(zero.rollout.as_ref().map(|it| it.exposure_bps), Some(0));
         assert_eq!((zero.stable.clone(), zero.withdrawn.clone()), (Some(served(0)), vec![served(1).id]));
         let ended = State::RolledBack { reason: "why".to_owned(), at: at(2) };
-        let gone = after(zero, &rollout(1, ended));
+        let gone = after(&zero, &rollout(1, ended));
         assert_eq!((gone.revision, gone.rollout.clone()), (5, None));
-        let again = after(gone, &rollout(1, State::Running));
+        let again = after(&gone, &rollout(1, running(Phase::Exposing)));
         assert_eq!(again.withdrawn, []);
     }
 
     #[test]
+    fn what_tells_session_services_nothing_new_is_no_revision() {
+        let canary = after(&empty(), &rollout(1, running(Phase::Exposing)));
+        assert_eq!(canary.after(&rollout(1, running(Phase::Baking)), "another trace".to_owned()), None);
+    }
+
+    #[test]
+    fn a_rollback_does_with_visits_what_its_plan_says() {
+        let back_by = |rollback_policy| {
+            let plan = Plan { rollback_policy, ..Plan::default() };
+            let route = after(&empty(), &Rollout { plan, ..back(1) });
+            (route.withdrawn.len(), route.ended.len())
+        };
+        assert_eq!(back_by(RollbackPolicy::Finish), (0, 0));
+        assert_eq!(back_by(RollbackPolicy::Migrate), (1, 0));
+        assert_eq!(back_by(RollbackPolicy::End), (1, 1));
+    }
+
+    #[test]
+    fn what_was_rolled_out_is_taken_back_to_what_was_there_before() {
+        let stable = after(&empty(), &rollout(2, State::Succeeded { at: at(1) }));
+        let taken = rollout(2, State::Succeeded { at: at(1) });
+        let taken = Rollout { previous: Some(served(1)), ..taken };
+        let back = taken.take_back(RolloutId::new(at(2), [9; 10]), "why".to_owned(), "s".to_owned(), at(2));
+        let route = after(&stable, &back.rollout);
+        assert_eq!(
+            (route.stable, route.withdrawn, route.rollout),
+            (Some(served(1)), vec![served(2).id], None)
+        );
+    }
+
+    #[test]
     fn the_newest_32_withdrawn_releases_are_told_of() {
-        let route = (0..40).fold(empty(), |route, release| after(route, &back(release)));
+        let route = (0..40).fold(empty(), |route, release| after(&route, &back(release)));
         let expected: Vec<_> = (8..40).rev().map(|release| served(release).id).collect();
         assert_eq!(route.withdrawn, expected);
     }

@@ -1,29 +1,34 @@
 //! `RolloutService`: releases into environments, step by step, and back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use shared::auth::Caller;
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
-use shared::mutation::{Begun, Call, Mutation};
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId};
+use shared::mutation::Mutation;
 use shared::page::{self, List};
-use shared::parse::{at_most, etag, etag_of, known, known_or_default, optional, parse, text_of};
+use shared::parse::{at_most, known, optional, parse};
 use shared::pb::release as pb;
 use shared::pb::release::rollout_service_server::RolloutService;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::to_proto;
 use tonic::{Request, Response, Status};
 
-use super::release::{REASON_MAX, look, no_release};
+use super::release::no_release;
 use super::{App, absent, before, state_names};
 use crate::apply;
-use crate::apply::dependency::Locked;
-use crate::apply::exposure::{self, Increase, Passage};
-use crate::domain::blocker;
 use crate::domain::component::Component;
 use crate::domain::dependency::Unmet;
-use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
+use crate::domain::rollout::Rollout;
 use crate::store;
 use crate::store::rollout::Filter;
+
+mod change;
+mod convert;
+mod guard;
+mod watch;
+
+pub(super) use convert::assignment_to_proto;
+pub(super) use guard::kind_to_proto;
 
 /// Most releases that are planned at once.
 const PLANNED_MAX: usize = 100;

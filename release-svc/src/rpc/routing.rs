@@ -3,18 +3,16 @@
 //! A stream begins with everything and goes on with what the feed of events says has changed, read anew: what is sent is
 //! what is stored, never older than what was sent before. A reader that falls behind is cut off.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
 use shared::db::Db;
-use shared::edge::Deadline;
 use shared::feed::{Batch, Heard};
 use shared::id::{ComponentId, EnvironmentId, TenantId};
-use shared::mutation::Actor;
-use shared::parse::{at_most, parse, within};
+use shared::parse::parse;
 use shared::pb::release as pb;
 use shared::pb::release::routing_service_server::RoutingService;
 use shared::pb::release::watch_routes_response::Message;
@@ -29,12 +27,13 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::App;
-use super::rollout::assignment_to_proto;
-use crate::apply;
+use super::rollout::{assignment_to_proto, kind_to_proto};
+use crate::domain::guard::Guard;
 use crate::domain::rollout::ServedRelease;
 use crate::domain::route::{Route, RoutedRollout};
-use crate::store::route::Applied;
 use crate::{EXPOSURE_LEASE, store};
+
+mod report;
 
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// Responses a stream holds for its reader, and for how long it waits when they are full.
@@ -63,6 +62,12 @@ impl From<&ServedRelease> for pb::RoutedRelease {
     }
 }
 
+impl From<&Guard> for pb::RoutedGuard {
+    fn from(guard: &Guard) -> Self {
+        Self { name: guard.name.to_string(), outcome: kind_to_proto(guard.rule.kind()).into() }
+    }
+}
+
 impl From<&RoutedRollout> for pb::RoutedRollout {
     fn from(rollout: &RoutedRollout) -> Self {
         Self {
@@ -73,7 +78,7 @@ impl From<&RoutedRollout> for pb::RoutedRollout {
             salt: rollout.id.to_string(),
             assignment_policy: assignment_to_proto(rollout.assignment).into(),
             step: rollout.step,
-            guards: Vec::new(),
+            guards: rollout.guards.as_slice().iter().map(Into::into).collect(),
         }
     }
 }
@@ -227,59 +232,6 @@ impl Watch {
     }
 }
 
-/// What a replica says it acts on, each route once, in the order of their keys.
-fn parse_applied(routes: Vec<pb::AppliedRoute>) -> Result<Applied, Refusal> {
-    at_most("routes", &routes, 1000)?;
-    let mut revisions = BTreeMap::new();
-    for (i, pb::AppliedRoute { tenant, component, revision }) in routes.into_iter().enumerate() {
-        let tenant: TenantId = parse(&format!("routes[{i}].tenant"), &tenant)?;
-        let component: ComponentId = parse(&format!("routes[{i}].component"), &component)?;
-        let revision = within(&format!("routes[{i}].revision"), revision, 1, i64::MAX)?;
-        let known = revisions.entry((tenant.to_string(), component.to_string())).or_insert(revision);
-        *known = revision.max(*known);
-    }
-    let mut applied = Applied { tenants: Vec::new(), components: Vec::new(), revisions: Vec::new() };
-    for ((tenant, component), revision) in revisions {
-        applied.tenants.push(tenant);
-        applied.components.push(component);
-        applied.revisions.push(revision);
-    }
-    Ok(applied)
-}
-
-impl App {
-    async fn report_applied(
-        &self,
-        request: Request<pb::ReportAppliedRequest>,
-    ) -> Result<pb::ReportAppliedResponse, Failure> {
-        let (caller, deadline) = (shared::auth::Caller::of(&request)?, Deadline::of(&request));
-        let pb::ReportAppliedRequest { environment, replica_id, table_epoch: epoch, routes } =
-            request.into_inner();
-        let environment: EnvironmentId = parse("environment", &environment)?;
-        let replica: Uuid = parse("replica_id", &replica_id)?;
-        let applied = parse_applied(routes)?;
-        let is_current = epoch == table_epoch(&self.db).await?;
-        let now = self.clock.now();
-        let mut tx = self.db.begin(deadline).await?;
-        store::route::upsert_replica(&mut tx, &environment, replica, now).await?;
-        let mut waiting = Vec::new();
-        if is_current && !applied.tenants.is_empty() {
-            store::route::upsert_applied(&mut tx, &environment, replica, &applied, now).await?;
-            let Applied { tenants, components, revisions: _ } = &applied;
-            waiting = store::rollout::list_unconfirmed(&mut tx, &environment, tenants, components).await?;
-        }
-        // Before anything is confirmed, so that of several replicas that report at once one sees what the others wrote.
-        tx.commit().await?;
-        for (tenant, rollout) in waiting {
-            // What one component holds up is left to the worker: the replica speaks for every tenant.
-            if let Err(failure) = self.controller().look_at(&tenant, rollout).await {
-                tracing::warn!(%rollout, error = ?failure, "rollout not taken further with the report");
-            }
-        }
-        Ok(pb::ReportAppliedResponse {})
-    }
-}
-
 /// The application behind the generated trait, which wants it cloned into streams.
 pub(super) struct Routing(pub Arc<App>);
 
@@ -311,5 +263,19 @@ impl RoutingService for Routing {
         request: Request<pb::ReportAppliedRequest>,
     ) -> Result<Response<pb::ReportAppliedResponse>, Status> {
         Ok(Response::new(self.0.report_applied(request).await?))
+    }
+
+    async fn report_signals(
+        &self,
+        request: Request<pb::ReportSignalsRequest>,
+    ) -> Result<Response<pb::ReportSignalsResponse>, Status> {
+        Ok(Response::new(self.0.report_signals(request).await?))
+    }
+
+    async fn report_kills(
+        &self,
+        request: Request<pb::ReportKillsRequest>,
+    ) -> Result<Response<pb::ReportKillsResponse>, Status> {
+        Ok(Response::new(self.0.report_kills(request).await?))
     }
 }

@@ -269,6 +269,31 @@ pub async fn find_under_way(
     .await
 }
 
+/// The newest rollout that puts visits of an environment on a release, or has put them there.
+#[tracing::instrument(name = "db.rollout.find_exposing", skip_all)]
+pub async fn find_exposing(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+    environment: &EnvironmentId,
+    release: ReleaseId,
+) -> sqlx::Result<Option<RolloutId>> {
+    sqlx::query_scalar!(
+        r#"select rollout_id as "rollout_id: RolloutId"
+        from release.rollouts
+        where tenant_id = $1 and component = $2 and environment = $3 and release_id = $4
+            and state in ('RUNNING', 'PAUSED', 'DRAINING', 'SUCCEEDED')
+        order by seq desc
+        limit 1"#,
+        tenant.as_str(),
+        component.as_str(),
+        environment.as_str(),
+        release.uuid(),
+    )
+    .fetch_optional(db)
+    .await
+}
+
 /// What a list is narrowed by; empty selects all.
 pub struct Filter {
     pub component: Option<ComponentId>,
@@ -496,8 +521,11 @@ pub async fn list_live(
     )
     .fetch_all(db)
     .await?;
-    let live =
-        rows.into_iter().map(|row| Live { tenant: row.tenant_id, id: row.rollout_id, is_applied: row.is_applied });
+    let live = rows.into_iter().map(|row| Live {
+        tenant: row.tenant_id,
+        id: row.rollout_id,
+        is_applied: row.is_applied,
+    });
     Ok(live.collect())
 }
 

@@ -25,6 +25,7 @@ struct Row {
     withdrawn_release_ids: Vec<ReleaseId>,
     ended_release_ids: Vec<ReleaseId>,
     step: i32,
+    guards: String,
     trace_parent: String,
 }
 
@@ -35,15 +36,16 @@ impl TryFrom<Row> for Route {
         let served = |id: Option<ReleaseId>, version: Option<String>| {
             id.zip(version).map(|(id, version)| ServedRelease { id, version })
         };
-        let broken = || corrupt("routes", "assignment_policy", &row.component);
+        let broken = |column| corrupt("routes", column, &row.component);
         let assignment = row
             .assignment_policy
-            .map(|name| assignment_of(&name).ok_or_else(broken))
+            .map(|name| assignment_of(&name).ok_or_else(|| broken("assignment_policy")))
             .transpose()?;
+        let guards = serde_json::from_str(&row.guards).map_err(|_| broken("guards"))?;
         let release = served(row.rollout_release_id, row.rollout_semver);
         let rollout = match (row.rollout_id, release, row.exposure_bps, assignment) {
             (Some(id), Some(release), Some(exposure_bps), Some(assignment)) => {
-                Some(RoutedRollout { id, release, exposure_bps, assignment, step: row.step })
+                Some(RoutedRollout { id, release, exposure_bps, assignment, step: row.step, guards })
             }
             (_, _, _, _) => None,
         };
@@ -75,7 +77,7 @@ pub async fn lock(
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
             withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
-            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, guards, trace_parent
         from release.routes
         where tenant_id = $1 and component = $2 and environment = $3
         for no key update"#,
@@ -102,7 +104,7 @@ pub async fn list(
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
             withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
-            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, guards, trace_parent
         from release.routes
         where environment = $1
         order by tenant_id, component
@@ -130,7 +132,7 @@ pub async fn list_named(
             stable_release_id as "stable_release_id: ReleaseId", stable_semver, rollout_id as "rollout_id: RolloutId",
             rollout_release_id as "rollout_release_id: ReleaseId", rollout_semver, exposure_bps, assignment_policy,
             withdrawn_release_ids as "withdrawn_release_ids: Vec<ReleaseId>",
-            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, trace_parent
+            ended_release_ids as "ended_release_ids: Vec<ReleaseId>", step, guards, trace_parent
         from release.routes
         where environment = $1
             and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
@@ -148,20 +150,22 @@ pub async fn list_named(
 #[tracing::instrument(name = "db.route.upsert", skip_all)]
 pub async fn upsert(db: &mut PgConnection, route: &Route) -> sqlx::Result<bool> {
     let (stable, rollout) = (route.stable.as_ref(), route.rollout.as_ref());
+    let guards = rollout.map(|rollout| &rollout.guards).cloned().unwrap_or_default();
+    let guards = serde_json::to_string(&guards).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     let uuids = |ids: &[ReleaseId]| ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>();
     let done = sqlx::query!(
         "insert into release.routes
             (tenant_id, component, environment, revision, stable_release_id, stable_semver, rollout_id,
             rollout_release_id, rollout_semver, exposure_bps, assignment_policy, withdrawn_release_ids, trace_parent,
-            ended_release_ids, step)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+            ended_release_ids, step, guards)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
         on conflict (tenant_id, component, environment) do update
         set revision = excluded.revision, stable_release_id = excluded.stable_release_id,
             stable_semver = excluded.stable_semver, rollout_id = excluded.rollout_id,
             rollout_release_id = excluded.rollout_release_id, rollout_semver = excluded.rollout_semver,
             exposure_bps = excluded.exposure_bps, assignment_policy = excluded.assignment_policy,
             withdrawn_release_ids = excluded.withdrawn_release_ids, trace_parent = excluded.trace_parent,
-            ended_release_ids = excluded.ended_release_ids, step = excluded.step
+            ended_release_ids = excluded.ended_release_ids, step = excluded.step, guards = excluded.guards
         where release.routes.revision = excluded.revision - 1",
         route.tenant.as_str(),
         route.component.as_str(),
@@ -178,6 +182,7 @@ pub async fn upsert(db: &mut PgConnection, route: &Route) -> sqlx::Result<bool> 
         route.trace_parent,
         &uuids(&route.ended),
         rollout.map_or(0, |rollout| rollout.step),
+        guards,
     )
     .execute(db)
     .await?;

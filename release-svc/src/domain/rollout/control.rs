@@ -5,6 +5,7 @@ use shared::time::Time;
 
 use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
 use crate::domain::blocker::{Blocker, Kind};
+use crate::domain::guard::{Mode, Verdict};
 
 /// What is known of a rollout's surroundings.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -32,28 +33,12 @@ pub struct Watched {
     pub guard: String,
     pub mode: Mode,
     pub verdict: Verdict,
+    /// Visits are not dealt as planned, so nothing can be said.
+    pub is_mismatch: bool,
     /// Whether anything was counted.
     pub has_data: bool,
     /// The figures as a sentence without a full stop.
     pub finding: String,
-}
-
-/// What a guard does when it finds harm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    Observe,
-    Pause,
-    Rollback,
-}
-
-/// What a guard says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    Inconclusive,
-    Harm,
-    Safe,
-    /// Visits are not dealt as planned, so nothing can be said.
-    RatioMismatch,
 }
 
 /// What is to be done next.
@@ -151,12 +136,8 @@ fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
         })
     };
     let found = |watched: &Watched| {
-        let harm = Harm {
-            guard: watched.guard.clone(),
-            finding: watched.finding.clone(),
-            at: now,
-            cleared: None,
-        };
+        let harm =
+            Harm { guard: watched.guard.clone(), finding: watched.finding.clone(), at: now, cleared: None };
         (format!("guard {} found harm: {}", watched.guard, watched.finding), Some(harm))
     };
     if let Some(watched) = harmful(Mode::Rollback).filter(|_| rollout.state.is_exposing()) {
@@ -168,16 +149,17 @@ fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
     Some(Next::Pause(Cause::Harm, reason, harm))
 }
 
-/// Guards that an increase waits for: at every step those of visits that are dealt wrongly; at the last one all that are
-/// not sure that it is safe. SAFE at a small share of visits would take days, so earlier steps do with no harm.
+/// Guards that an increase waits for: at every step those of visits that are dealt wrongly; before everyone all that are not
+/// sure that it is safe. SAFE at a small share of visits would take days, so earlier steps do with no harm; and once
+/// everyone gets the release there is nothing left to compare with.
 fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item = &'a Watched> {
-    let is_last = rollout.steps.is_last(rollout.step);
-    seen.guards.iter().filter(move |watched| match watched.verdict {
-        _ if watched.mode == Mode::Observe => false,
-        _ if rollout.harms.iter().any(|harm| harm.guard == watched.guard) => false,
-        Verdict::RatioMismatch => true,
-        Verdict::Inconclusive => is_last,
-        Verdict::Harm | Verdict::Safe => false,
+    let (steps, step) = (&rollout.steps, rollout.step);
+    let is_compared = !steps.is_last(step);
+    let everyone_is_next = is_compared && steps.is_last(step + 1);
+    seen.guards.iter().filter(move |watched| {
+        let is_cleared = rollout.harms.iter().any(|harm| harm.guard == watched.guard);
+        let is_asked = is_compared && watched.mode != Mode::Observe && !is_cleared;
+        is_asked && (watched.is_mismatch || everyone_is_next && watched.verdict == Verdict::Inconclusive)
     })
 }
 
@@ -192,14 +174,16 @@ fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Optio
     if now < since + deadline.max(min_bake) {
         return None;
     }
-    let cause = if seen.guards.iter().any(|watched| watched.verdict == Verdict::RatioMismatch) {
+    let cause = if seen.guards.iter().any(|watched| watched.is_mismatch) {
         Cause::SampleRatio
     } else if seen.guards.iter().any(|watched| watched.has_data) {
         Cause::Inconclusive
     } else {
         Cause::NoData
     };
-    let findings: Vec<_> = unsure.map(|watched| format!("{}: {}", watched.guard, watched.finding)).collect();
+    let findings: Vec<_> = unsure
+        .map(|watched| format!("{}: {}", watched.guard, watched.finding))
+        .collect();
     let reason = format!("the step's deadline came, and guards cannot tell ({})", findings.join("; "));
     Some(match rollout.plan.at_deadline {
         AtDeadline::Advance if cause != Cause::SampleRatio => Next::Advance,

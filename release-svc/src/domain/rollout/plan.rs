@@ -5,6 +5,7 @@ use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 
 use super::EVERYONE_BPS;
+use crate::domain::guard::Guards;
 
 /// Most steps that may be asked for.
 const STEPS_MAX: usize = 32;
@@ -20,6 +21,7 @@ pub struct Plan {
     #[serde(with = "seconds", skip_serializing_if = "Option::is_none")]
     pub step_deadline: Option<TimeDelta>,
     pub at_deadline: AtDeadline,
+    pub guards: Guards,
     pub rollback_policy: RollbackPolicy,
     /// How long visits on the old release are waited for at the end.
     #[serde(with = "seconds", skip_serializing_if = "Option::is_none")]
@@ -124,11 +126,16 @@ mod seconds {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[expect(clippy::ref_option, reason = "as serde calls it")]
-    pub fn serialize<S: Serializer>(span: &Option<TimeDelta>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        span: &Option<TimeDelta>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         span.map(|span| span.num_seconds()).serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TimeDelta>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<TimeDelta>, D::Error> {
         Ok(Option::<i64>::deserialize(deserializer)?.map(TimeDelta::seconds))
     }
 }

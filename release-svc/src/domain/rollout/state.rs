@@ -10,22 +10,50 @@ use crate::domain::blocker::Kind;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Begins by itself once nothing holds it back; `reasons` are those of the last look.
-    Waiting { since: Time, reasons: Vec<Kind> },
-    Running { phase: Phase, since: Time },
+    Waiting {
+        since: Time,
+        reasons: Vec<Kind>,
+    },
+    Running {
+        phase: Phase,
+        since: Time,
+    },
     /// Stays at its exposure; `phase` is the one that it was in.
-    Paused { phase: Phase, pause: Pause },
+    Paused {
+        phase: Phase,
+        pause: Pause,
+    },
     /// Every new visit gets it; visits on the old release are waited for.
-    Draining { since: Time },
-    Succeeded { at: Time },
+    Draining {
+        since: Time,
+    },
+    Succeeded {
+        at: Time,
+    },
     /// Nobody new is exposed; not every session service has confirmed that.
-    RollingBack { reason: String, since: Time },
+    RollingBack {
+        reason: String,
+        since: Time,
+    },
     /// The confirmation did not come in time.
-    RollbackFailed { reason: String, since: Time },
-    RolledBack { reason: String, at: Time },
+    RollbackFailed {
+        reason: String,
+        since: Time,
+    },
+    RolledBack {
+        reason: String,
+        at: Time,
+    },
     /// Given up before anybody was exposed.
-    Cancelled { reason: String, at: Time },
+    Cancelled {
+        reason: String,
+        at: Time,
+    },
     /// A newer one took its place while it waited.
-    Superseded { by: RolloutId, at: Time },
+    Superseded {
+        by: RolloutId,
+        at: Time,
+    },
 }
 
 /// What a running rollout is at in its step.

@@ -46,8 +46,7 @@ async fn start(
     reasons.sort_unstable();
     reasons.dedup();
     let decision = Rollout::wait(asked, &release, reasons, now);
-    let before =
-        store::rollout::find_waiting(db, &tenant, &component.name, &environment.name).await?;
+    let before = store::rollout::find_waiting(db, &tenant, &component.name, &environment.name).await?;
     if let Some(before) = before
         && let Some(waiting) = store::rollout::lock(db, &tenant, before).await?
     {
@@ -161,7 +160,8 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let rollout = advance(self, &mut work, id, &etag, None).await?;
-        work.answer(pb::AdvanceRolloutResponse { rollout: Some((&rollout).into()) }).await
+        work.answer(pb::AdvanceRolloutResponse { rollout: Some((&rollout).into()) })
+            .await
     }
 
     pub(super) async fn skip_step(

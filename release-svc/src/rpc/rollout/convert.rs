@@ -6,6 +6,7 @@ use shared::pb::release as pb;
 use shared::status::Refusal;
 use shared::time::{duration_to_proto, to_proto};
 
+use super::guard;
 use crate::domain::blocker::Kind;
 use crate::domain::rollout::{
     Assignment, AtDeadline, Cause, Harm, Mode, Pause, Phase, Plan, RollbackPolicy, Rollout, State,
@@ -137,7 +138,7 @@ impl From<&Plan> for pb::RolloutPlan {
             min_bake: span(plan.min_bake),
             step_deadline: span(plan.step_deadline),
             at_deadline: at_deadline.into(),
-            guards: Vec::new(),
+            guards: plan.guards.as_slice().iter().map(Into::into).collect(),
             rollback_policy: rollback_policy.into(),
             drain_deadline: span(plan.drain_deadline),
         }
@@ -146,21 +147,17 @@ impl From<&Plan> for pb::RolloutPlan {
 
 fn parse_span(field: &str, span: Option<prost_types::Duration>) -> Result<Option<TimeDelta>, Refusal> {
     let Some(span) = duration(field, span)? else { return Ok(None) };
-    let span = TimeDelta::from_std(span).ok().filter(|span| *span <= SPAN_MAX && span.subsec_nanos() == 0);
+    let span = TimeDelta::from_std(span)
+        .ok()
+        .filter(|span| *span <= SPAN_MAX && span.subsec_nanos() == 0);
     span.map(Some)
         .ok_or_else(|| Refusal::field(field, "must be whole seconds, at most 30 days"))
 }
 
 /// A plan as asked for; whether an executor is needed is the environment's to say.
 pub(super) fn parse_plan(plan: Option<pb::RolloutPlan>) -> Result<Plan, Refusal> {
-    let pb::RolloutPlan {
-        min_bake,
-        step_deadline,
-        at_deadline,
-        guards: _,
-        rollback_policy,
-        drain_deadline,
-    } = plan.unwrap_or_default();
+    let pb::RolloutPlan { min_bake, step_deadline, at_deadline, guards, rollback_policy, drain_deadline } =
+        plan.unwrap_or_default();
     let at_deadline = match known_or_default("plan.at_deadline", at_deadline)? {
         pb::DeadlineAction::Unspecified | pb::DeadlineAction::Pause => AtDeadline::Pause,
         pb::DeadlineAction::Advance => AtDeadline::Advance,
@@ -175,6 +172,7 @@ pub(super) fn parse_plan(plan: Option<pb::RolloutPlan>) -> Result<Plan, Refusal>
         min_bake: parse_span("plan.min_bake", min_bake)?,
         step_deadline: parse_span("plan.step_deadline", step_deadline)?,
         at_deadline,
+        guards: guard::parse(guards)?,
         rollback_policy,
         drain_deadline: parse_span("plan.drain_deadline", drain_deadline)?,
         needs_executor: false,

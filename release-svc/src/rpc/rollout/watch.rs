@@ -11,7 +11,7 @@ use shared::mutation::Actor;
 use shared::parse::parse;
 use shared::pb::release as pb;
 use shared::status::{Failure, Reason, Refusal};
-use shared::time::Time;
+use shared::time::{Time, to_proto};
 use shared::watch::too_slow;
 use sqlx::PgConnection;
 use tokio::sync::{broadcast, mpsc};
@@ -21,12 +21,14 @@ use tonic::{Request, Status};
 
 use super::no_rollout;
 use crate::apply;
-use crate::domain::rollout::{Rollout, control};
+use crate::domain::rollout::{Rollout, ServedRelease, control};
+use crate::domain::signal;
 use crate::rpc::App;
 use crate::store;
 
 /// How often figures are read anew; events are told at once.
 const LOOK: Duration = Duration::from_secs(1);
+const COUNTS_MAX: i64 = 10_000;
 /// Responses a stream holds for its reader, and for how long it waits when they are full.
 const BUFFER: usize = 16;
 const READER_PATIENCE: Duration = Duration::from_secs(10);
@@ -43,11 +45,23 @@ pub(super) async fn report(
 ) -> Result<pb::RolloutReport, Failure> {
     let actor = Actor { tenant: tenant.clone(), principal: String::new(), now };
     let seen = apply::control::observed(db, &actor, rollout).await?;
-    let blockers = control::holds(rollout, &seen, now);
+    let (tenants, ids) = ([tenant.to_string()], [rollout.id.uuid()]);
+    let counts = store::signal::list_counts(db, &tenants, &ids, COUNTS_MAX).await?;
+    let counts: Vec<_> = counts.into_iter().map(|(_, count)| count).collect();
+    let visits = store::signal::list_visits(db, &tenants, &ids, apply::lease_began_at(now)).await?;
+    let visits = visits.into_iter().flat_map(|(_, visits)| {
+        let of = |release: &ServedRelease, count| pb::VisitCount {
+            release_id: release.id.to_string(),
+            visits: count,
+            count_time: Some(to_proto(visits.counted_at)),
+        };
+        let control = rollout.previous.as_ref().map(|previous| of(previous, visits.control));
+        [Some(of(&rollout.release, visits.canary)), control]
+    });
     Ok(pb::RolloutReport {
-        guards: Vec::new(),
-        visits: Vec::new(),
-        blockers: blockers.into_iter().map(Into::into).collect(),
+        guards: signal::read(rollout, &counts).iter().map(Into::into).collect(),
+        visits: visits.flatten().collect(),
+        blockers: control::holds(rollout, &seen, now).into_iter().map(Into::into).collect(),
     })
 }
 
@@ -93,8 +107,7 @@ impl Watch {
         let rollout = store::rollout::find(&mut db, &self.tenant, self.id).await?;
         let rollout = rollout.ok_or_else(|| no_rollout(self.id))?;
         let report = report(&mut db, &self.tenant, &rollout, self.app.clock.now()).await?;
-        let response =
-            pb::WatchRolloutResponse { rollout: Some((&rollout).into()), report: Some(report) };
+        let response = pb::WatchRolloutResponse { rollout: Some((&rollout).into()), report: Some(report) };
         Ok((rollout, response))
     }
 

@@ -1,0 +1,97 @@
+//! What session services counted of a rollout, as its guards read it.
+
+use std::collections::BTreeMap;
+
+use crate::domain::guard::{Estimate, Guard, Judgement, Peaks, StepCounts, Tally, Verdict, estimate};
+use crate::domain::rollout::Rollout;
+use crate::domain::rollout::control::Watched;
+
+/// One count: of units where there is no guard, else of the guard's outcomes, each unit once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    pub step: usize,
+    pub is_canary: bool,
+    pub guard: Option<String>,
+    pub count: u64,
+}
+
+/// A guard, with what it makes of the counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    pub guard: Guard,
+    pub counts: Vec<StepCounts>,
+    pub judgement: Judgement,
+    /// None until both arms have units.
+    pub estimate: Option<Estimate>,
+    /// Its part of the chance of a false HARM.
+    pub alpha: f64,
+}
+
+/// What every guard of a rollout makes of the counts, in the plan's order.
+pub fn read(rollout: &Rollout, counts: &[Count]) -> Vec<Reading> {
+    let readings = rollout.plan.guards.with_alpha().map(|(guard, alpha)| {
+        let counts = of_guard(rollout, counts, guard);
+        // Harm that was found is kept with the rollout, so each look may begin anew.
+        let judgement = guard.rule.judge(alpha, &counts, Peaks::default());
+        Reading { guard: guard.clone(), estimate: estimate(&counts), counts, judgement, alpha }
+    });
+    readings.collect()
+}
+
+fn of_guard(rollout: &Rollout, counts: &[Count], guard: &Guard) -> Vec<StepCounts> {
+    let mut steps: BTreeMap<usize, (Tally, Tally)> = BTreeMap::new();
+    for Count { step, is_canary, guard: of, count } in counts {
+        let (canary, control) = steps.entry(*step).or_default();
+        let tally = if *is_canary { canary } else { control };
+        match of {
+            None => tally.units += count,
+            Some(of) if of == guard.name.as_str() => tally.events += count,
+            Some(_) => {}
+        }
+    }
+    let steps = steps.into_iter().map(|(step, (canary, control))| StepCounts {
+        canary_bps: rollout.steps.exposure_bps(step),
+        canary,
+        control,
+    });
+    steps.collect()
+}
+
+impl From<&Reading> for Watched {
+    fn from(reading: &Reading) -> Self {
+        let is_mismatch = reading.judgement.peaks.is_mismatch();
+        let has_data = reading.counts.iter().any(|step| step.canary.units + step.control.units > 0);
+        Self {
+            guard: reading.guard.name.to_string(),
+            mode: reading.guard.mode,
+            verdict: reading.judgement.verdict,
+            is_mismatch,
+            has_data,
+            finding: finding(reading, is_mismatch),
+        }
+    }
+}
+
+/// The figures as a sentence without a full stop.
+fn finding(reading: &Reading, is_mismatch: bool) -> String {
+    let sum = |of: fn(&StepCounts) -> Tally| {
+        let all = reading.counts.iter().map(of);
+        all.fold(Tally::default(), |sum, tally| Tally {
+            units: sum.units + tally.units,
+            events: sum.events + tally.events,
+        })
+    };
+    let (canary, control) = (sum(|step| step.canary), sum(|step| step.control));
+    let text = format!(
+        "{} of {} visits on the new release, {} of {} on the old one",
+        canary.events, canary.units, control.events, control.units
+    );
+    match reading.judgement.verdict {
+        _ if is_mismatch => format!("visits are not dealt to the releases as planned ({text})"),
+        Verdict::Harm => format!("{text}; p = {:.1e}", reading.judgement.p_value()),
+        Verdict::Safe | Verdict::Inconclusive => text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

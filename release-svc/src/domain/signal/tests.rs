@@ -1,0 +1,53 @@
+use super::*;
+use crate::domain::guard::{Guards, Kind, Mode, Rule};
+use crate::domain::rollout::{Plan, tests as rollouts};
+
+fn rollout() -> Rollout {
+    let guard = |name: &str| Guard {
+        name: name.parse().unwrap(),
+        rule: Rule::new(Kind::Failure, None, None).unwrap(),
+        mode: Mode::Rollback,
+        weight: 1,
+    };
+    let guards = Guards::new(vec![guard("checkout"), guard("slow")]).unwrap();
+    rollouts::running(vec![1000], Plan { guards, ..Plan::default() })
+}
+
+fn count(is_canary: bool, guard: Option<&str>, count: u64) -> Count {
+    Count { step: 0, is_canary, guard: guard.map(str::to_owned), count }
+}
+
+#[test]
+fn each_guard_reads_its_own_outcomes_of_everyones_units() {
+    let counts = [
+        count(true, None, 100),
+        count(false, None, 900),
+        count(true, Some("checkout"), 20),
+        count(false, Some("checkout"), 40),
+        count(false, Some("slow"), 3),
+    ];
+    let readings = read(&rollout(), &counts);
+    let tallies: Vec<_> = readings
+        .iter()
+        .map(|reading| (reading.counts[0].canary, reading.counts[0].control))
+        .collect();
+    let tally = |units, events| Tally { units, events };
+    assert_eq!(tallies, [(tally(100, 20), tally(900, 40)), (tally(100, 0), tally(900, 3))]);
+    // ln E 10.555066 of the anchors, against ln 200, as two guards share one in a hundred.
+    assert_eq!(readings[0].judgement.verdict, Verdict::Harm);
+    assert_eq!(readings[1].judgement.verdict, Verdict::Inconclusive);
+    let watched = Watched::from(&readings[0]);
+    assert!(watched.has_data && !watched.is_mismatch);
+    assert!(
+        watched
+            .finding
+            .starts_with("20 of 100 visits on the new release, 40 of 900 on the old one; p = ")
+    );
+}
+
+#[test]
+fn without_counts_every_guard_is_inconclusive() {
+    for watched in read(&rollout(), &[]).iter().map(Watched::from) {
+        assert_eq!((watched.verdict, watched.has_data), (Verdict::Inconclusive, false));
+    }
+}
