@@ -23,7 +23,7 @@ mod facts;
 mod rollout;
 
 pub(crate) use facts::{evidence_blockers, facts, person_of};
-pub(crate) use rollout::{Holds, begin, holds_begin, holds_increase, roll_back, rollout};
+pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, roll_back, rollout};
 
 /// A write found its row changed, which the row locks should have kept from happening.
 pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {

@@ -257,8 +257,16 @@ fn by_trace(mut routes: Vec<Applied>) -> Vec<(tracing::Span, Vec<pb::AppliedRout
 }
 
 fn parse(route: pb::Route) -> Result<Parsed, Broken> {
-    let pb::Route { tenant, component, revision, stable, rollout, withdrawn_release_ids, trace_parent } =
-        route;
+    let pb::Route {
+        tenant,
+        component,
+        revision,
+        stable,
+        rollout,
+        withdrawn_release_ids,
+        trace_parent,
+        ended_release_ids: _,
+    } = route;
     let parsed = || {
         let withdrawn = withdrawn_release_ids.iter().map(|id| shared::parse::parse("withdrawn", id));
         Ok(Parsed {
@@ -281,7 +289,8 @@ fn parse_release(release: pb::RoutedRelease) -> Result<Release, shared::status::
 }
 
 fn parse_rollout(rollout: pb::RoutedRollout) -> Result<Rollout, shared::status::Refusal> {
-    let pb::RoutedRollout { rollout_id, release, exposure_bps, salt, assignment_policy } = rollout;
+    let pb::RoutedRollout { rollout_id, release, exposure_bps, salt, assignment_policy, step: _, guards: _ } =
+        rollout;
     let exposure = shared::parse::within("exposure_bps", exposure_bps, 0, 10_000)?;
     Ok(Rollout {
         id: shared::parse::parse::<RolloutId>("rollout_id", &rollout_id)?,

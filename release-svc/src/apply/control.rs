@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
 use super::rollout::{Holds, back, confirm, is_applied};
-use super::{begin, holds_begin, holds_increase, look, release, rollout as transition};
+use super::{go_on, holds_begin, holds_increase, look, release, rollout as transition};
 use crate::domain::blocker::Kind;
 use crate::domain::component::Component;
 use crate::domain::release::Quarantine;
@@ -179,7 +179,7 @@ impl Controller<'_> {
         }
         if blockers.is_empty() {
             let decisions = rollout.begin(&release, stable, actor.now);
-            begin(db, actor, decisions, &overrides).await?;
+            go_on(db, actor, decisions, &overrides).await?;
             return Ok(true);
         }
         let mut reasons: Vec<Kind> = blockers.iter().map(|blocker| blocker.kind).collect();
@@ -215,7 +215,7 @@ impl Controller<'_> {
             }
             overrides = by;
         }
-        transition(db, actor, &decision, &overrides).await?;
+        go_on(db, actor, [decision], &overrides).await?;
         Ok(true)
     }
 }

@@ -14,7 +14,7 @@ use super::{evidence_blockers, expect_written, look, release, tell};
 use crate::domain::blocker::Blocker;
 use crate::domain::component::{Component, Environment};
 use crate::domain::release::{Ending, Facts, Release};
-use crate::domain::rollout::{self, Decision, Harm, Mode, Rollout, ServedRelease, State};
+use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
 
@@ -58,7 +58,7 @@ pub(crate) async fn rollout(
         "previous_release_id": rollout.previous.as_ref().map(|previous| previous.id.to_string()),
         "from": from,
         "to": rollout.state.name(),
-        "phase": rollout.state.phase().map(rollout::Phase::name),
+        "phase": rollout.state.phase().map(Phase::name),
         "step": rollout.step,
         "exposure_bps": rollout.exposure_bps,
         "reason": reason,
@@ -139,11 +139,12 @@ pub(crate) async fn holds_begin(
     Ok(Holds { blockers, overrides, stable })
 }
 
-/// Begins a rollout that nothing holds back; the rollout after it.
-pub(crate) async fn begin(
+/// Carries out what takes a rollout further; the rollout after it. Where no session service can know of it, its step is
+/// watched at once.
+pub(crate) async fn go_on(
     db: &mut PgConnection,
     actor: &Actor,
-    decisions: Vec<Decision>,
+    decisions: impl IntoIterator<Item = Decision>,
     overrides: &[WindowOverrideId],
 ) -> Result<Rollout, Failure> {
     let mut last = None;
@@ -151,7 +152,14 @@ pub(crate) async fn begin(
         rollout(db, actor, &decision, overrides).await?;
         last = Some(decision.rollout);
     }
-    last.ok_or_else(|| Failure::Bug("a rollout began without a decision".to_owned()))
+    let last = last.ok_or_else(|| Failure::Bug("a rollout went on without a decision".to_owned()))?;
+    let is_exposing = last.state.phase() == Some(Phase::Exposing);
+    if !is_exposing || !is_applied(db, actor, &last).await? {
+        return Ok(last);
+    }
+    let baking = last.bake(actor.now)?;
+    rollout(db, actor, &baking, &[]).await?;
+    Ok(baking.rollout)
 }
 
 /// Everything that holds back more exposure of a rollout that is under way, and the overrides that it goes by if nothing

@@ -40,7 +40,7 @@ async fn start(
     if blockers.is_empty() || !can_wait {
         blocker::require_none(blockers)?;
         let decisions = Rollout::start(asked, &release, stable, now);
-        return apply::begin(db, actor, decisions, &overrides).await;
+        return apply::go_on(db, actor, decisions, &overrides).await;
     }
     let mut reasons: Vec<Kind> = blockers.iter().map(|blocker| blocker.kind).collect();
     reasons.sort_unstable();
@@ -83,8 +83,7 @@ async fn advance(
     } else {
         Vec::new()
     };
-    apply::rollout(&mut work.tx, &work.actor, &decision, &overrides).await?;
-    Ok(decision.rollout)
+    apply::go_on(&mut work.tx, &work.actor, [decision], &overrides).await
 }
 
 /// Refuses an increase that something holds back; answers the overrides that it goes by.
@@ -225,8 +224,8 @@ impl App {
         }
         let decision = rollout.resume(&work.actor.principal, reason, work.now)?;
         let overrides = require_open(self, &mut work, &locked, &component, &decision.rollout).await?;
-        apply::rollout(&mut work.tx, &work.actor, &decision, &overrides).await?;
-        work.answer(pb::ResumeRolloutResponse { rollout: Some((&decision.rollout).into()) })
+        let resumed = apply::go_on(&mut work.tx, &work.actor, [decision], &overrides).await?;
+        work.answer(pb::ResumeRolloutResponse { rollout: Some((&resumed).into()) })
             .await
     }
 
