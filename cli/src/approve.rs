@@ -24,10 +24,10 @@ Examples:
   tandem approve withdraw storefront 1.1 --sub alice
   tandem approve break-glass storefront 1.1 --sub ada --reason 'checkout is down'
   tandem approve debts
-  tandem approve review bgl_01a2069747dc7d6282a6459e52cdca40 accepted --sub alice --reason 'there was no other way'
+  tandem approve review bgl_01a2069747dc7d6282a6459e52cdca40 accepted --sub alice --reason 'right'
 
-Each goes in the name of the person --sub, who votes on nothing that they wrote, and who stands for what --group names. `tandem
-release show` shows what there is to vote on.";
+Each is a person's word: --sub says whose, --group for whom they stand.
+See also: `tandem release show`, for what there is to vote on.";
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]

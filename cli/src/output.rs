@@ -16,7 +16,7 @@ use crate::term;
 /// In which form to answer.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Output {
-    /// Answer in JSON, as the service's messages are in grpcurl
+    /// Answer in JSON, as the service's messages are in grpcurl; lists are arrays of them
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -25,18 +25,21 @@ pub(crate) mod show;
 /// What people try first.
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  git log --format='%H %ae %cI' v1.0..v1.1 | tandem release create storefront 1.1 --commits - --lines 400 \\
-    --digest sha256:6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b --rollback-plan 'deploy 1.0'
+  git log --format='%H %ae %cI' v1.0..v1.1 > commits
+  tandem release create storefront 1.1 --commits commits --lines 400 --rollback-plan 'deploy 1.0'
   tandem release edit storefront 1.1 --notes 'A new basket' --no-schema-migration
   tandem release submit storefront 1.1
   tandem release show storefront 1.1
   tandem release explain storefront 1.1 --environment local
   tandem release list storefront --state pending_approval --json
   tandem release revise storefront 1.1 --reason 'a commit was missing'
+  tandem release cancel storefront 1.1 --reason 'not this week'
+  tandem release abandon storefront 1.0 --reason 'nobody has it any more'
   tandem release quarantine storefront 1.1 --reason 'loses orders'
+  tandem release lift storefront 1.1 --reason 'it did not'
 
-Each goes in the name of --sub, whom nobody but themselves lets vote later. `tandem approve` is for those who vote, `tandem
-ship` does all of it in one go, `tandem rollout` moves on what was shipped.";
+Whoever creates, edits or submits a release does not vote on it; --sub says who calls.
+See also: `tandem approve`, `tandem ship`, `tandem rollout`.";
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]

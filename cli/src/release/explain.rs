@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use shared::pb::release::{Blocker, ExplainReleaseRequest, ExplainReleaseResponse, Release, Vote};
+use shared::pb::release::{
+    Blocker, ExplainReleaseRequest, ExplainReleaseResponse, Release, ReleaseState, Vote,
+};
 
 use super::show::{show_risk, standing};
 use super::{Named, find};
@@ -52,10 +54,12 @@ pub(crate) async fn ask(
     Ok(clients.releases.explain_release(request).await?.into_inner())
 }
 
-/// A sentence or two for each, and, where votes are short of something, whom there are votes from. That the release's state
-/// keeps it needs no word beside what keeps it in that state.
+/// A sentence or two for each, and, where votes are short of something, whom there are votes from. That a release waits needs
+/// no word beside what it waits for.
 pub(crate) fn tell(blockers: &[Blocker], release: &Release, indent: &str) {
-    let is_state = |blocker: &Blocker| blocker.r#type == "STATE" && blocker.subject == release.release_id;
+    let is_waiting = matches!(release.state(), ReleaseState::Assessing | ReleaseState::PendingApproval);
+    let is_state =
+        |blocker: &Blocker| is_waiting && blocker.r#type == "STATE" && blocker.subject == release.release_id;
     let is_all = blockers.iter().all(is_state);
     for blocker in blockers.iter().filter(|blocker| is_all || !is_state(blocker)) {
         term::say(format_args!("{indent}{}", sentence(blocker, &release.release_id)));

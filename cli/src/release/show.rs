@@ -211,7 +211,8 @@ fn governance(release: &Release) {
         ));
     }
     if *quorum > 0 || !votes.is_empty() {
-        term::say(format_args!("  votes, of {quorum} needed:"));
+        let none = if votes.is_empty() { " none" } else { "" };
+        term::say(format_args!("  votes, of {quorum} needed:{none}"));
     }
     for vote in votes {
         let Vote { voter, approve, groups, reason, .. } = vote;

@@ -1,12 +1,14 @@
-//! What a release waits for that was shipped, and the commands that bring it on: evidence first, then votes, then the same
-//! command again. Who votes and for which group is an example where the rules leave it open.
+//! What a release waits for that was shipped, and the commands that bring it on: evidence and whom committers are, then
+//! votes, then the same command again. Who votes and for which group is an example where the rules leave it open.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use release_svc::domain::identity::{Alias, is_principal};
 use serde_json::{Value, json};
 use shared::pb::release::{
     ApprovalRules, Component, EvidenceOutcome, EvidenceRequirement, GetApprovalPolicyRequest,
-    GetComponentRequest, GetEnvironmentRequest, Release,
+    GetComponentRequest, GetEnvironmentRequest, ListIdentityAliasesRequest, Release,
 };
 
 use crate::client::ReleaseClients;
@@ -15,6 +17,8 @@ use crate::release::{explain, show};
 use crate::term;
 use crate::up::hints::Shell;
 
+/// Aliases of one page.
+const ALIASES_MAX: i32 = 1000;
 /// People that examples name.
 const PEOPLE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 /// Groups that examples name.
@@ -40,6 +44,16 @@ pub(super) async fn tell(
             term::say(format_args!("  {}", shell.call(address, method, &body.to_string())));
         }
     }
+    let strangers = strangers(clients, release).await?;
+    if !strangers.is_empty() {
+        term::say("say who committed, such as:");
+    }
+    for alias in strangers {
+        let person = principal(release, alias.split('@').next().unwrap_or_default());
+        let body = json!({ "identityAlias": { "alias": alias, "person": person } });
+        let method = "tandem.release.v1.CatalogService/SetIdentityAlias";
+        term::say(format_args!("  {}", shell.call(address, method, &body.to_string())));
+    }
     if is_held_by("APPROVAL") {
         term::say("people who did not write it approve it, such as:");
         let request = GetComponentRequest { component: release.component.clone() };
@@ -58,6 +72,27 @@ async fn rules(clients: &mut ReleaseClients, release: &Release) -> Result<Approv
     let request = GetApprovalPolicyRequest { approval_policy, version };
     let policy = clients.catalog.get_approval_policy(request).await?.into_inner().approval_policy;
     Ok(policy.and_then(|policy| policy.rules).unwrap_or_default())
+}
+
+/// Names of committers that are nobody's. While there are any, nobody votes.
+async fn strangers(clients: &mut ReleaseClients, release: &Release) -> Result<BTreeSet<String>, Error> {
+    let commits = release.change.iter().flat_map(|change| &change.commits);
+    let names = commits.map(|commit| commit.author.as_str()).filter(|name| !is_principal(name));
+    let mut strangers: BTreeSet<_> = names.map(Alias::folded).collect();
+    let mut page_token = String::new();
+    while !strangers.is_empty() {
+        let request =
+            ListIdentityAliasesRequest { person: String::new(), page_size: ALIASES_MAX, page_token };
+        let page = clients.catalog.list_identity_aliases(request).await?.into_inner();
+        for known in &page.identity_aliases {
+            strangers.remove(&known.alias);
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(strangers)
 }
 
 /// A `SubmitEvidenceRequest` for all that policy and environment ask for and that does not stand.
