@@ -69,7 +69,7 @@ pub(crate) struct Plan {
 
 /// How far it came.
 pub(crate) enum Shipped {
-    /// The release needs votes first.
+    /// The release needs evidence or votes first.
     Waits(Release),
     /// The release's rollout in the environment, and whether it was started just now.
     Rollout(Rollout, bool),
