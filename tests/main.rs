@@ -169,6 +169,8 @@ mod window_properties;
 #[cfg(test)]
 mod window_two_people;
 #[cfg(test)]
+mod window_wait;
+#[cfg(test)]
 mod wishlist;
 #[cfg(test)]
 mod wishlist_share;
