@@ -163,7 +163,13 @@ mod window;
 #[cfg(test)]
 mod window_hold;
 #[cfg(test)]
+mod window_override;
+#[cfg(test)]
 mod window_properties;
+#[cfg(test)]
+mod window_two_people;
+#[cfg(test)]
+mod window_wait;
 #[cfg(test)]
 mod wishlist;
 #[cfg(test)]

@@ -94,7 +94,7 @@ async fn look(
     let of = (&component.name, *version);
     let mut blockers = dependency::blockers(db, tenant, locked, of, &environment.name).await?;
     let windows = store::window::list_live(db, tenant, now).await?;
-    let overrides = store::window::list_overrides(db, tenant, now).await?;
+    let overrides = store::window_override::list_live(db, tenant, now).await?;
     let verdict =
         window::evaluate(&windows, &overrides, now, actions(increase.component), &increase.target());
     blockers.extend(stop.as_ref().map(stopped));
