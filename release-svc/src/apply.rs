@@ -84,8 +84,6 @@ pub(crate) async fn tell_environment(
     environment: &Environment,
 ) -> sqlx::Result<()> {
     let requirements = &environment.requirements;
-    let evidence = requirements.evidence.iter();
-    let evidence = evidence.map(|required| json!({ "kind": required.kind, "suite": required.suite }));
     let data = json!({
         "environment": environment.name.as_str(),
         "promotion_order": environment.promotion_order,
@@ -93,7 +91,7 @@ pub(crate) async fn tell_environment(
         "is_production": environment.is_production,
         "requires_promotion": requirements.requires_promotion,
         "min_bake_seconds": requirements.min_bake.num_seconds(),
-        "required_evidence": evidence.collect::<Vec<_>>(),
+        "required_evidence": requirements.evidence,
     });
     tell(db, actor, kind, environment.name.to_string(), data).await
 }

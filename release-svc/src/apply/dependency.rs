@@ -50,17 +50,18 @@ async fn serving(
     Ok(served.into_values().next().unwrap_or_default())
 }
 
-/// Dependencies that keep more visits of an environment from this version of a component.
+/// Dependencies that keep more visits of an environment from this version of a component. Without locks they may change
+/// meanwhile.
 pub(crate) async fn blockers(
     db: &mut PgConnection,
     tenant: &TenantId,
-    locked: &Locked,
+    locked: Option<&Locked>,
     (component, version): (&ComponentId, &Version),
     environment: &EnvironmentId,
 ) -> Result<Vec<Blocker>, Failure> {
     let edges = store::dependency::list_beside(db, tenant, &[component.to_string()], EDGES_MAX).await?;
-    let needed = edges.iter().filter(|edge| edge.component == *component);
-    if needed.map(|edge| &edge.needs.on).any(|on| !locked.0.contains(on)) {
+    let mut needed = edges.iter().filter(|edge| edge.component == *component);
+    if locked.is_some_and(|locked| needed.any(|edge| !locked.0.contains(&edge.needs.on))) {
         let text = "what the component needs has just changed; try again";
         return Err(Refusal::new(Reason::ConcurrentChange, text).into());
     }

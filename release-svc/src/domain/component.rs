@@ -4,6 +4,8 @@ use chrono::{SecondsFormat, TimeDelta};
 use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId};
 use shared::time::Time;
 
+use crate::domain::evidence;
+
 /// A deployable thing that is released on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Component {
@@ -45,16 +47,7 @@ pub struct Requirements {
     pub requires_promotion: bool,
     /// For how long it must have been a success there; whole seconds.
     pub min_bake: TimeDelta,
-    pub evidence: Vec<EvidenceRequirement>,
-}
-
-/// Evidence that must stand on a release's artifact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvidenceRequirement {
-    /// As on the wire.
-    pub kind: String,
-    /// None takes any suite of the kind.
-    pub suite: Option<String>,
+    pub evidence: Vec<evidence::Requirement>,
 }
 
 /// How much hangs on a component.

@@ -216,35 +216,18 @@ impl App {
             }
         };
         // Of a draft, and of what has ended, the facts make nothing.
-        let is_open = release.state.takes_votes();
-        let release = if is_open { self.seen(&caller, deadline, release).await? } else { release };
-        Ok(pb::GetReleaseResponse { release: Some((&release).into()) })
-    }
-
-    /// The release as the facts of now make it, which is written down where that is something else than it was.
-    async fn seen(
-        &self,
-        caller: &Caller,
-        deadline: Option<std::time::Instant>,
-        found: Release,
-    ) -> Result<Release, Failure> {
-        let actor =
-            Actor { tenant: caller.tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
-        let approval = ApprovalId::new(actor.now, self.entropy.bytes());
-        let mut tx = self.db.begin(deadline).await?;
-        let component = store::component::find(&mut tx, &actor.tenant, &found.component).await?;
-        let component = component.ok_or_else(|| no_release(&found.id))?;
-        let facts = apply::facts(&mut tx, &actor, &component, &found, &found.terms(), approval).await?;
-        if found.clone().reassess(&facts).is_empty() {
-            return Ok(found);
+        if !release.state.takes_votes() {
+            return Ok(pb::GetReleaseResponse { release: Some((&release).into()) });
         }
-        let component = store::component::lock_of_release(&mut tx, &actor.tenant, found.id).await?;
-        let component = component.ok_or_else(|| no_release(&found.id))?;
-        let release = store::release::lock(&mut tx, &actor.tenant, found.id).await?;
-        let release = release.ok_or_else(|| no_release(&found.id))?;
-        let (release, _) = apply::look(&mut tx, &actor, &component, release, approval).await?;
+        let actor = Actor {
+            tenant: caller.tenant.clone(),
+            principal: caller.principal.clone(),
+            now: self.clock.now(),
+        };
+        let mut tx = self.db.begin(deadline).await?;
+        let (_, release, _) = self.seen(&mut tx, &actor, release).await?;
         tx.commit().await?;
-        Ok(release)
+        Ok(pb::GetReleaseResponse { release: Some((&release).into()) })
     }
 
     async fn list_releases(

@@ -5,7 +5,9 @@ use shared::id::{ComponentId, EnvironmentId, ReleaseId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::component::{Environment, EvidenceRequirement, Requirements};
+use super::corrupt;
+use crate::domain::component::{Environment, Requirements};
+use crate::domain::evidence::{Kind, Requirement};
 
 /// A constraint that callers' input may break.
 pub const ENVIRONMENT_KEY: &str = "environments_pkey";
@@ -23,15 +25,18 @@ struct Row {
     version: i64,
 }
 
-impl From<Row> for Environment {
-    fn from(row: Row) -> Self {
-        let evidence = row.required_evidence.iter().map(|text| match text.split_once('/') {
-            None => EvidenceRequirement { kind: text.clone(), suite: None },
-            Some((kind, suite)) => {
-                EvidenceRequirement { kind: kind.to_owned(), suite: Some(suite.to_owned()) }
-            }
+impl TryFrom<Row> for Environment {
+    type Error = sqlx::Error;
+
+    fn try_from(row: Row) -> sqlx::Result<Self> {
+        let evidence = row.required_evidence.iter().map(|text| {
+            let (kind, suite) = text.split_once('/').unwrap_or((text, ""));
+            let kind = Kind::from_name(kind)
+                .ok_or_else(|| corrupt("environments", "required_evidence", &row.environment))?;
+            Ok(Requirement { kind, suite: suite.to_owned() })
         });
-        Self {
+        let evidence = evidence.collect::<sqlx::Result<_>>()?;
+        Ok(Self {
             name: row.environment,
             display_name: row.display_name,
             promotion_order: row.promotion_order,
@@ -40,18 +45,18 @@ impl From<Row> for Environment {
             requirements: Requirements {
                 requires_promotion: row.requires_promotion,
                 min_bake: TimeDelta::seconds(row.min_bake_seconds),
-                evidence: evidence.collect(),
+                evidence,
             },
             created_at: row.created_at,
             row_version: row.version,
-        }
+        })
     }
 }
 
 fn evidence_texts(requirements: &Requirements) -> Vec<String> {
-    let text = |EvidenceRequirement { kind, suite }: &EvidenceRequirement| match suite {
-        None => kind.clone(),
-        Some(suite) => format!("{kind}/{suite}"),
+    let text = |Requirement { kind, suite }: &Requirement| match suite.as_str() {
+        "" => kind.name().to_owned(),
+        suite => format!("{}/{suite}", kind.name()),
     };
     requirements.evidence.iter().map(text).collect()
 }
@@ -98,7 +103,7 @@ pub async fn find(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(Into::into))
+    row.map(TryInto::try_into).transpose()
 }
 
 /// By name, beginning after `after`.
@@ -123,7 +128,7 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Of the environments before one, in the order of promotion, that serve a component: the last, or the last ones where
@@ -181,7 +186,7 @@ pub async fn lock(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(Into::into))
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Writes the settings of the version before this one.

@@ -9,6 +9,7 @@ use shared::time::Time;
 use super::{Decision, Release, Risk, State, Submission};
 use crate::domain::approval::{Approval, Basis, Lack, Owners, counting, lacks, lapses_at};
 use crate::domain::blocker::{Blocker, Kind};
+use crate::domain::evidence::Evidence;
 use crate::domain::risk::{Assessment, Band};
 use crate::domain::snapshot::People;
 
@@ -17,6 +18,8 @@ use crate::domain::snapshot::People;
 pub struct Facts {
     pub now: Time,
     pub assessment: Assessment,
+    /// All that is known of the artifact, what came last first, without reviews by its authors.
+    pub evidence: Vec<Evidence>,
     /// Evidence that is asked for and does not stand on the artifact, a phrase each.
     pub lacking_evidence: Vec<String>,
     pub people: People,

@@ -89,6 +89,7 @@ fn facts(second: i64, lacking: &[&str]) -> Facts {
     Facts {
         now: at(second),
         assessment: assess(prior, &features, impact, &Weights::V1, Bands::default(), &floors),
+        evidence: Vec::new(),
         lacking_evidence: lacking.iter().map(ToString::to_string).collect(),
         people: people(&["i|author", "i|submitter"]),
         owners: Owners::default(),
