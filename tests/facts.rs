@@ -9,6 +9,7 @@ use shared::pb::release::{
 use shared::time::to_proto;
 use tonic::Code;
 
+use crate::approval::pending;
 use crate::evidence::{digest, submit_evidence, test_report};
 use crate::harness::govern::{
     Size, approval, approve, blockers, change, create, explain, govern, hand_in, member, policy, quarantine,
@@ -132,6 +133,9 @@ async fn a_release_waits_for_the_evidence_of_its_policy_and_again_when_it_is_rev
             .count(),
         1
     );
+    // It has the votes that it needs, and waits for nobody's.
+    assert_eq!(get_release(&author, &release).await.state(), ReleaseState::PendingApproval);
+    assert_eq!(pending(&stack.caller(&person("carol"))).await, [""; 0]);
 }
 
 #[tokio::test]

@@ -22,8 +22,8 @@ pub(crate) struct Increase<'a> {
     /// As the facts make it.
     pub(crate) release: &'a Release,
     pub(crate) facts: &'a Facts,
-    /// The component, and what it needs. None for whoever only wants to know: that keeps nobody from stopping the line, and
-    /// may be untrue a moment later.
+    /// The component, and what it needs. None for whoever only wants to know: that keeps nobody from stopping the line,
+    /// and may be untrue a moment later.
     pub(crate) locked: Option<&'a Locked>,
 }
 

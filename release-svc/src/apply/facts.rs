@@ -1,6 +1,9 @@
 //! The facts that governance goes by, read in the transaction that acts on them.
 
+use std::collections::BTreeSet;
+
 use chrono::TimeDelta;
+use shared::auth::Authenticator;
 use shared::id::{ApprovalId, TenantId};
 use shared::mutation::Actor;
 use shared::status::Failure;
@@ -8,7 +11,7 @@ use shared::time::Time;
 use sqlx::PgConnection;
 
 use super::exposure;
-use crate::domain::approval::Owners;
+use crate::domain::approval::{Owners, Vote};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::{Component, Environment};
 use crate::domain::evidence::{self, Evidence, Requirement, Review, Standing};
@@ -33,9 +36,19 @@ const EVIDENCE_MAX: i64 = 1000;
 /// Events of either sort that the prior is made of; what is older weighs little.
 const PRIOR_EVENTS_MAX: i64 = 1000;
 
-/// Which human being each identity is of. A principal without an alias is one of its own.
-async fn people(db: &mut PgConnection, tenant: &TenantId, identities: &[String]) -> Result<People, Failure> {
-    Ok(People::new(store::identity::persons(db, tenant, identities).await?))
+/// Which human being each identity is of. A principal without an alias is one of its own, if such a one may call;
+/// anybody may name others.
+async fn people(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    authenticator: &Authenticator,
+    identities: &[String],
+) -> Result<People, Failure> {
+    let mut persons = store::identity::persons(db, tenant, identities).await?;
+    for (name, person) in &mut persons {
+        person.take_if(|person| person == name && !authenticator.admits(name, tenant));
+    }
+    Ok(People::new(persons))
 }
 
 /// What is known of a release's artifact now.
@@ -99,8 +112,33 @@ pub(crate) async fn person_of(
     tenant: &TenantId,
     principal: &str,
 ) -> Result<String, Failure> {
-    let people = people(db, tenant, &[principal.to_owned()]).await?;
-    Ok(people.person(principal).unwrap_or(principal).to_owned())
+    let persons = store::identity::persons(db, tenant, &[principal.to_owned()]).await?;
+    Ok(persons.into_values().flatten().next().unwrap_or_else(|| principal.to_owned()))
+}
+
+/// Leaves those releases that wait for votes and that this one would bring nearer to their approval.
+pub(crate) async fn retain_awaiting(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    authenticator: &Authenticator,
+    releases: &mut Vec<(i64, Release)>,
+    vote: &Vote,
+) -> Result<(), Failure> {
+    let mut names = BTreeSet::from([vote.voter.clone()]);
+    let mut components = BTreeSet::new();
+    for (_, release) in releases.iter() {
+        let submitter = release.state.submission().map_or("", |submission| &submission.submitter);
+        names.extend(release.identities(submitter));
+        names.extend(release.votes.iter().map(|vote| vote.voter.clone()));
+        components.insert(release.component.to_string());
+    }
+    let people = people(db, tenant, authenticator, &Vec::from_iter(names)).await?;
+    let owners = store::component::owners(db, tenant, &Vec::from_iter(components)).await?;
+    releases.retain(|(_, release)| {
+        let owners = owners.get(&release.component);
+        owners.is_some_and(|owners| release.would_count(vote, &people, owners))
+    });
+    Ok(())
 }
 
 /// What is so now of a release that is, or is about to be, submitted under these terms.
@@ -111,6 +149,7 @@ pub(crate) async fn facts(
     release: &Release,
     terms: &Terms,
     approval_id: ApprovalId,
+    authenticator: &Authenticator,
 ) -> Result<Facts, Failure> {
     let (tenant, now) = (&actor.tenant, actor.now);
     let submitter = release
@@ -122,7 +161,7 @@ pub(crate) async fn facts(
     let voters = release.votes.iter().map(|vote| vote.voter.as_str());
     let others = voters.chain(evidence.iter().filter_map(reviewer)).map(str::to_owned);
     let names: Vec<_> = authors.iter().cloned().chain(others).collect();
-    let people = people(db, tenant, &names).await?;
+    let people = people(db, tenant, authenticator, &names).await?;
     // A review by one of the release's authors, under whatever name, counts for nothing.
     let is_author = |reviewer: &str| {
         let person = people.person(reviewer);

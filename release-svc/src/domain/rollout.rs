@@ -198,8 +198,8 @@ impl Rollout {
     }
 }
 
-/// What keeps a release from starting in an environment, with what does elsewhere (`held`). Where it serves everyone there
-/// is nothing to start, and nothing else matters.
+/// What keeps a release from starting in an environment, with what does elsewhere (`held`). Where it serves everyone
+/// there is nothing to start, and nothing else matters.
 pub fn blockers(
     environment: &EnvironmentId,
     release: &Release,

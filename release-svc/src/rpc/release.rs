@@ -45,6 +45,18 @@ pub(super) async fn lock(work: &mut Mutation, id: ReleaseId) -> Result<(Componen
     Ok((component, release.ok_or_else(|| no_release(&id))?))
 }
 
+/// The same for an owner of the component, who looked at this version of the release.
+async fn lock_own(
+    work: &mut Mutation,
+    id: ReleaseId,
+    sent_etag: &str,
+) -> Result<(Component, Release), Failure> {
+    let (component, release) = lock(work, id).await?;
+    work.caller.require_owner(&component.owner_groups)?;
+    etag(sent_etag, release.row_version)?;
+    Ok((component, release))
+}
+
 /// The release as the facts of now make it, locked after its component.
 pub(super) async fn look(
     app: &App,
@@ -53,7 +65,8 @@ pub(super) async fn look(
 ) -> Result<(Component, Release, Facts), Failure> {
     let (component, release) = lock(work, id).await?;
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
-    let (release, facts) = apply::look(&mut work.tx, &work.actor, &component, release, approval).await?;
+    let (release, facts) =
+        apply::look(&mut work.tx, &work.actor, &component, release, approval, &app.authenticator).await?;
     Ok((component, release, facts))
 }
 
@@ -88,7 +101,9 @@ async fn submit(
     let latest = latest(&mut work.tx, &work.caller, &draft, false).await?;
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
     let terms = &policy.terms;
-    let facts = apply::facts(&mut work.tx, &work.actor, component, &draft, terms, approval).await?;
+    let facts =
+        apply::facts(&mut work.tx, &work.actor, component, &draft, terms, approval, &app.authenticator)
+            .await?;
     let submitter = work.actor.principal.clone();
     let (snapshot, body) = Snapshot::take(&tenant, &draft, &submitter, &policy, &facts.people)
         .map_err(|error| Failure::Bug(format!("a snapshot cannot be written: {error}")))?;
@@ -266,9 +281,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (component, release) = lock_own(&mut work, id, &sent_etag).await?;
         let release = submit(self, &mut work, &component, release).await?;
         work.answer(pb::SubmitReleaseResponse { release: Some((&release).into()) })
             .await
@@ -286,9 +299,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (_, release) = lock_own(&mut work, id, &sent_etag).await?;
         let decision = release.cancel()?;
         apply::release(&mut work.tx, &work.actor, &decision, because(reason)).await?;
         work.answer(pb::CancelReleaseResponse { release: Some((&decision.release).into()) })

@@ -127,6 +127,11 @@ impl App {
             created_at: work.now,
             row_version: 1,
         };
+        // What succeeds in the new one may then be promoted without having been where it had to be before.
+        let order = environment.promotion_order;
+        if store::environment::is_before_promotion(&mut work.tx, &work.actor.tenant, order).await? {
+            work.caller.require_scope(POLICY_SCOPE)?;
+        }
         let inserted = store::environment::insert(&mut work.tx, &work.actor.tenant, &environment).await;
         inserted.map_err(|error| match broken_constraint(&error) {
             Some(ENVIRONMENT_KEY) => {

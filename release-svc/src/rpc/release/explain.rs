@@ -1,5 +1,5 @@
-//! `ExplainRelease`: everything that keeps a release from its next exposure, by the rules of whoever would expose it. It
-//! only reads, and locks nothing unless the facts make something else of the release than was written down.
+//! `ExplainRelease`: everything that keeps a release from its next exposure, by the rules of whoever would expose it.
+//! It only reads, and locks nothing unless the facts make something else of the release than was written down.
 
 use shared::auth::Caller;
 use shared::edge::Deadline;
@@ -21,8 +21,8 @@ use crate::domain::rollout::{self, State};
 use crate::rpc::{App, absent};
 use crate::store;
 
-/// Everything that keeps a release from more people in the environment: from the next step of its rollout there, else from
-/// the first one.
+/// Everything that keeps a release from more people in the environment: from the next step of its rollout there, else
+/// from the first one.
 async fn blockers(
     db: &mut PgConnection,
     actor: &Actor,
@@ -62,7 +62,9 @@ impl App {
         let approval = ApprovalId::new(actor.now, self.entropy.bytes());
         let component = store::component::find(db, tenant, &found.component).await?;
         let component = component.ok_or_else(|| no_release(&id))?;
-        let facts = apply::facts(db, actor, &component, &found, &found.terms(), approval).await?;
+        let facts =
+            apply::facts(db, actor, &component, &found, &found.terms(), approval, &self.authenticator)
+                .await?;
         if found.clone().reassess(&facts).is_empty() {
             return Ok((component, found, facts));
         }
@@ -70,7 +72,8 @@ impl App {
         let component = component.ok_or_else(|| no_release(&id))?;
         let release = store::release::lock(db, tenant, id).await?;
         let release = release.ok_or_else(|| no_release(&id))?;
-        let (release, facts) = apply::look(db, actor, &component, release, approval).await?;
+        let (release, facts) =
+            apply::look(db, actor, &component, release, approval, &self.authenticator).await?;
         Ok((component, release, facts))
     }
 
