@@ -113,6 +113,8 @@ mod policy;
 #[cfg(test)]
 mod preferences;
 #[cfg(test)]
+mod promotion;
+#[cfg(test)]
 mod purge;
 #[cfg(test)]
 mod recovery;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chrono::SecondsFormat;
 use prost::Message;
+use shared::auth::Authenticator;
 use shared::db::Db;
 use shared::feed::Feed;
 use shared::keys::Keys;
@@ -72,6 +73,8 @@ pub const SERVICES: &[&str] = &[
 pub struct App {
     pub db: Db,
     pub keys: Arc<Keys>,
+    /// Who may call, which says whose names are known.
+    pub authenticator: Arc<Authenticator>,
     pub clock: Clock,
     pub entropy: Entropy,
     pub feed: Arc<Feed>,
@@ -164,7 +167,7 @@ fn absent(reason: Reason, what: &str, name: &dyn std::fmt::Display) -> Refusal {
 impl From<NotGreater> for Failure {
     fn from(error: NotGreater) -> Self {
         Refusal::new(Reason::ReleaseVersionNotGreater, error.to_string())
-            .with("last_version", &error.last)
+            .with("last_version", error.last())
             .into()
     }
 }

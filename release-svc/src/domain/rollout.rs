@@ -114,9 +114,7 @@ impl Rollout {
         held: Vec<Blocker>,
         now: Time,
     ) -> Result<Vec<Decision>, Blocked> {
-        let mut blockers = blockers(&plan.environment, release, stable.as_ref(), earlier);
-        blockers.extend(held);
-        blocker::require_none(blockers)?;
+        blocker::require_none(blockers(&plan.environment, release, stable.as_ref(), earlier, held))?;
         let (steps, at_once) = match plan.steps {
             Some(steps) if stable.is_some() => (steps, false),
             Some(_) | None => (Steps(vec![EVERYONE_BPS]), true),
@@ -200,33 +198,32 @@ impl Rollout {
     }
 }
 
-/// What keeps a release from starting in an environment, as far as its rollouts know.
+/// What keeps a release from starting in an environment, with what does elsewhere (`held`). Where it serves everyone
+/// there is nothing to start, and nothing else matters.
 pub fn blockers(
     environment: &EnvironmentId,
     release: &Release,
     stable: Option<&ServedRelease>,
     earlier: Option<RolloutId>,
+    held: Vec<Blocker>,
 ) -> Vec<Blocker> {
-    let mut blockers: Vec<_> = release.state_hold().into_iter().collect();
-    let mut block = |kind, subject: String, description, lifted_by: &str| {
-        blockers.push(Blocker {
-            kind,
-            subject,
-            description,
-            lifted_by: lifted_by.to_owned(),
-            next_open: None,
-        });
-    };
     let id = release.id;
+    let blocker = |kind, subject: String, description, lifted_by: &str| Blocker {
+        kind,
+        subject,
+        description,
+        lifted_by: lifted_by.to_owned(),
+        next_open: None,
+    };
     if stable.is_some_and(|stable| stable.id == id) {
         let text = format!("release {id} serves everyone in {environment} already");
-        block(Kind::State, id.to_string(), text, "another release");
+        return vec![blocker(Kind::State, id.to_string(), text, "another release")];
     }
-    if let Some(rollout) = earlier {
+    let earlier = earlier.map(|rollout| {
         let text = format!("rollout {rollout} of this component is not finished here");
-        block(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout");
-    }
-    blockers
+        blocker(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout")
+    });
+    release.state_hold().into_iter().chain(earlier).chain(held).collect()
 }
 
 impl State {
@@ -383,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn all_blockers_are_named_at_once() {
+    fn all_blockers_are_named_at_once_but_where_the_release_serves_everyone() {
         let earlier = RolloutId::new(at(1), [5; 10]);
         let release = release(false);
         let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
@@ -394,16 +391,17 @@ mod tests {
             lifted_by: "its end".to_owned(),
             next_open: Some(at(9)),
         };
-        let Blocked(blockers) =
-            Rollout::start(plan(vec![]), &release, Some(same), Some(earlier), vec![held], at(3)).unwrap_err();
-        let blockers: Vec<_> = blockers.into_iter().map(|blocker| (blocker.kind, blocker.subject)).collect();
-        let expected = [
-            (Kind::State, release.id.to_string()),
-            (Kind::State, release.id.to_string()),
-            (Kind::EarlierRollout, earlier.to_string()),
-            (Kind::Window, "wnd_1".to_owned()),
-        ];
-        assert_eq!(blockers, expected);
+        let blockers = |stable| {
+            let held = vec![held.clone()];
+            let Blocked(blockers) =
+                Rollout::start(plan(vec![]), &release, Some(stable), Some(earlier), held, at(3)).unwrap_err();
+            blockers.into_iter().map(|it| (it.kind, it.subject)).collect::<Vec<_>>()
+        };
+        let state = (Kind::State, release.id.to_string());
+        let rollout = (Kind::EarlierRollout, earlier.to_string());
+        assert_eq!(blockers(stable()), [state.clone(), rollout, (Kind::Window, "wnd_1".to_owned())]);
+        // What serves everyone has nowhere to go, so nothing else matters.
+        assert_eq!(blockers(same), [state]);
     }
 
     #[test]

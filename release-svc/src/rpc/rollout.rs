@@ -19,7 +19,6 @@ use crate::apply;
 use crate::apply::dependency::Locked;
 use crate::apply::exposure::{self, Increase, Passage};
 use crate::domain::blocker;
-use crate::domain::component::Component;
 use crate::domain::dependency::Unmet;
 use crate::domain::rollout::{Assignment, Plan, Rollout, State, Steps};
 use crate::store;
@@ -94,13 +93,13 @@ fn no_rollout(id: RolloutId) -> Refusal {
 }
 
 /// The rollout, locked after its component, if the caller may change it.
-async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout), Failure> {
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
     let tenant = &work.actor.tenant;
     let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
     let component = component.ok_or_else(|| no_rollout(id))?;
     work.caller.require_owner(&component.owner_groups)?;
     let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
-    Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
+    Ok(rollout.ok_or_else(|| no_rollout(id))?)
 }
 
 /// Refuses an increase that something holds back; answers the overrides that it goes by. The component is locked.
@@ -108,27 +107,18 @@ async fn require_open(
     app: &App,
     work: &mut Mutation,
     locked: &Locked,
-    component: &Component,
     rollout: &Rollout,
 ) -> Result<Vec<WindowOverrideId>, Failure> {
-    let Rollout { environment, release, .. } = rollout;
+    let environment = &rollout.environment;
     let found = store::environment::find(&mut work.tx, &work.actor.tenant, environment).await?;
     let found =
         found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
-    let version = release.version.parse();
-    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
-    let increase =
-        Increase { component, environment: &found, release: release.id, version: &version, locked };
-    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
-    let began_under = match rollout.approval {
-        Some(id) => store::approval::find(&mut work.tx, &work.actor.tenant, id).await?,
-        None => None,
-    };
-    let (_, release, facts) = look(app, work, rollout.release.id).await?;
-    blockers.extend(apply::evidence_blockers(&mut work.tx, &work.actor.tenant, &release, &found).await?);
-    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
-    blocker::require_none(blockers)?;
-    Ok(overrides)
+    let (component, release, facts) = look(app, work, rollout.release.id).await?;
+    let (component, release, facts) = (&component, &release, &facts);
+    let increase = Increase { component, environment: &found, release, facts, locked: Some(locked) };
+    let passage = exposure::next_step(&mut work.tx, &work.actor, &increase, rollout).await?;
+    blocker::require_none(passage.blockers)?;
+    Ok(passage.overrides)
 }
 
 fn no_environment(name: &EnvironmentId) -> Refusal {
@@ -143,16 +133,17 @@ async fn start(app: &App, work: &mut Mutation, release: ReleaseId, plan: Plan) -
     let (tenant, environment) = (&work.actor.tenant, &plan.environment);
     let found = store::environment::find(&mut work.tx, tenant, environment).await?;
     let found = found.ok_or_else(|| no_environment(environment))?;
-    let (id, version) = (release.id, &release.version);
-    let increase =
-        Increase { component: &component, environment: &found, release: id, version, locked: &locked };
-    let Passage { mut blockers, overrides } = exposure::passage(&mut work.tx, &work.actor, &increase).await?;
-    blockers.extend(apply::dependency::promotion_blocker(&mut work.tx, &work.actor, &release, &found).await?);
+    let increase = Increase {
+        component: &component,
+        environment: &found,
+        release: &release,
+        facts: &facts,
+        locked: Some(&locked),
+    };
+    let Passage { blockers, overrides } = exposure::first_step(&mut work.tx, &work.actor, &increase).await?;
     let route = store::route::lock(&mut work.tx, tenant, &component.name, environment).await?;
     let stable = route.and_then(|route| route.stable);
     let earlier = store::rollout::find_under_way(&mut work.tx, tenant, &component.name, environment).await?;
-    blockers.extend(apply::evidence_blockers(&mut work.tx, tenant, &release, &found).await?);
-    blockers.extend(release.holds(&facts));
     let decisions = Rollout::start(plan, &release, stable, earlier, blockers, work.now)?;
     for decision in &decisions {
         apply::rollout(&mut work.tx, &work.actor, decision, &overrides).await?;
@@ -174,7 +165,7 @@ async fn roll_back(
         .ok_or_else(|| no_rollout(id))?;
     let (before, mut warnings) =
         apply::dependency::lock_cascade(&mut work.tx, &tenant, &component, &environment).await?;
-    let (_, rollout) = lock(work, id).await?;
+    let rollout = lock(work, id).await?;
     if rollout.state != State::Running {
         let again = apply::roll_back(&mut work.tx, &work.actor, rollout.clone(), reason).await?;
         let rollout = Some((&again.unwrap_or(rollout)).into());
@@ -281,16 +272,10 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let locked = apply::dependency::lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
-        let (component, rollout) = lock(&mut work, id).await?;
+        let rollout = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
-        let before = rollout.exposure_bps();
-        let decision = rollout.advance(work.now)?;
-        // The end of a rollout that everyone sees raises nothing.
-        let overrides = if decision.rollout.exposure_bps() > before {
-            require_open(self, &mut work, &locked, &component, &decision.rollout).await?
-        } else {
-            Vec::new()
-        };
+        let decision = rollout.clone().advance(work.now)?;
+        let overrides = require_open(self, &mut work, &locked, &rollout).await?;
         apply::rollout(&mut work.tx, &work.actor, &decision, &overrides).await?;
         work.answer(pb::AdvanceRolloutResponse { rollout: Some((&decision.rollout).into()) })
             .await
