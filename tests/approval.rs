@@ -12,10 +12,10 @@ use crate::harness::govern::{
     Size, approval, approve, blockers, change, explain, govern, hand_in, member, rejection, revise,
     withdrawal,
 };
-use crate::harness::shop::{get_release, request_id, roll_back, start, submit};
+use crate::harness::shop::{get_release, request_id, roll_back, set_alias, start, submit};
 use crate::harness::{Answer as _, Caller, Options, person, workload};
 
-async fn pending(caller: &Caller) -> Vec<String> {
+pub(crate) async fn pending(caller: &Caller) -> Vec<String> {
     let request = pb::ListPendingForMeRequest::default();
     let pending = caller.approvals().list_pending_for_me(request).await.answer();
     pending.releases.into_iter().map(|release| release.version).collect()
@@ -332,4 +332,35 @@ async fn i12_a_vote_that_is_sent_again_counts_once_and_another_body_is_refused()
         .await
         .refused(Code::AlreadyExists, "REQUEST_ID_REUSED");
     assert_eq!(get_release(&author, &release).await.votes.len(), 1);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_person_is_what_their_vote_brings_nearer() {
+    let (stack, author) = govern(Profile::Standard).await;
+    let ada = member(&stack, "ada", &["dev"]);
+    let boss = member(&stack, "boss", &["ops"]);
+    let both = ["Ada@Example.com", "github|ada"];
+    let first = hand_in(&author, change("1.0", Size::Small, &both)).await;
+    // Nobody is known to be another person than these; an issuer that may not call is nobody's.
+    let refused = boss.approvals().approve_release(approval(&first)).await;
+    let status = refused.refused(Code::FailedPrecondition, "COMMITTER_UNMAPPED");
+    let named = &status.get_details_error_info().unwrap().metadata["committers"];
+    assert_eq!(named, "Ada@Example.com, github|ada");
+    assert_eq!((pending(&ada).await, pending(&boss).await), (vec![], vec![]));
+    for name in ["ada@example.com", "github|ada"] {
+        set_alias(&author, name, "tandem-local|ada").await;
+    }
+    assert_eq!((pending(&ada).await, pending(&boss).await), (vec![], vec!["1.0".to_owned()]));
+    let refused = ada.approvals().approve_release(approval(&first)).await;
+    refused.refused(Code::PermissionDenied, "SOD_VIOLATION");
+    approve(&boss, &first).await;
+    // Two people of two groups: a third one of the first group changes nothing.
+    let second = hand_in(&author, change("1.1", Size::Large, &[])).await;
+    for name in ["cid", "dan"] {
+        let dev = member(&stack, name, &["dev"]);
+        assert_eq!(pending(&dev).await, ["1.1"]);
+        approve(&dev, &second).await;
+        assert_eq!(pending(&dev).await, [""; 0]);
+    }
+    assert_eq!((pending(&ada).await, pending(&boss).await), (vec![], vec!["1.1".to_owned()]));
 }

@@ -1,13 +1,18 @@
 //! Break-glass: approving alone, the review that it owes, and quarantine, which nothing breaks.
 
 use chrono::TimeDelta;
+use release_svc::domain::break_glass::BreakGlass;
+use shared::id::BreakGlassId;
 use shared::pb::release as pb;
 use shared::pb::release::GovernanceProfile as Profile;
 use shared::pb::release::ReleaseState;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
-use crate::harness::govern::{Size, approve, blockers, change, emergency, govern, hand_in, quarantine};
-use crate::harness::shop::{advance, get_release, roll_back, rollback, start};
+use crate::harness::govern::{
+    Size, approve, blockers, change, emergency, govern, hand_in, quarantine, revise,
+};
+use crate::harness::shop::{advance, get_release, roll_back, rollback, start, submit};
 use crate::harness::{Answer as _, Caller, person, workload};
 
 fn review(used: &pb::BreakGlass, verdict: pb::BreakGlassVerdict) -> pb::ReviewBreakGlassRequest {
@@ -114,6 +119,37 @@ async fn what_was_a_violation_approves_nothing_any_more() {
         .await
         .answer();
     assert_eq!(get_release(&author, &release).await.state(), ReleaseState::PendingApproval);
+    // Nor does it when it is used again, by whomever, before the release is another one.
+    for again in [&author, &boss] {
+        let refused = again.approvals().use_break_glass(emergency(&release)).await;
+        let status = refused.refused(Code::FailedPrecondition, "BREAK_GLASS_REVIEWED");
+        let named = &status.get_details_error_info().unwrap().metadata["break_glass_id"];
+        assert_eq!(*named, used.break_glass_id);
+    }
+    let revised = submit(&author, &revise(&author, &release).await).await;
+    break_glass(&author, &revised).await;
+}
+
+#[tokio::test]
+async fn the_database_takes_no_second_break_glass_after_a_violation() {
+    let (stack, author) = govern(Profile::Standard).await;
+    let release = hand_in(&author, change("1.0", Size::Large, &[])).await;
+    let used = break_glass(&author, &release).await.break_glass.unwrap();
+    let boss = stack.caller(&person("boss"));
+    let violation = review(&used, pb::BreakGlassVerdict::Violation);
+    boss.approvals().review_break_glass(violation).await.answer();
+    let mut db = stack.database.connect().await;
+    let (tenant, id) = ("shop".parse().unwrap(), used.break_glass_id.parse().unwrap());
+    let stored = release_svc::store::break_glass::find(&mut db, &tenant, id)
+        .await
+        .unwrap()
+        .unwrap();
+    for (revision, expected) in [(1, false), (2, true)] {
+        let id = BreakGlassId::new(stack.now(), stack.entropy.bytes());
+        let next = BreakGlass { id, revision, review: None, ..stored.clone() };
+        let inserted = release_svc::store::break_glass::insert(&mut db, &tenant, &next).await.unwrap();
+        assert_eq!(inserted, expected, "revision {revision}");
+    }
 }
 
 #[tokio::test]
@@ -177,7 +213,7 @@ async fn i19_a_quarantined_release_gains_no_exposure_and_can_always_lose_it() {
         .advance_rollout(advance(&rollout))
         .await
         .refused(Code::FailedPrecondition, "ROLLOUT_BLOCKED");
-    assert_eq!(blockers(&author, &second).await, ["EARLIER_ROLLOUT", "QUARANTINE"]);
+    assert_eq!(blockers(&author, &second).await, ["QUARANTINE"]);
     let (release_id, reason) = (second.release_id.clone(), "the leak was elsewhere".to_owned());
     let lift = || pb::LiftQuarantineRequest {
         release_id: release_id.clone(),

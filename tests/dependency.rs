@@ -1,14 +1,13 @@
 //! What components need of each other: constraints that are refused, cycles that are named, rollouts that are held back,
 //! and rollbacks that take others along.
 
-use chrono::TimeDelta;
 use shared::pb::release as pb;
 use shared::pb::release::RolloutState;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::shop::{advance, create_catalog, create_component, get_rollout, rollback};
-use crate::harness::{Answer as _, Caller, ENVIRONMENT, Options, Stack, person, reason_of};
+use crate::harness::{Answer as _, Caller, ENVIRONMENT, Options, Stack, eventually, person, reason_of};
 
 pub(crate) fn need(on: &str, environment: &str, constraint: &str) -> pb::Dependency {
     pb::Dependency {
@@ -74,11 +73,11 @@ async fn try_ship(
     Ok(started.into_inner().rollout.unwrap())
 }
 
-async fn ship(caller: &Caller, component: &str, version: &str, steps: &[i32]) -> pb::Rollout {
+pub(crate) async fn ship(caller: &Caller, component: &str, version: &str, steps: &[i32]) -> pb::Rollout {
     try_ship(caller, component, version, steps).await.unwrap()
 }
 
-async fn start(components: &[&str]) -> (Stack, Caller) {
+pub(crate) async fn start(components: &[&str]) -> (Stack, Caller) {
     let stack = Stack::releases();
     let caller = stack.caller(&person("ada"));
     create_catalog(&caller).await;
@@ -90,7 +89,7 @@ async fn start(components: &[&str]) -> (Stack, Caller) {
 }
 
 #[track_caller]
-fn assert_blocked(status: &Status, expected: &[(&str, &str, &str)]) {
+pub(crate) fn assert_blocked(status: &Status, expected: &[(&str, &str, &str)]) {
     assert_eq!((status.code(), reason_of(status).as_str()), (Code::FailedPrecondition, "ROLLOUT_BLOCKED"));
     let violations = status.get_details_precondition_failure().unwrap().violations;
     let found = violations.iter().map(|it| {
@@ -312,38 +311,34 @@ async fn a_plan_says_the_order_and_what_would_not_fit() {
 }
 
 #[tokio::test]
-async fn an_environment_that_asks_for_promotion_waits_for_success_and_bake() {
-    let (stack, caller) = start(&["pay"]).await;
-    let environment = |name: &str, promotion_order, requirements| {
-        let environment = pb::Environment {
-            environment: name.to_owned(),
-            promotion_order,
-            requirements,
-            ..Default::default()
-        };
-        pb::CreateEnvironmentRequest { environment: Some(environment), ..Default::default() }
-    };
-    let requirements = pb::EnvironmentRequirements {
-        requires_promotion: true,
-        min_bake: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
-        required_evidence: vec![],
-    };
-    let prod = environment("prod", 10, Some(requirements));
-    caller.catalog().create_environment(prod).await.answer();
-    ship(&caller, "pay", "1.0", &[]).await;
-    let release = approved(&caller, "pay", "1.1").await;
-    let to_prod = async || caller.rollouts().start_rollout(start_of(&release, "prod", &[])).await;
-    let status = to_prod().await.unwrap_err();
-    assert_blocked(&status, &[("STATE", &release, "the release must succeed in local first")]);
-    let rollout = caller
-        .rollouts()
-        .start_rollout(start_of(&release, ENVIRONMENT, &[]))
+async fn a_dependant_that_comes_up_while_a_rollback_waits_for_locks_goes_back_with_it() {
+    let (stack, caller) = start(&["pay", "shop"]).await;
+    for component in ["pay", "shop"] {
+        ship(&caller, component, "1.0", &[]).await;
+    }
+    let pay = ship(&caller, "pay", "2.0", &[1000]).await;
+    let shop = ship(&caller, "shop", "2.0", &[1000]).await;
+    let mut holder = stack.database.connect().await;
+    sqlx::raw_sql("begin; select from release.components where component = 'pay' for no key update")
+        .execute(&mut holder)
         .await
-        .answer();
-    assert_eq!(rollout.rollout.unwrap().state(), RolloutState::Succeeded);
-    stack.advance(TimeDelta::seconds(3599));
-    let status = to_prod().await.unwrap_err();
-    assert_eq!(reason_of(&status), "ROLLOUT_BLOCKED");
-    stack.advance(TimeDelta::seconds(1));
-    to_prod().await.answer();
+        .unwrap();
+    let let_go = async {
+        let waiting = "select count(*) from pg_locks join pg_stat_activity using (pid)
+            where not granted and datname = current_database()";
+        eventually("a rollback that waits", || async {
+            (stack.database.count(waiting).await > 0).then_some(())
+        })
+        .await;
+        let begin_to_need =
+            "insert into release.dependencies (tenant_id, component, depends_on, version_constraint)
+            values ('shop', 'shop', 'pay', '^2'); commit";
+        sqlx::raw_sql(begin_to_need).execute(&mut holder).await.unwrap();
+    };
+    let mut rollouts = caller.rollouts();
+    let (answer, ()) = tokio::join!(rollouts.roll_back_rollout(rollback(&pay)), let_go);
+    let answer = answer.answer();
+    let cascaded: Vec<_> = answer.cascaded.iter().map(|it| it.rollout_id.as_str()).collect();
+    assert_eq!(cascaded, [shop.rollout_id.as_str()]);
+    assert_eq!(answer.warnings, ["shop needs pay ^2, and pay is 1.0 in local"]);
 }

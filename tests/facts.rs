@@ -9,11 +9,14 @@ use shared::pb::release::{
 use shared::time::to_proto;
 use tonic::Code;
 
+use crate::approval::pending;
 use crate::evidence::{digest, submit_evidence, test_report};
 use crate::harness::govern::{
-    Size, approval, approve, blockers, change, create, explain, govern, hand_in, member, policy,
+    Size, approval, approve, blockers, change, create, explain, govern, hand_in, member, policy, quarantine,
 };
-use crate::harness::shop::{create_component, get_release, set_alias, start as rollout_of};
+use crate::harness::shop::{
+    advance, advance_rollout, create_component, get_release, set_alias, start as rollout_of,
+};
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Stack, person, workload};
 use crate::window::{create_window, today};
 
@@ -130,6 +133,9 @@ async fn a_release_waits_for_the_evidence_of_its_policy_and_again_when_it_is_rev
             .count(),
         1
     );
+    // It has the votes that it needs, and waits for nobody's.
+    assert_eq!(get_release(&author, &release).await.state(), ReleaseState::PendingApproval);
+    assert_eq!(pending(&stack.caller(&person("carol"))).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -227,6 +233,43 @@ async fn an_environment_asks_for_evidence_of_its_own() {
     let scan = pb::Evidence { kind: EvidenceKind::Scan.into(), ..test_report(ARTIFACT, "sast", true) };
     assert_eq!(submit_evidence(&author, scan).await.artifact_digest, digest(ARTIFACT));
     author.rollouts().start_rollout(rollout_of(&release, &[])).await.answer();
+}
+
+#[tokio::test]
+async fn explain_says_what_the_next_step_is_held_by_and_nothing_else() {
+    let (stack, author) = govern(Profile::Standard).await;
+    let boss = stack.caller(&person("boss"));
+    let first = hand_in(&author, change("1.0", Size::Small, &[])).await;
+    approve(&boss, &first).await;
+    author.rollouts().start_rollout(rollout_of(&first, &[])).await.answer();
+    let second = hand_in(&author, change("1.1", Size::Small, &[])).await;
+    approve(&boss, &second).await;
+    let started = author.rollouts().start_rollout(rollout_of(&second, &[100])).await;
+    let rollout = started.answer().rollout.unwrap();
+    assert_eq!(blockers(&author, &second).await, [""; 0]);
+    // Votes count for 72 hours; what began under them goes on.
+    stack.advance(TimeDelta::hours(73));
+    assert_eq!(blockers(&author, &second).await, [""; 0]);
+    let release_id = second.release_id.clone();
+    let anywhere = pb::ExplainReleaseRequest { release_id, environment: String::new() };
+    let elsewhere = author.releases().explain_release(anywhere).await.answer().blockers;
+    assert_eq!(elsewhere.iter().map(|blocker| blocker.r#type.as_str()).collect::<Vec<_>>(), ["APPROVAL"]);
+    // What serves everyone, and whose approval expired, too, goes nowhere from there.
+    assert_eq!(blockers(&author, &first).await, ["STATE"]);
+    let reason = "an incident".to_owned();
+    let stop = pb::StopTheLineRequest { reason: reason.clone(), ..Default::default() };
+    boss.windows().stop_the_line(stop).await.answer();
+    assert_eq!(blockers(&author, &second).await, ["LINE"]);
+    let refused = author.rollouts().advance_rollout(advance(&rollout)).await;
+    refused.refused(Code::FailedPrecondition, "LINE_STOPPED");
+    let resume = pb::ResumeTheLineRequest { reason, ..Default::default() };
+    boss.windows().resume_the_line(resume).await.answer();
+    advance_rollout(&author, &rollout).await;
+    // Everyone sees it: the last step exposes nobody more.
+    boss.releases().quarantine_release(quarantine(&second)).await.answer();
+    assert_eq!(blockers(&author, &second).await, [""; 0]);
+    advance_rollout(&author, &rollout).await;
+    assert_eq!(blockers(&author, &second).await, ["STATE"]);
 }
 
 /// Whether windows hold a release of `storefront`, which is of this tier and kind in region `eu`.

@@ -4,6 +4,7 @@
 use chrono::TimeDelta;
 use shared::issuer::Grant;
 use shared::pb::release as pb;
+use shared::pb::release::window_override::Subject;
 use shared::pb::release::{DeploymentPace, RolloutState};
 use shared::time::{Time, to_proto};
 use tonic::Code;
@@ -14,6 +15,7 @@ use crate::harness::shop::{
     start as rollout_of, submit,
 };
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Stack, eventually, person, system, workload};
+use crate::window::{create_window, deletion, freeze, lift, today, update};
 
 pub(crate) fn asked(start: Option<Time>, end: Option<Time>) -> pb::GetDeliveryMetricsRequest {
     pb::GetDeliveryMetricsRequest {
@@ -216,4 +218,62 @@ async fn questions_that_make_no_sense_are_refused() {
     let stranger = stack.caller(&Grant { scope: "release.read".to_owned(), ..workload("reader") });
     let refused = stranger.insight().get_delivery_metrics(asked(None, None)).await;
     refused.refused(Code::PermissionDenied, "CALLER_SCOPE_MISSING");
+}
+
+/// The freeze backlog of everything until now.
+async fn backlog(caller: &Caller) -> Option<i64> {
+    metrics(caller, None, None).await.freeze_backlog
+}
+
+#[tokio::test]
+async fn what_is_done_to_a_window_rewrites_no_backlog() {
+    let (stack, caller) = start().await;
+    submit(&caller, &create_release(&caller, "1.0").await).await;
+    assert_eq!(backlog(&caller).await, None);
+    stack.advance(TimeDelta::hours(1));
+    // It covers the hours before it was made, too, but nothing was denied then.
+    let window = create_window(&caller, today()).await;
+    assert_eq!(backlog(&caller).await, None);
+    let before = stack.now();
+    stack.advance(TimeDelta::hours(1));
+    assert_eq!(backlog(&caller).await, Some(1));
+    // A change counts from then on: the hour in which it denied stays.
+    let later = freeze("2027-01-20T00:00:00", "2027-01-21T00:00:00");
+    let later = pb::Window { window_id: window.window_id.clone(), ..later };
+    caller.windows().update_window(update(later)).await.answer();
+    stack.advance(TimeDelta::hours(1));
+    assert_eq!(backlog(&caller).await, Some(1));
+    let after = metrics(&caller, Some(stack.now() - TimeDelta::minutes(30)), None).await;
+    assert_eq!(after.freeze_backlog, None);
+    caller.windows().delete_window(deletion(&window)).await.answer();
+    assert_eq!(backlog(&caller).await, Some(1));
+    let hour = metrics(&caller, Some(before), Some(before + TimeDelta::hours(1))).await;
+    assert_eq!(hour.freeze_backlog, Some(1));
+    // On the 20th there is no window.
+    stack.advance(TimeDelta::days(5));
+    let day = metrics(&caller, Some(stack.now() - TimeDelta::days(1)), None).await;
+    assert_eq!(day.freeze_backlog, None);
+}
+
+#[tokio::test]
+async fn a_release_that_goes_by_an_override_is_not_held() {
+    let (stack, caller) = start().await;
+    let window = create_window(&caller, today()).await;
+    let urgent = create_release(&caller, "1.0").await;
+    let request = lift(&window, stack.now() + TimeDelta::hours(1));
+    let window_override = request.window_override.map(|lifted| pb::WindowOverride {
+        subject: Some(Subject::ReleaseId(urgent.release_id.clone())),
+        ..lifted
+    });
+    let request = pb::OverrideWindowRequest { window_override, request_id: String::new() };
+    caller.windows().override_window(request).await.answer();
+    let urgent = submit(&caller, &urgent).await;
+    stack.advance(TimeDelta::minutes(30));
+    caller.rollouts().start_rollout(rollout_of(&urgent, &[])).await.answer();
+    stack.advance(TimeDelta::hours(1));
+    assert_eq!(backlog(&caller).await, Some(0));
+    // Others are, and so would it have been after the override.
+    submit(&caller, &create_release(&caller, "1.1").await).await;
+    stack.advance(TimeDelta::hours(1));
+    assert_eq!(backlog(&caller).await, Some(1));
 }

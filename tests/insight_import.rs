@@ -10,8 +10,9 @@ use shared::issuer::Grant;
 use shared::pb::release as pb;
 use shared::time::{Time, to_proto};
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
-use crate::harness::shop::{create_catalog, create_component, create_release, request_id, ship};
+use crate::harness::shop::{create_catalog, create_component, create_release, draft, request_id, ship};
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Stack, person, workload};
 use crate::insight::{asked, metrics, ratio};
 
@@ -268,17 +269,24 @@ async fn a_period_of_more_than_can_be_read_is_refused_and_the_rest_is_whole() {
 }
 
 #[tokio::test]
-async fn a_version_of_the_past_is_no_release_and_stays_free() {
+async fn a_version_of_the_past_is_no_release_and_new_ones_follow_it() {
     let (stack, caller) = start().await;
-    imported(&caller, import(&[past(&stack, "9.0", 9)])).await;
+    let records = [past(&stack, "2.0.3", 9), past(&stack, "1.9", 8), past(&stack, "nightly", 7)];
+    imported(&caller, import(&records)).await;
     let releases = caller.releases().list_releases(pb::ListReleasesRequest::default()).await;
     assert_eq!(releases.answer().releases, []);
+    for (late, last) in [("1.0", "2.0.3"), ("2.0.3", "2.0.3"), ("2.0.2", "2.0.3"), ("1.9.0", "1.9")] {
+        let refused = caller.releases().create_release(draft(late)).await;
+        let status = refused.refused(Code::FailedPrecondition, "RELEASE_VERSION_NOT_GREATER");
+        assert_eq!(status.get_details_error_info().unwrap().metadata["last_version"], last, "{late}");
+        assert_eq!(status.message().contains("hotfix_line"), late == "1.0", "{status:?}");
+    }
+    create_release(&caller, "1.9.1").await;
     // What was rolled out here is not told again from outside.
-    ship(&caller, "1.0", &[]).await;
-    create_release(&caller, "9.0").await;
-    assert_eq!(imported(&caller, import(&[past(&stack, "1.0", 9), past(&stack, "0.9", 9)])).await, (1, 1));
+    ship(&caller, "2.0.4", &[]).await;
+    assert_eq!(imported(&caller, import(&[past(&stack, "2.0.4", 9), past(&stack, "0.9", 9)])).await, (1, 1));
     stack.advance(TimeDelta::seconds(1));
-    assert_eq!(deployments(&caller).await, 3);
+    assert_eq!(deployments(&caller).await, 5);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use shared::issuer::Grant;
 use shared::pb::common::{CreateWebhookRequest, Webhook};
 use shared::pb::release as rpb;
 use shared::pb::session as pb;
+use shared::time::at;
 use tonic::Code;
 
 use crate::evidence::{submit_evidence, test_report};
@@ -13,11 +14,11 @@ use crate::harness::shop::{
     add_line, create_catalog, create_component, create_policy, create_release, create_session,
     create_touchpoint, draft, known_device, log_in, owner, set_alias, ship, validate, web,
 };
-use crate::harness::{Answer as _, Caller, Stack, person, raw, reason_of};
+use crate::harness::{Answer as _, Caller, START, Stack, person, raw, reason_of};
 use crate::history::{append, list, view};
 use crate::preferences::{consent, get_preferences, set_locale};
 use crate::shopper_context::context_of;
-use crate::window::{create_window, freeze};
+use crate::window::{create_window, freeze, lift};
 use crate::wishlist::{add_item, create_wishlist, list_wishlists, shopper};
 
 /// Methods that name nothing of another tenant's by id: they make something, list, watch, or go by token or subject, which
@@ -78,6 +79,7 @@ const NAMING_NOTHING: &[&str] = &[
     "WatchRoutes",
     "CreateWindow",
     "ListWindows",
+    "ListWindowOverrides",
     "StopTheLine",
     "ResumeTheLine",
     // These two do, in messages with more to them than is filled in here; `window` looks at them.
@@ -114,6 +116,8 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
     let webhook = caller.release_webhooks().create_webhook(webhook).await.answer().webhook;
     let webhook = webhook.unwrap().webhook_id;
     let window = create_window(caller, freeze("2030-01-01T00:00:00", "2030-01-02T00:00:00")).await;
+    let lifted = caller.windows().override_window(lift(&window, at(START + 3600))).await.answer();
+    let lifted = lifted.window_override.unwrap().window_override_id;
     vec![
         ("touchpoint", "web".to_owned()),
         ("touchpoint_group", "web".to_owned()),
@@ -144,6 +148,7 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("reason", "because".to_owned()),
         ("webhook_id", webhook),
         ("window_id", window.window_id),
+        ("window_override_id", lifted),
         ("url", url),
     ]
 }

@@ -113,6 +113,8 @@ mod policy;
 #[cfg(test)]
 mod preferences;
 #[cfg(test)]
+mod promotion;
+#[cfg(test)]
 mod purge;
 #[cfg(test)]
 mod recovery;
@@ -163,7 +165,13 @@ mod window;
 #[cfg(test)]
 mod window_hold;
 #[cfg(test)]
+mod window_override;
+#[cfg(test)]
 mod window_properties;
+#[cfg(test)]
+mod window_two_people;
+#[cfg(test)]
+mod window_wait;
 #[cfg(test)]
 mod wishlist;
 #[cfg(test)]

@@ -3,14 +3,31 @@
 use std::process::ExitCode;
 
 use shared::pb::release::{
-    ApproveReleaseRequest, BreakGlass, BreakGlassVerdict, ListBreakGlassesRequest, ListPendingForMeRequest,
-    RejectReleaseRequest, Release, ReviewBreakGlassRequest, UseBreakGlassRequest, WithdrawVoteRequest,
+    ApproveReleaseRequest, BreakGlass, BreakGlassVerdict, GetReleaseRequest, ListBreakGlassesRequest,
+    ListPendingForMeRequest, RejectReleaseRequest, Release, ReviewBreakGlassRequest, UseBreakGlassRequest,
+    WithdrawVoteRequest, get_release_request,
 };
 
+use crate::client::ReleaseClients;
 use crate::error::Error;
-use crate::output::{self, instant, short, table};
-use crate::release::{Common, Named, Reasoned, find, show, show_releases};
+use crate::output::{self, Output, instant, short, table};
+use crate::release::show::{self, outcome};
+use crate::release::{Common, Named, Reasoned, find};
 use crate::term;
+
+/// What people try first.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  tandem approve pending --sub alice
+  tandem approve release storefront 1.1 --sub alice --group payments --reason 'read the diff'
+  tandem approve reject storefront 1.1 --sub alice --reason 'no test of the refund'
+  tandem approve withdraw storefront 1.1 --sub alice
+  tandem approve break-glass storefront 1.1 --sub ada --reason 'checkout is down'
+  tandem approve debts
+  tandem approve review bgl_01a2069747dc7d6282a6459e52cdca40 accepted --sub alice --reason 'right'
+
+Each is a person's word: --sub says whose, --group for whom they stand.
+See also: `tandem release show`, for what there is to vote on.";
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -82,18 +99,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::BreakGlass(asked) => break_glass(asked).await?,
         Command::Debts { all, common } => debts(all, &common).await?,
         Command::Review { break_glass, verdict, reason, common } => {
-            let verdict = match verdict {
-                Verdict::Accepted => BreakGlassVerdict::Accepted,
-                Verdict::Violation => BreakGlassVerdict::Violation,
-            };
-            let request = ReviewBreakGlassRequest {
-                break_glass_id: break_glass,
-                verdict: verdict.into(),
-                reason,
-                request_id: String::new(),
-            };
-            let answer = common.clients(true)?.approvals.review_break_glass(request).await?.into_inner();
-            show_debt(&answer.break_glass.unwrap_or_default(), &common)?;
+            review(break_glass, verdict, reason, &common).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -103,13 +109,9 @@ async fn pending(common: &Common) -> Result<(), Error> {
     let request = ListPendingForMeRequest { page_size: LISTED_MAX, page_token: String::new() };
     let answer = common.clients(true)?.approvals.list_pending_for_me(request).await?.into_inner();
     if common.output.json {
-        return output::json("tandem.release.v1.ListPendingForMeResponse", &answer);
+        return output::json_list("tandem.release.v1.Release", &answer.releases);
     }
-    if answer.releases.is_empty() {
-        term::say("nothing waits for your vote");
-    } else {
-        show_releases(&answer.releases);
-    }
+    show::list(&answer.releases, "nothing waits for your vote");
     Ok(())
 }
 
@@ -120,7 +122,7 @@ async fn approve(named: &Named, reason: String) -> Result<(), Error> {
     let request =
         ApproveReleaseRequest { release_id, reason, snapshot_digest, ..ApproveReleaseRequest::default() };
     let answer = clients.approvals.approve_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn reject(asked: Reasoned) -> Result<(), Error> {
@@ -130,7 +132,7 @@ async fn reject(asked: Reasoned) -> Result<(), Error> {
     let request =
         RejectReleaseRequest { release_id, reason, snapshot_digest, ..RejectReleaseRequest::default() };
     let answer = clients.approvals.reject_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn withdraw(named: &Named, reason: String) -> Result<(), Error> {
@@ -138,7 +140,7 @@ async fn withdraw(named: &Named, reason: String) -> Result<(), Error> {
     let Release { release_id, .. } = find(&mut clients, named).await?;
     let request = WithdrawVoteRequest { release_id, reason, request_id: String::new() };
     let answer = clients.approvals.withdraw_vote(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn break_glass(asked: Reasoned) -> Result<(), Error> {
@@ -147,40 +149,71 @@ async fn break_glass(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, etag, .. } = find(&mut clients, &named).await?;
     let request = UseBreakGlassRequest { release_id, reason, etag, request_id: String::new() };
     let answer = clients.approvals.use_break_glass(request).await?.into_inner();
-    show_debt(&answer.break_glass.unwrap_or_default(), &named.common)
+    show_debt(&mut clients, &answer.break_glass.unwrap_or_default(), named.common.output).await
+}
+
+async fn review(
+    break_glass_id: String,
+    verdict: Verdict,
+    reason: String,
+    common: &Common,
+) -> Result<(), Error> {
+    let verdict = match verdict {
+        Verdict::Accepted => BreakGlassVerdict::Accepted,
+        Verdict::Violation => BreakGlassVerdict::Violation,
+    };
+    let verdict = verdict.into();
+    let request = ReviewBreakGlassRequest { break_glass_id, verdict, reason, request_id: String::new() };
+    let mut clients = common.clients(true)?;
+    let answer = clients.approvals.review_break_glass(request).await?.into_inner();
+    show_debt(&mut clients, &answer.break_glass.unwrap_or_default(), common.output).await
 }
 
 async fn debts(all: bool, common: &Common) -> Result<(), Error> {
     let request =
         ListBreakGlassesRequest { open_only: !all, page_size: LISTED_MAX, page_token: String::new() };
-    let answer = common.clients(true)?.approvals.list_break_glasses(request).await?.into_inner();
+    let mut clients = common.clients(true)?;
+    let debts = clients.approvals.list_break_glasses(request).await?.into_inner().break_glasses;
     if common.output.json {
-        return output::json("tandem.release.v1.ListBreakGlassesResponse", &answer);
+        return output::json_list("tandem.release.v1.BreakGlass", &debts);
     }
-    let row = |debt: &BreakGlass| {
-        [
+    let mut rows = Vec::new();
+    for debt in &debts {
+        let Release { component, version, .. } = release_of(&mut clients, debt).await?;
+        rows.push([
             debt.break_glass_id.clone(),
-            debt.release_id.clone(),
+            component,
+            version,
             short(debt.state().as_str_name(), "BREAK_GLASS_STATE_").to_owned(),
             debt.principal.clone(),
             instant(debt.due_time),
             debt.reason.clone(),
-        ]
-    };
-    let rows: Vec<_> = answer.break_glasses.iter().map(row).collect();
-    table(["ID", "RELEASE", "STATE", "BY", "DUE", "REASON"], &rows);
+        ]);
+    }
+    let none = if all { "nobody ever broke the glass" } else { "no use of break-glass waits for a review" };
+    table(["ID", "COMPONENT", "VERSION", "STATE", "BY", "DUE", "REASON"], &rows, none);
     Ok(())
 }
 
-fn show_debt(debt: &BreakGlass, common: &Common) -> Result<(), Error> {
-    if common.output.json {
+/// The release that the glass was broken for.
+async fn release_of(clients: &mut ReleaseClients, debt: &BreakGlass) -> Result<Release, Error> {
+    let name = Some(get_release_request::Name::ReleaseId(debt.release_id.clone()));
+    let answer = clients.releases.get_release(GetReleaseRequest { name }).await?;
+    Ok(answer.into_inner().release.unwrap_or_default())
+}
+
+async fn show_debt(clients: &mut ReleaseClients, debt: &BreakGlass, output: Output) -> Result<(), Error> {
+    if output.json {
         return output::json("tandem.release.v1.BreakGlass", debt);
     }
+    let Release { component, version, .. } = release_of(clients, debt).await?;
     let state = short(debt.state().as_str_name(), "BREAK_GLASS_STATE_");
-    let BreakGlass { break_glass_id, release_id, principal, .. } = debt;
-    term::say(format_args!(
-        "{break_glass_id}: {principal} broke the glass for {release_id}; {state}, due {}",
-        instant(debt.due_time)
-    ));
+    let BreakGlass { break_glass_id, principal, reviewer, review_reason, .. } = debt;
+    let whose = format!("{break_glass_id}: {principal} broke the glass for {component} {version}");
+    if reviewer.is_empty() {
+        term::say(format_args!("{whose}; {state}, due {}", instant(debt.due_time)));
+    } else {
+        term::say(format_args!("{whose}; {state} by {reviewer}: {review_reason}"));
+    }
     Ok(())
 }

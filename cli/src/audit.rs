@@ -46,7 +46,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Verify { head, args } => {
             let head = head.as_deref().map(read).transpose()?.unwrap_or_default();
-            verify(&mut client(&args)?, &head).await
+            verify(&mut client(&args)?, &args.identity.tenant, &head).await
         }
     }
 }
@@ -65,7 +65,11 @@ fn read(file: &Path) -> Result<String, Error> {
 }
 
 /// Asks piece by piece, up to the end that the trail had at the first.
-async fn verify(client: &mut AuditServiceClient<Authorized>, head: &str) -> Result<ExitCode, Error> {
+async fn verify(
+    client: &mut AuditServiceClient<Authorized>,
+    tenant: &str,
+    head: &str,
+) -> Result<ExitCode, Error> {
     let (mut from_seq, mut to_seq, mut checked, mut first_seq) = (0, 0, 0, 0);
     loop {
         let request = VerifyAuditRequest { from_seq, to_seq, signed_head: head.to_owned() };
@@ -75,6 +79,12 @@ async fn verify(client: &mut AuditServiceClient<Authorized>, head: &str) -> Resu
             return Err(Error::Failed(format!(
                 "the trail is broken at event {}: {} ({checked} events before it hold)",
                 broken.seq, broken.description
+            )));
+        }
+        if answer.head_seq == 0 {
+            // A trail that was to be checked and is not there is no trail that holds.
+            return Err(Error::Failed(format!(
+                "tenant {tenant} has no events; --tenant says whose trail to check"
             )));
         }
         if to_seq == 0 {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use shared::pb::common::Reason;
 use shared::pb::release::approval_service_client::ApprovalServiceClient;
+use shared::pb::release::audit_service_client::AuditServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
+use shared::pb::release::evidence_service_client::EvidenceServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
 use shared::secret::Secret;
@@ -79,6 +81,10 @@ pub(crate) struct ReleaseClients {
     pub(crate) approvals: ApprovalServiceClient<Authorized>,
     /// Rollouts.
     pub(crate) rollouts: RolloutServiceClient<Authorized>,
+    /// What was found out about artifacts.
+    pub(crate) evidence: EvidenceServiceClient<Authorized>,
+    /// What happened.
+    pub(crate) audit: AuditServiceClient<Authorized>,
 }
 
 impl ReleaseClients {
@@ -89,7 +95,9 @@ impl ReleaseClients {
             catalog: CatalogServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             releases: ReleaseServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             approvals: ApprovalServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            rollouts: RolloutServiceClient::with_interceptor(channel, bearer),
+            rollouts: RolloutServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            evidence: EvidenceServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            audit: AuditServiceClient::with_interceptor(channel, bearer),
         }
     }
 }

@@ -120,25 +120,63 @@ fn is_passing(code: Code) -> bool {
     [Code::Unavailable, Code::DeadlineExceeded, Code::Aborted, Code::ResourceExhausted].contains(&code)
 }
 
-/// The refusal with the line of the file that it is about, if it is about one.
+/// The refusal with the line of the file that it is about, and the field's name there, if it is about one.
 fn named(file: &Path, batch: &[line::Line], status: &Status) -> Error {
     let details = status.get_details_bad_request();
     let violation = details.and_then(|details| details.field_violations.into_iter().next());
-    let place = violation.as_ref().and_then(|violation| {
-        let (place, field) = violation.field.strip_prefix("records[")?.split_once("].")?;
-        Some((batch.get(place.parse::<usize>().ok()?)?.number, field.to_owned()))
+    let told = violation.and_then(|violation| {
+        let (number, field) = place(batch, &violation.field)?;
+        let why = violation.description;
+        // Another record is told by its line, too.
+        let why = match why.split_once("records[") {
+            Some((before, other)) => {
+                format!("{before}line {}", place(batch, &format!("records[{other}.version"))?.0)
+            }
+            None => why,
+        };
+        Some(format!(
+            "{}:{number}: {field} {why}; nothing of this line's hundred was imported",
+            file.display()
+        ))
     });
-    match (place, violation) {
-        (Some((number, field)), Some(violation)) => Error::Failed(format!(
-            "{}:{number}: {field} {}; nothing of this line's hundred was imported",
-            file.display(),
-            violation.description
-        )),
-        _ => status.clone().into(),
-    }
+    told.map_or_else(|| status.clone().into(), Error::Failed)
+}
+
+/// The line and the field that `records[3].version` stands for.
+fn place<'a>(batch: &[line::Line], field: &'a str) -> Option<(usize, &'a str)> {
+    let (place, field) = field.strip_prefix("records[")?.split_once("].")?;
+    Some((batch.get(place.parse::<usize>().ok()?)?.number, line::key(field)))
 }
 
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{bar:40} {pos}/{len} deployments, {eta} to go")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::status::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_line_and_the_field_as_the_file_does() {
+        let text =
+            |version: &str| format!(r#"{{"version":"{version}","released_at":"2026-01-01T00:00:00Z"}}"#);
+        let batch = line::read(&format!("{}\n\n{}", text("1"), text("1"))).unwrap();
+        for (field, problem, told) in [
+            ("records[1].deploy_time", "must be past", "f:3: deployed_at must be past;"),
+            ("records[0].commit_times[2]", "must be past", "f:1: commit_times must be past;"),
+            (
+                "records[1].version",
+                "is the same deployment as records[0]",
+                "f:3: version is the same deployment as line 1;",
+            ),
+            ("component", "must be a name", "component: must be a name (FIELD_INVALID)"),
+        ] {
+            let said =
+                named(Path::new("f"), &batch, &Refusal::field(field, problem).into_status()).to_string();
+            assert!(said.starts_with(told), "{said}");
+        }
+    }
 }

@@ -4,17 +4,23 @@ use std::process::ExitCode;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, SecondsFormat, TimeDelta};
 use serde_json::{Value, json};
+use shared::pb::common::Reason;
 use shared::pb::release::insight_service_client::InsightServiceClient;
 use shared::pb::release::{
     DeliveryMetrics, DeploymentFrequency, DeploymentPace, GetDeliveryMetricsRequest, Ratio, Spread,
 };
 use shared::time::{Time, from_proto, to_proto};
 
-use crate::client::{self, Bearer};
+use crate::client::{self, Authorized, Bearer};
 use crate::error::Error;
 use crate::stack::{self, Stack};
 use crate::term;
 use crate::token::Identity;
+
+/// The first of the ever longer periods in which deployments are looked for.
+const FIRST_LOOK_DAYS: i64 = 90;
+
+type Insight = InsightServiceClient<Authorized>;
 
 /// Options of the command.
 #[derive(Debug, clap::Args)]
@@ -52,14 +58,75 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
         end_time: args.until.map(to_proto),
         environments: args.environments,
     };
-    let answer = insight.get_delivery_metrics(request).await?.into_inner();
+    let answer = insight.get_delivery_metrics(request.clone()).await?.into_inner();
     let metrics = answer.metrics.unwrap_or_default();
     if args.json {
         term::say(json_of(&metrics));
-    } else {
-        print(&metrics);
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&metrics);
+    if deployments(&metrics) == 0
+        && let Some(start) = metrics.start_time.and_then(from_proto)
+    {
+        let newest = newest_before(&mut insight, &request, start).await?;
+        term::note(newest.map_or_else(
+            || "no earlier deployment is known either; `tandem history import` enters past ones".to_owned(),
+            |day| format!("the newest deployment before it was on {day}: --since {day} shows it"),
+        ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn deployments(metrics: &DeliveryMetrics) -> i64 {
+    metrics.deployment_frequency.map_or(0, |frequency| frequency.deployments)
+}
+
+/// The day of the newest deployment before an instant, found by asking about longer and then shorter periods that end
+/// there. None where none is known as far back as can be asked.
+async fn newest_before(
+    insight: &mut Insight,
+    request: &GetDeliveryMetricsRequest,
+    end: Time,
+) -> Result<Option<NaiveDate>, Error> {
+    let day = |days| end.date_naive() - TimeDelta::days(days);
+    // Deployments are never older.
+    let longest = (end - DateTime::UNIX_EPOCH).num_days().max(FIRST_LOOK_DAYS);
+    let (mut none, mut some) = (-1, FIRST_LOOK_DAYS);
+    while !is_any(insight, request, day(some), end).await? {
+        if some == longest {
+            return Ok(None);
+        }
+        (none, some) = (some, (some * 2).min(longest));
+    }
+    while some - none > 1 {
+        let days = i64::midpoint(none, some);
+        if is_any(insight, request, day(days), end).await? {
+            some = days;
+        } else {
+            none = days;
+        }
+    }
+    Ok(Some(day(some)))
+}
+
+/// Whether there are deployments from a day on. A period in which too much happened is refused, and shows none.
+async fn is_any(
+    insight: &mut Insight,
+    request: &GetDeliveryMetricsRequest,
+    day: NaiveDate,
+    end: Time,
+) -> Result<bool, Error> {
+    let start = day.and_time(NaiveTime::MIN).and_utc();
+    if start >= end {
+        return Ok(false);
+    }
+    let (start_time, end_time) = (Some(to_proto(start)), Some(to_proto(end)));
+    let request = GetDeliveryMetricsRequest { start_time, end_time, ..request.clone() };
+    match insight.get_delivery_metrics(request).await {
+        Ok(answer) => Ok(deployments(&answer.into_inner().metrics.unwrap_or_default()) > 0),
+        Err(status) if client::reason(&status) == Some(Reason::FieldInvalid) => Ok(false),
+        Err(status) => Err(status.into()),
+    }
 }
 
 /// A day, which begins at midnight UTC, or an instant.

@@ -45,12 +45,12 @@ enum Command {
     Token(token::Args),
     /// Create, submit and roll out a release in one go; run again, it goes on where it stopped. Exits with 3 while the
     /// release waits for approval
-    Ship(ship::Args),
+    Ship(Box<ship::Args>),
     /// Take a release from draft to approved, and see what keeps it
-    #[command(subcommand)]
+    #[command(subcommand, after_help = release::EXAMPLES)]
     Release(release::Command),
     /// Vote on releases, as a person
-    #[command(subcommand)]
+    #[command(subcommand, after_help = approve::EXAMPLES)]
     Approve(approve::Command),
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
@@ -83,7 +83,7 @@ async fn main() -> ExitCode {
         Command::Up(args) => Box::pin(up::run(args)).await,
         Command::Serve(command) => return Box::pin(serve::run(*command)).await,
         Command::Token(args) => token::run(args),
-        Command::Ship(args) => Box::pin(ship::run(args)).await,
+        Command::Ship(args) => Box::pin(ship::run(*args)).await,
         Command::Release(command) => Box::pin(release::run(command)).await,
         Command::Approve(command) => Box::pin(approve::run(command)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,

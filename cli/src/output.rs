@@ -1,9 +1,12 @@
 //! How results look: a table or sentences for people, JSON for programs. Colours are `console`'s, which leaves them off where
 //! nobody looks, or where `NO_COLOR` is set.
 
+use std::fmt::Display;
+
 use console::{Alignment, Style, measure_text_width, pad_str};
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde::Serialize;
 use shared::pb;
 use shared::time::from_proto;
 
@@ -13,13 +16,16 @@ use crate::term;
 /// In which form to answer.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Output {
-    /// Answer in JSON, as the service's messages are in grpcurl
+    /// Answer in JSON, as the service's messages are in grpcurl; lists are arrays of them
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Columns, each as wide as what is in it; the last is not padded.
-pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
+/// Columns, each as wide as what is in it; the last is not padded. Without a row, that sentence.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], none: &str) {
+    if rows.is_empty() {
+        return term::say(none);
+    }
     let mut widths = head.map(measure_text_width);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -41,19 +47,34 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
 
 /// A message of that full name, as protobuf's JSON.
 pub(crate) fn json(name: &str, message: &impl Message) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Failed(format!("{name} in JSON: {error}"));
-    let pool = DescriptorPool::decode(pb::DESCRIPTORS).map_err(|error| failed(&error))?;
-    let descriptor = pool.get_message_by_name(name).ok_or_else(|| failed(&"not known"))?;
+    write(&dynamic(&descriptor(name)?, message)?)
+}
+
+/// Messages of that full name, as an array, which is empty where there are none.
+pub(crate) fn json_list(name: &str, messages: &[impl Message]) -> Result<(), Error> {
+    let descriptor = descriptor(name)?;
+    let all = messages.iter().map(|message| dynamic(&descriptor, message));
+    write(&all.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn descriptor(name: &str) -> Result<MessageDescriptor, Error> {
+    let pool = DescriptorPool::decode(pb::DESCRIPTORS).map_err(|error| in_json(&error))?;
+    pool.get_message_by_name(name)
+        .ok_or_else(|| in_json(&format_args!("{name} is not known")))
+}
+
+fn dynamic(descriptor: &MessageDescriptor, message: &impl Message) -> Result<DynamicMessage, Error> {
     let bytes = message.encode_to_vec();
-    let dynamic = DynamicMessage::decode(descriptor, bytes.as_slice()).map_err(|error| failed(&error))?;
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::pretty(&mut text);
-    let options = SerializeOptions::new().stringify_64_bit_integers(true);
-    dynamic
-        .serialize_with_options(&mut serializer, &options)
-        .map_err(|error| failed(&error))?;
-    term::say(String::from_utf8_lossy(&text));
+    DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).map_err(|error| in_json(&error))
+}
+
+fn write(value: &impl Serialize) -> Result<(), Error> {
+    term::say(serde_json::to_string_pretty(value).map_err(|error| in_json(&error))?);
     Ok(())
+}
+
+fn in_json(why: &dyn Display) -> Error {
+    Error::Failed(format!("this cannot be told in JSON: {why}"))
 }
 
 /// An instant, in UTC to the minute; `-` for none.
@@ -81,7 +102,7 @@ mod tests {
     #[test]
     fn every_message_that_is_shown_is_known_by_its_name() {
         let pool = DescriptorPool::decode(pb::DESCRIPTORS).unwrap();
-        for name in ["Release", "ListReleasesResponse", "ExplainReleaseResponse", "BreakGlass"] {
+        for name in ["Release", "ExplainReleaseResponse", "BreakGlass"] {
             assert!(pool.get_message_by_name(&format!("tandem.release.v1.{name}")).is_some(), "{name}");
         }
     }

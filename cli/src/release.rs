@@ -1,37 +1,69 @@
 //! `tandem release`: a release from draft to approved, and what keeps it.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use console::{Style, style};
 use shared::pb::release::{
-    AbandonReleaseRequest, Blocker, CancelReleaseRequest, CreateReleaseRequest, ExplainReleaseRequest,
-    ExplainReleaseResponse, GetReleaseRequest, LiftQuarantineRequest, ListReleasesRequest,
-    QuarantineReleaseRequest, Release, ReleaseRef, ReleaseState, ReviseReleaseRequest, Risk,
-    SubmitReleaseRequest, UpdateReleaseRequest, get_release_request,
+    AbandonReleaseRequest, CancelReleaseRequest, CreateReleaseRequest, GetComponentRequest,
+    GetReleaseRequest, LiftQuarantineRequest, ListReleasesRequest, QuarantineReleaseRequest, Release,
+    ReleaseRef, ReleaseState, ReviseReleaseRequest, SubmitReleaseRequest, UpdateReleaseRequest,
+    get_release_request,
 };
 
-use self::change::{Draft, has_change};
+use self::change::{Text, Unset, Written};
+use self::show::outcome;
 use crate::client::ReleaseClients;
 use crate::error::Error;
-use crate::output::{self, Output, instant, short, table};
+use crate::output::{self, Output};
 use crate::stack::{self, Stack};
 use crate::term;
 use crate::token::Identity;
 
-mod change;
+pub(crate) mod change;
+pub(crate) mod explain;
+pub(crate) mod show;
+
+/// What people try first.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  git log --format='%H %ae %cI' v1.0..v1.1 > commits
+  tandem release create storefront 1.1 --commits commits --lines 400 --rollback-plan 'deploy 1.0'
+  tandem release edit storefront 1.1 --notes 'A new basket' --no-schema-migration
+  tandem release submit storefront 1.1
+  tandem release show storefront 1.1
+  tandem release explain storefront 1.1 --environment local
+  tandem release list storefront --state pending_approval --json
+  tandem release revise storefront 1.1 --reason 'a commit was missing'
+  tandem release cancel storefront 1.1 --reason 'not this week'
+  tandem release abandon storefront 1.0 --reason 'nobody has it any more'
+  tandem release quarantine storefront 1.1 --reason 'loses orders'
+  tandem release lift storefront 1.1 --reason 'it did not'
+
+Whoever creates, edits or submits a release does not vote on it; --sub says who calls.
+See also: `tandem approve`, `tandem ship`, `tandem rollout`.";
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List releases, newest first
     List(List),
-    /// Show a release: where it stands, its risk, its votes
+    /// Show a release: what it says, its evidence, its risk, its votes, what it waits for, who ended it
     Show(Named),
     /// Write a draft
-    Create(Box<Draft>),
-    /// Change a draft; what is not named stays
-    Edit(Box<Draft>),
+    Create {
+        #[command(flatten)]
+        text: Box<Text>,
+        #[command(flatten)]
+        named: Named,
+    },
+    /// Change a draft; what is not named stays, what is named as '' goes. Whoever changes it does not vote on it
+    Edit {
+        #[command(flatten)]
+        text: Box<Text>,
+        #[command(flatten)]
+        unset: Unset,
+        #[command(flatten)]
+        named: Named,
+    },
     /// Hand a draft in
     Submit(Named),
     /// Take a submitted release back to draft; its votes are void
@@ -129,13 +161,16 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::List(list) => show_list(list).await?,
         Command::Show(named) => {
-            let release = find(&mut named.common.clients(false)?, &named).await?;
-            show(&release, named.common.output)?;
+            let mut clients = named.common.clients(false)?;
+            let release = find(&mut clients, &named).await?;
+            show::page(&mut clients, &release, named.common.output).await?;
         }
-        Command::Create(draft) => create(*draft).await?,
-        Command::Edit(draft) => edit(*draft).await?,
+        Command::Create { text, named } => create(&text, &named).await?,
+        Command::Edit { text, unset, named } => edit(&text, &unset, &named).await?,
         Command::Submit(named) => submit(&named).await?,
-        Command::Explain { environment, named } => explain(&named, environment.unwrap_or_default()).await?,
+        Command::Explain { environment, named } => {
+            explain::run(&named, &environment.unwrap_or_default()).await?;
+        }
         Command::Revise(asked) => revise(asked).await?,
         Command::Cancel(asked) => cancel(asked).await?,
         Command::Abandon(asked) => abandon(asked).await?,
@@ -147,65 +182,30 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
 
 async fn show_list(list: List) -> Result<(), Error> {
     let List { component, states, limit, common } = list;
+    let component = component.unwrap_or_default();
+    let of = if component.is_empty() { "there is" } else { &format!("{component} has") };
+    let none = format!("{of} no release{}", if states.is_empty() { "" } else { " in such a state" });
     let request = ListReleasesRequest {
-        component: component.unwrap_or_default(),
+        component: component.clone(),
         states: states.into_iter().map(Into::into).collect(),
         page_size: limit,
         page_token: String::new(),
     };
-    let answer = common.clients(false)?.releases.list_releases(request).await?.into_inner();
-    if common.output.json {
-        return output::json("tandem.release.v1.ListReleasesResponse", &answer);
+    let mut clients = common.clients(false)?;
+    let answer = clients.releases.list_releases(request).await?.into_inner();
+    if answer.releases.is_empty() && !component.is_empty() {
+        // Of a component that is not there, the list is empty, too.
+        clients.catalog.get_component(GetComponentRequest { component }).await?;
     }
-    show_releases(&answer.releases);
+    if common.output.json {
+        output::json_list("tandem.release.v1.Release", &answer.releases)?;
+    } else {
+        show::list(&answer.releases, &none);
+    }
     if !answer.next_page_token.is_empty() {
         term::note(format_args!("there are more than {limit}; --limit shows more"));
     }
     Ok(())
-}
-
-/// A line for each.
-pub(crate) fn show_releases(releases: &[Release]) {
-    let row = |release: &Release| {
-        let for_it = release.votes.iter().filter(|vote| vote.approve).count();
-        [
-            release.component.clone(),
-            release.version.clone(),
-            standing(release),
-            release.risk.as_ref().map_or_else(|| "-".to_owned(), band),
-            format!("{for_it}/{}", release.quorum),
-            release.author.clone(),
-            instant(release.create_time),
-        ]
-    };
-    let rows: Vec<_> = releases.iter().map(row).collect();
-    table(["COMPONENT", "VERSION", "STATE", "RISK", "VOTES", "AUTHOR", "CREATED"], &rows);
-}
-
-/// State and quarantine, in the colour of what they mean.
-fn standing(release: &Release) -> String {
-    let name = short(release.state().as_str_name(), "RELEASE_STATE_");
-    let colour = match release.state() {
-        ReleaseState::Approved | ReleaseState::Active | ReleaseState::Released => Style::new().green(),
-        ReleaseState::Assessing | ReleaseState::PendingApproval => Style::new().yellow(),
-        ReleaseState::Rejected | ReleaseState::RolledBack => Style::new().red(),
-        ReleaseState::Draft
-        | ReleaseState::Cancelled
-        | ReleaseState::Abandoned
-        | ReleaseState::Superseded
-        | ReleaseState::Unspecified => Style::new(),
-    };
-    let name = colour.apply_to(name);
-    if release.quarantine.is_some() {
-        format!("{name} {}", style("QUARANTINED").red())
-    } else {
-        name.to_string()
-    }
-}
-
-fn band(risk: &Risk) -> String {
-    let name = short(risk.band().as_str_name(), "RISK_BAND_");
-    format!("{name} {}", risk.score)
 }
 
 /// The release of that name.
@@ -216,96 +216,45 @@ pub(crate) async fn find(clients: &mut ReleaseClients, named: &Named) -> Result<
     Ok(answer.into_inner().release.unwrap_or_default())
 }
 
-/// Everything about it that people ask for.
-pub(crate) fn show(release: &Release, output: Output) -> Result<(), Error> {
-    if output.json {
-        return output::json("tandem.release.v1.Release", release);
-    }
-    let Release { component, version, author, submitter, snapshot_digest, quorum, .. } = release;
-    term::say(format_args!("{component} {version}: {}", standing(release)));
-    term::say(format_args!("  {} by {author}, {}", release.release_id, instant(release.create_time)));
-    if !submitter.is_empty() {
-        term::say(format_args!(
-            "  revision {} submitted by {submitter}, {}; snapshot {snapshot_digest}",
-            release.revision,
-            instant(release.submit_time)
-        ));
-    }
-    if let Some(quarantine) = &release.quarantine {
-        term::say(format_args!("  quarantined by {}: {}", quarantine.principal, quarantine.reason));
-    }
-    if let Some(risk) = &release.risk {
-        show_risk(risk);
-    }
-    if let Some(approval) = &release.approval {
-        let until = approval.expire_time.map(|time| format!(" until {}", instant(Some(time))));
-        term::say(format_args!(
-            "  approved ({}) {}{}",
-            short(approval.kind().as_str_name(), "APPROVAL_KIND_"),
-            instant(approval.approve_time),
-            until.unwrap_or_default()
-        ));
-    }
-    if *quorum > 0 || !release.votes.is_empty() {
-        term::say(format_args!("  votes, of {quorum} needed:"));
-    }
-    for vote in &release.votes {
-        let said = if vote.approve { style("for").green() } else { style("against").red() };
-        let why = if vote.reason.is_empty() { String::new() } else { format!(": {}", vote.reason) };
-        term::say(format_args!("    {} {said}, {}{why}", vote.voter, instant(vote.vote_time)));
-    }
-    Ok(())
-}
-
-/// Why it is as risky as it is, the weightiest first.
-fn show_risk(risk: &Risk) {
-    let advice = if risk.is_binding { "" } else { ", as advice" };
-    term::say(format_args!(
-        "  risk {}{advice}: likely by {:.0} %, at {:.2} of the worst cost",
-        band(risk),
-        risk.likelihood * 100.0,
-        risk.impact
-    ));
-    if !risk.floor.is_empty() {
-        term::say(format_args!("    not lower, because of {}", risk.floor));
-    }
-    let mut factors: Vec<_> = risk.factors.iter().filter(|factor| factor.contribution != 0.0).collect();
-    factors.sort_by(|a, b| b.contribution.abs().total_cmp(&a.contribution.abs()));
-    for factor in factors {
-        term::say(format_args!("    {} {:+.2} ({:.2})", factor.name, factor.contribution, factor.value));
-    }
-}
-
-async fn create(draft: Draft) -> Result<(), Error> {
-    let change = draft.change.fill(None)?;
-    let Named { component, version, common } = draft.named;
+async fn create(text: &Text, named: &Named) -> Result<(), Error> {
+    let Written { artifact_digest, notes, change } = text.fill(Written::default())?;
     let request = CreateReleaseRequest {
-        component,
-        version,
-        artifact_digest: draft.artifact_digest.unwrap_or_default(),
-        notes: draft.notes.unwrap_or_default(),
+        component: named.component.clone(),
+        version: named.version.clone(),
+        artifact_digest,
+        notes,
         request_id: String::new(),
-        change: has_change(&change).then_some(change),
+        change: Some(change),
     };
-    let answer = common.clients(false)?.releases.create_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), common.output)
+    let mut clients = named.common.clients(false)?;
+    let answer = clients.releases.create_release(request).await?;
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
-/// Fails where somebody else changed the draft meanwhile.
-async fn edit(draft: Draft) -> Result<(), Error> {
-    let mut clients = draft.named.common.clients(false)?;
-    let Release { release_id, artifact_digest, notes, change, etag, .. } =
-        find(&mut clients, &draft.named).await?;
+/// Fails where somebody else changed the draft meanwhile. An edit that changes nothing would still keep its caller from
+/// voting.
+async fn edit(text: &Text, unset: &Unset, named: &Named) -> Result<(), Error> {
+    let mut clients = named.common.clients(false)?;
+    let release = find(&mut clients, named).await?;
+    let before = Written::from(&release);
+    let mut after = text.fill(before.clone())?;
+    unset.apply(&mut after.change);
+    if after == before {
+        return Err(Error::Unusable(
+            "that changes nothing; `tandem release edit --help` shows what can be changed".to_owned(),
+        ));
+    }
+    let Written { artifact_digest, notes, change } = after;
     let request = UpdateReleaseRequest {
-        release_id,
-        artifact_digest: draft.artifact_digest.unwrap_or(artifact_digest),
-        notes: draft.notes.unwrap_or(notes),
-        change: Some(draft.change.fill(change)?),
-        etag,
+        release_id: release.release_id,
+        artifact_digest,
+        notes,
+        change: Some(change),
+        etag: release.etag,
         request_id: String::new(),
     };
     let answer = clients.releases.update_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), draft.named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn submit(named: &Named) -> Result<(), Error> {
@@ -313,7 +262,7 @@ async fn submit(named: &Named) -> Result<(), Error> {
     let Release { release_id, etag, .. } = find(&mut clients, named).await?;
     let request = SubmitReleaseRequest { release_id, etag, request_id: String::new() };
     let answer = clients.releases.submit_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn revise(asked: Reasoned) -> Result<(), Error> {
@@ -322,7 +271,7 @@ async fn revise(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, etag, .. } = find(&mut clients, &named).await?;
     let request = ReviseReleaseRequest { release_id, reason, etag, request_id: String::new() };
     let answer = clients.releases.revise_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn cancel(asked: Reasoned) -> Result<(), Error> {
@@ -331,7 +280,7 @@ async fn cancel(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, etag, .. } = find(&mut clients, &named).await?;
     let request = CancelReleaseRequest { release_id, reason, etag, request_id: String::new() };
     let answer = clients.releases.cancel_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn abandon(asked: Reasoned) -> Result<(), Error> {
@@ -340,7 +289,7 @@ async fn abandon(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, etag, .. } = find(&mut clients, &named).await?;
     let request = AbandonReleaseRequest { release_id, reason, etag, request_id: String::new() };
     let answer = clients.releases.abandon_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn quarantine(asked: Reasoned) -> Result<(), Error> {
@@ -349,7 +298,7 @@ async fn quarantine(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, .. } = find(&mut clients, &named).await?;
     let request = QuarantineReleaseRequest { release_id, reason, request_id: String::new() };
     let answer = clients.releases.quarantine_release(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 async fn lift(asked: Reasoned) -> Result<(), Error> {
@@ -358,50 +307,7 @@ async fn lift(asked: Reasoned) -> Result<(), Error> {
     let Release { release_id, .. } = find(&mut clients, &named).await?;
     let request = LiftQuarantineRequest { release_id, reason, request_id: String::new() };
     let answer = clients.releases.lift_quarantine(request).await?;
-    show(&answer.into_inner().release.unwrap_or_default(), named.common.output)
-}
-
-async fn explain(named: &Named, environment: String) -> Result<(), Error> {
-    let mut clients = named.common.clients(false)?;
-    let Release { release_id, .. } = find(&mut clients, named).await?;
-    let request = ExplainReleaseRequest { release_id, environment: environment.clone() };
-    let answer = clients.releases.explain_release(request).await?.into_inner();
-    if named.common.output.json {
-        return output::json("tandem.release.v1.ExplainReleaseResponse", &answer);
-    }
-    let ExplainReleaseResponse { release, risk, blockers } = answer;
-    let release = release.unwrap_or_default();
-    let to = if environment.is_empty() { String::new() } else { format!(" to {environment}") };
-    let what = format!("{} {} ({})", release.component, release.version, standing(&release));
-    if blockers.is_empty() && environment.is_empty() {
-        term::say(format_args!(
-            "{what}: nothing keeps the release itself. With --environment windows, a stopped line, dependencies and other \
-             rollouts are looked at, too."
-        ));
-    } else if blockers.is_empty() {
-        term::say(format_args!("{what}: nothing keeps it from going{to}."));
-    } else {
-        term::say(format_args!("{what} cannot go{to} yet:"));
-    }
-    for blocker in &blockers {
-        term::say(format_args!("  {}", sentence(blocker)));
-    }
-    if let Some(risk) = &risk {
-        show_risk(risk);
-    }
-    Ok(())
-}
-
-fn sentence(blocker: &Blocker) -> String {
-    let Blocker { r#type: kind, subject, description, lifted_by, next_open_time } = blocker;
-    let mut text = format!("{kind} {subject}: {description}.");
-    if !lifted_by.is_empty() {
-        let _ = write!(text, " Lifted by {lifted_by}.");
-    }
-    if next_open_time.is_some() {
-        let _ = write!(text, " Opens {}.", instant(*next_open_time));
-    }
-    text
+    outcome(&mut clients, &answer.into_inner().release.unwrap_or_default(), named.common.output).await
 }
 
 #[cfg(test)]
@@ -413,21 +319,5 @@ mod tests {
         assert_eq!(state("approved"), Ok(ReleaseState::Approved));
         assert_eq!(state("PENDING_APPROVAL"), Ok(ReleaseState::PendingApproval));
         assert!(state("unspecified").is_err() && state("done").is_err());
-    }
-
-    #[test]
-    fn a_blocker_is_told_in_sentences() {
-        let blocker = Blocker {
-            r#type: "WINDOW".to_owned(),
-            subject: "peak".to_owned(),
-            description: "the line is frozen for the peak".to_owned(),
-            lifted_by: "whoever has scope window.override".to_owned(),
-            next_open_time: Some(prost_types::Timestamp { seconds: 1_795_445_999, nanos: 0 }),
-        };
-        assert_eq!(
-            sentence(&blocker),
-            "WINDOW peak: the line is frozen for the peak. Lifted by whoever has scope window.override. Opens \
-             2026-11-23 14:59Z."
-        );
     }
 }

@@ -19,6 +19,7 @@ use tonic::{Response, Status};
 
 use crate::client::{self, Bearer, ReleaseClients};
 use crate::error::Error;
+use crate::release::change::Text;
 use crate::ship::{self, ENVIRONMENT, Plan, Shipped};
 
 const TOUCHPOINT: &str = "web";
@@ -74,7 +75,7 @@ async fn make_release(clients: &mut ReleaseClients) -> Result<bool, Error> {
         component: COMPONENT.to_owned(),
         version: VERSION.to_owned(),
         environment: ENVIRONMENT.to_owned(),
-        notes: "The first release.".to_owned(),
+        text: Text::of_notes("The first release."),
         steps: Vec::new(),
         assignment: AssignmentPolicy::NewVisits,
     };

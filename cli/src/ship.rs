@@ -7,17 +7,20 @@ use shared::pb::common::Reason;
 use shared::pb::release::{
     AssignmentPolicy, CreateReleaseRequest, GetApprovalPolicyRequest, GetComponentRequest, GetReleaseRequest,
     GovernanceProfile, ListRolloutsRequest, Release, ReleaseRef, ReleaseState, Rollout, RolloutState,
-    StartRolloutRequest, SubmitReleaseRequest, get_release_request,
+    StartRolloutRequest, SubmitReleaseRequest, UpdateReleaseRequest, get_release_request,
 };
 use shared::secret::sha256;
 
 use crate::client::{self, ReleaseClients};
 use crate::error::Error;
 use crate::percent::Percent;
+use crate::release::change::{Text, Written};
 use crate::stack::{self, Stack};
 use crate::term;
 use crate::token::Identity;
 use crate::up::hints::Shell;
+
+mod advice;
 
 /// The environment of the local stack.
 pub(crate) const ENVIRONMENT: &str = "local";
@@ -41,9 +44,8 @@ pub(crate) struct Args {
     /// Where to
     #[arg(long, default_value = ENVIRONMENT, value_name = "NAME")]
     environment: String,
-    /// What changes for people
-    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
-    notes: String,
+    #[command(flatten)]
+    text: Text,
     /// Move running visits, too, as they are seen while the rollout runs, except those with an open checkout
     #[arg(long, requires = "canary")]
     all_sessions: bool,
@@ -58,7 +60,8 @@ pub(crate) struct Plan {
     pub(crate) component: String,
     pub(crate) version: String,
     pub(crate) environment: String,
-    pub(crate) notes: String,
+    /// What a new release says, and a draft instead of what it says.
+    pub(crate) text: Text,
     /// Basis points of each step; empty is everyone at once.
     pub(crate) steps: Vec<i32>,
     pub(crate) assignment: AssignmentPolicy,
@@ -66,7 +69,7 @@ pub(crate) struct Plan {
 
 /// How far it came.
 pub(crate) enum Shipped {
-    /// The release needs votes first.
+    /// The release needs evidence or votes first.
     Waits(Release),
     /// The release's rollout in the environment, and whether it was started just now.
     Rollout(Rollout, bool),
@@ -84,7 +87,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
         component: args.component,
         version: args.version,
         environment: args.environment,
-        notes: args.notes,
+        text: args.text,
         steps: args.canary.iter().map(|share| share.0).collect(),
         assignment: if args.all_sessions {
             AssignmentPolicy::AllSessions
@@ -101,14 +104,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
             release.state().as_str_name().trim_start_matches("RELEASE_STATE_")
         ))),
         Shipped::Waits(release) => {
-            let votes = release.votes.iter().filter(|vote| vote.approve).count();
-            term::say(format_args!(
-                "waits for approval: {votes} of {} votes. People other than {} approve it with\n  {}\nthen run this \
-                 command again",
-                release.quorum,
-                release.submitter,
-                shell.approve(component, version),
-            ));
+            advice::tell(&mut releases, &release, environment, &shell, address).await?;
             Ok(ExitCode::from(WAITS))
         }
         Shipped::Rollout(rollout, is_new) => {
@@ -117,6 +113,12 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
                 && rollout.state() == RolloutState::Running
             {
                 term::note("it runs already, with the steps that it was started with");
+            }
+            if is_new && !plan.steps.is_empty() && rollout.previous_version.is_empty() {
+                term::note(format_args!(
+                    "--canary is left aside: this is the first release of {component} in {environment}, so there is no other \
+                     one for the rest of the visits"
+                ));
             }
             if is_new {
                 tell_governance(&mut releases, component, &shell, address).await?;
@@ -132,18 +134,13 @@ pub(crate) async fn ship(
     plan: &Plan,
     say: impl Fn(String),
 ) -> Result<Shipped, Error> {
-    let Plan { component, version, .. } = plan;
     let mut release = match find(clients, plan).await? {
-        Some(release) => release,
+        Some(release) => rewrite(clients, plan, release).await?,
         None => create(clients, plan, &say).await?,
     };
     if release.state() == ReleaseState::Draft {
-        let release_id = release.release_id.clone();
-        let request_id = request_id(&["submit", &release_id]);
-        let request = SubmitReleaseRequest { release_id, etag: release.etag.clone(), request_id };
-        let answer = clients.releases.submit_release(request).await?;
-        release = answer.into_inner().release.unwrap_or_default();
-        say(format!("submitted {component} {version}"));
+        release = submit(clients, release).await?;
+        say(format!("submitted {} {}", plan.component, plan.version));
     }
     match release.state() {
         ReleaseState::Assessing | ReleaseState::PendingApproval => return Ok(Shipped::Waits(release)),
@@ -156,7 +153,7 @@ pub(crate) async fn ship(
         | ReleaseState::RolledBack
         | ReleaseState::Superseded => return Ok(Shipped::Ended(release)),
     }
-    let newest = newest_rollout(clients, component, &plan.environment, &[]).await?;
+    let newest = newest_rollout(clients, &plan.component, &plan.environment, &[]).await?;
     if let Some(rollout) = under_way(clients, plan, &release.release_id, newest.as_ref()).await? {
         return Ok(Shipped::Rollout(rollout, false));
     }
@@ -176,14 +173,17 @@ async fn find(clients: &mut ReleaseClients, plan: &Plan) -> Result<Option<Releas
 }
 
 async fn create(clients: &mut ReleaseClients, plan: &Plan, say: impl Fn(String)) -> Result<Release, Error> {
-    let Plan { component, version, notes, .. } = plan;
+    let Plan { component, version, .. } = plan;
+    let written = plan.text.fill(Written::default())?;
+    let request_id = request_id(&["create", component, version, &format!("{written:?}")]);
+    let Written { artifact_digest, notes, change } = written;
     let request = CreateReleaseRequest {
         component: component.clone(),
         version: version.clone(),
-        artifact_digest: String::new(),
-        notes: notes.clone(),
-        request_id: request_id(&["create", component, version, notes]),
-        change: None,
+        artifact_digest,
+        notes,
+        request_id,
+        change: Some(change),
     };
     let release = clients
         .releases
@@ -194,6 +194,48 @@ async fn create(clients: &mut ReleaseClients, plan: &Plan, say: impl Fn(String))
         .unwrap_or_default();
     say(format!("created {component} {version} ({})", release.release_id));
     Ok(release)
+}
+
+/// A draft says what it is told to say. What was submitted is left as it is.
+async fn rewrite(clients: &mut ReleaseClients, plan: &Plan, release: Release) -> Result<Release, Error> {
+    let before = Written::from(&release);
+    let written = plan.text.fill(before.clone())?;
+    if written == before {
+        return Ok(release);
+    }
+    if release.state() != ReleaseState::Draft {
+        term::note(
+            "it was submitted before, and says what it said then; `tandem release revise` makes it a draft again",
+        );
+        return Ok(release);
+    }
+    let Release { release_id, etag, .. } = release;
+    let request_id = request_id(&["update", &release_id, &etag, &format!("{written:?}")]);
+    let Written { artifact_digest, notes, change } = written;
+    let change = Some(change);
+    let request = UpdateReleaseRequest { release_id, artifact_digest, notes, change, etag, request_id };
+    let answer = clients.releases.update_release(request).await?;
+    Ok(answer.into_inner().release.unwrap_or_default())
+}
+
+async fn submit(clients: &mut ReleaseClients, release: Release) -> Result<Release, Error> {
+    let Release { release_id, etag, artifact_digest, change, .. } = release;
+    let request_id = request_id(&["submit", &release_id, &etag]);
+    let request = SubmitReleaseRequest { release_id, etag, request_id };
+    match clients.releases.submit_release(request).await {
+        Ok(answer) => Ok(answer.into_inner().release.unwrap_or_default()),
+        Err(status) if client::reason(&status) == Some(Reason::ReleaseIncomplete) => {
+            let plan = change.unwrap_or_default().rollback_plan;
+            let lacking = [(plan, "--rollback-plan TEXT"), (artifact_digest, "--digest sha256:HEX")];
+            let options = lacking.iter().filter(|(text, _)| text.is_empty()).map(|(_, option)| *option);
+            let options = options.collect::<Vec<_>>().join(" ");
+            Err(Error::Failed(format!(
+                "{}\nIt is kept as a draft: run this command again with {options}",
+                client::sentence(&status)
+            )))
+        }
+        Err(status) => Err(status.into()),
+    }
 }
 
 /// The newest rollout of a component in an environment that is in one of these states, or in any where none is named.

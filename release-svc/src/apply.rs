@@ -2,6 +2,7 @@
 //! caller's transaction. Both `rpc` and `workers` get here, so that a transition is the same whoever caused it.
 
 use serde_json::{Map, Value, json};
+use shared::auth::Authenticator;
 use shared::id::{ApprovalId, EnvironmentId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
@@ -22,7 +23,7 @@ pub(crate) mod exposure;
 mod facts;
 mod rollout;
 
-pub(crate) use facts::{evidence_blockers, facts, person_of};
+pub(crate) use facts::{evidence_blockers, facts, person_of, retain_awaiting};
 pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, roll_back, rollout};
 
 /// A write found its row changed, which the row locks should have kept from happening.
@@ -80,8 +81,6 @@ pub(crate) async fn tell_environment(
     environment: &Environment,
 ) -> sqlx::Result<()> {
     let requirements = &environment.requirements;
-    let evidence = requirements.evidence.iter();
-    let evidence = evidence.map(|required| json!({ "kind": required.kind, "suite": required.suite }));
     let data = json!({
         "environment": environment.name.as_str(),
         "promotion_order": environment.promotion_order,
@@ -89,7 +88,7 @@ pub(crate) async fn tell_environment(
         "is_production": environment.is_production,
         "requires_promotion": requirements.requires_promotion,
         "min_bake_seconds": requirements.min_bake.num_seconds(),
-        "required_evidence": evidence.collect::<Vec<_>>(),
+        "required_evidence": requirements.evidence,
     });
     tell(db, actor, kind, environment.name.to_string(), data).await
 }
@@ -173,8 +172,9 @@ pub(crate) async fn look(
     component: &Component,
     found: Release,
     approval_id: ApprovalId,
+    authenticator: &Authenticator,
 ) -> Result<(Release, Facts), Failure> {
-    let facts = facts(db, actor, component, &found, &found.terms(), approval_id).await?;
+    let facts = facts(db, actor, component, &found, &found.terms(), approval_id, authenticator).await?;
     let system = Actor { principal: "system".to_owned(), ..actor.clone() };
     let seen = reassess(db, &system, found, &facts).await?;
     Ok((seen, facts))

@@ -62,5 +62,7 @@ pub const KINDS: &[Kind] = &[
     ("window.created", "A freeze window was made."),
     ("window.deleted", "A freeze window was deleted."),
     ("window.overridden", "A person lifted a freeze window for one thing and a while."),
+    ("window.override_ended", "An override of a freeze window was taken back."),
+    ("window.proposed", "A change of a freeze window waits for its second person."),
     ("window.updated", "A freeze window was changed."),
 ];

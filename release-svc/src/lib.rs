@@ -98,6 +98,7 @@ pub async fn serve(
     let app = Arc::new(rpc::App {
         db: db.clone(),
         keys: Arc::new(service.keys),
+        authenticator: Arc::new(service.authenticator),
         clock: clock.clone(),
         entropy,
         feed: Arc::clone(&feed),
@@ -120,7 +121,7 @@ pub async fn serve(
     let served = Served {
         services: rpc::SERVICES,
         routes: rpc::routes(&app, webhooks),
-        authenticator: Arc::new(service.authenticator),
+        authenticator: Arc::clone(&app.authenticator),
         keys: Arc::clone(&app.keys),
         tls: service.tls,
         clock,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chrono::SecondsFormat;
 use prost::Message;
+use shared::auth::Authenticator;
 use shared::db::Db;
 use shared::feed::Feed;
 use shared::keys::Keys;
@@ -73,6 +74,8 @@ pub const SERVICES: &[&str] = &[
 pub struct App {
     pub db: Db,
     pub keys: Arc<Keys>,
+    /// Who may call, which says whose names are known.
+    pub authenticator: Arc<Authenticator>,
     pub clock: Clock,
     pub entropy: Entropy,
     pub feed: Arc<Feed>,
@@ -83,8 +86,9 @@ pub struct App {
 }
 
 impl App {
-    pub(crate) const fn controller(&self) -> Controller<'_> {
-        Controller { db: &self.db, clock: &self.clock, entropy: &self.entropy }
+    pub(crate) fn controller(&self) -> Controller<'_> {
+        let Self { db, clock, entropy, authenticator, .. } = self;
+        Controller { db, clock, entropy, authenticator }
     }
 }
 
@@ -171,7 +175,7 @@ fn absent(reason: Reason, what: &str, name: &dyn std::fmt::Display) -> Refusal {
 impl From<NotGreater> for Failure {
     fn from(error: NotGreater) -> Self {
         Refusal::new(Reason::ReleaseVersionNotGreater, error.to_string())
-            .with("last_version", &error.last)
+            .with("last_version", error.last())
             .into()
     }
 }

@@ -25,6 +25,8 @@ pub mod route;
 pub mod signal;
 pub mod snapshot;
 pub mod window;
+pub mod window_override;
+pub mod window_proposal;
 
 /// What is stored cannot be: names the table, the column and the row.
 fn corrupt(table: &str, column: &str, key: &dyn std::fmt::Display) -> sqlx::Error {

@@ -274,6 +274,14 @@ impl Authenticator {
         Ok(Self { issuers, verified })
     }
 
+    /// Whether callers of this tenant may go by this name: it is of an issuer that may speak for the tenant, or of a
+    /// client certificate.
+    pub fn admits(&self, principal: &str, tenant: &TenantId) -> bool {
+        let Some((issuer, _)) = principal.split_once('|') else { return false };
+        let known = self.issuers.get(issuer);
+        issuer == "mtls" || known.is_some_and(|known| speaks_for(&known.config.tenants, tenant))
+    }
+
     /// The caller whom an `authorization` header names. Waits only where a token names a key that is not known.
     pub async fn authenticate(&self, header: Option<&str>, now: Time) -> Result<Arc<Caller>, Refusal> {
         let token = header

@@ -267,7 +267,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::VoteNotFound
         | R::BreakGlassNotFound
         | R::WebhookNotFound
-        | R::WindowNotFound => Code::NotFound,
+        | R::WindowNotFound
+        | R::WindowOverrideNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired

@@ -53,10 +53,15 @@ async fn a_history_is_imported_once_and_told_of() {
     assert_eq!(metrics["deployment_rework_rate"]["numerator"], 2, "{metrics}");
     assert_eq!(metrics["approval_wait_time"], Value::Null, "{metrics}");
 
+    let (_, table) = run(&stack, &["insight", "proxy", "--since", "2026-09-01", "--until", "2026-09-02"]);
+    assert!(table.contains("no deployment") && table.contains("--since 2026-08-19 shows it"), "{table}");
+    let (_, table) = run(&stack, &["insight", "proxy", "--since", "2020-01-01", "--until", "2021-01-01"]);
+    assert!(table.contains("no earlier deployment is known"), "{table}");
+
     let file = stack.path("bad.jsonl");
     let line = |version: &str, at: &str| json!({ "version": version, "deployed_at": at }).to_string();
     let lines = [line("1", "2026-01-01T00:00:00Z"), String::new(), line("2", "2999-01-01T00:00:00Z")];
     fs::write(&file, lines.join("\n")).expect("a file is written");
     let (is_done, output) = import(file.to_str().expect("a path of ours"), &[]);
-    assert!(!is_done && output.contains("bad.jsonl:3: deploy_time must be"), "{output}");
+    assert!(!is_done && output.contains("bad.jsonl:3: deployed_at must be"), "{output}");
 }

@@ -52,11 +52,27 @@ pub(super) struct Line {
     revert_commits: u32,
 }
 
+/// What the file calls a field of a record.
+pub(super) fn key(field: &str) -> &str {
+    match field.split('[').next() {
+        Some("deploy_time") => "deployed_at",
+        Some("failure_time") => "failed_at",
+        Some("recovery_time") => "recovered_at",
+        Some(same) => same,
+        None => field,
+    }
+}
+
 /// Reads all lines; empty ones are none. The error begins with the number of its line.
 pub(super) fn read(text: &str) -> Result<Vec<Line>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let read = lines.map(|(i, line)| {
-        let line = serde_json::from_str(line).map_err(|error| format!("{}: {error}", i + 1))?;
+        let line = serde_json::from_str(line).map_err(|error| {
+            // Of a line by itself it is always the first.
+            let text = error.to_string();
+            let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
+            format!("{}:{}: {why}", i + 1, error.column())
+        })?;
         Ok(Line { number: i + 1, ..line })
     });
     read.collect()
@@ -189,11 +205,15 @@ mod tests {
     #[test]
     fn a_line_that_cannot_be_read_is_named() {
         for (text, number) in [
-            ("{}", "1: "),
-            ("\n{\"version\":\"1\",\"deployed_at\":\"noon\"}", "2: "),
-            (r#"{"version":"1","deployed_at":"2026-01-01T00:00:00Z","revret":1}"#, "1: "),
+            ("{}", "1:2: missing field `version`"),
+            ("\n{\"version\":\"1\",\"deployed_at\":\"noon\"}", "2:35: "),
+            (
+                r#"{"version":"1","deployed_at":"2026-01-01T00:00:00Z","revret":1}"#,
+                "1:60: unknown field `revret`",
+            ),
         ] {
-            assert!(read(text).unwrap_err().starts_with(number), "{text}");
+            let said = read(text).unwrap_err();
+            assert!(said.starts_with(number) && !said.contains("at line"), "{said}");
         }
     }
 }

@@ -1,32 +1,37 @@
-//! What a draft says of its change, as options of the command.
+//! What people write of a release, as options of the commands that write it.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use shared::pb::release::{Change, Commit, Reversibility};
+use shared::pb::release::{Change, Commit, Release, Reversibility};
 use shared::time::{Time, to_proto};
 
-use super::Named;
 use crate::error::Error;
 
-/// A draft.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Draft {
+/// What people write of a release.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Written {
+    pub(crate) artifact_digest: String,
+    pub(crate) notes: String,
+    pub(crate) change: Change,
+}
+
+/// The same as options. One that is not given leaves what was there.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Text {
     /// What changes for people
     #[arg(long, value_name = "TEXT")]
-    pub(super) notes: Option<String>,
+    notes: Option<String>,
     /// The artifact's digest, `sha256:` and 64 hexadecimal digits
     #[arg(long = "digest", value_name = "DIGEST")]
-    pub(super) artifact_digest: Option<String>,
+    artifact_digest: Option<String>,
     #[command(flatten)]
-    pub(super) change: ChangeArgs,
-    #[command(flatten)]
-    pub(super) named: Named,
+    change: ChangeArgs,
 }
 
 /// What is changed, and how it is undone.
 #[derive(Debug, Default, clap::Args)]
-pub(super) struct ChangeArgs {
+struct ChangeArgs {
     /// File with a commit a line, as `git log --format='%H %ae %cI'` writes them; - for standard input
     #[arg(long, value_name = "FILE")]
     commits: Option<PathBuf>,
@@ -54,7 +59,7 @@ pub(super) struct ChangeArgs {
     /// A work item, as an id or a URL; may be given again
     #[arg(long, value_name = "ITEM")]
     work_item: Vec<String>,
-    /// The incident that it follows from, which makes it unplanned
+    /// The incident that it follows from, which makes it unplanned; '' for none
     #[arg(long, value_name = "INCIDENT")]
     incident: Option<String>,
     /// It mends a line of versions that newer lines have passed
@@ -72,49 +77,97 @@ enum Undoing {
     VariantSwitch,
 }
 
+/// What is so no more.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Unset {
+    /// It changes no database schema after all
+    #[arg(long, conflicts_with = "schema_migration")]
+    no_schema_migration: bool,
+    /// It changes no configuration after all
+    #[arg(long, conflicts_with = "config_change")]
+    no_config_change: bool,
+    /// It mends no older line after all
+    #[arg(long, conflicts_with = "hotfix_line")]
+    no_hotfix_line: bool,
+}
+
+impl From<&Release> for Written {
+    fn from(release: &Release) -> Self {
+        Self {
+            artifact_digest: release.artifact_digest.clone(),
+            notes: release.notes.clone(),
+            change: release.change.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Text {
+    /// Nothing but notes.
+    pub(crate) fn of_notes(notes: &str) -> Self {
+        Self { notes: Some(notes.to_owned()), ..Self::default() }
+    }
+
+    /// What is written with what was named in place of what was there.
+    pub(crate) fn fill(&self, before: Written) -> Result<Written, Error> {
+        let Self { notes, artifact_digest, change } = self;
+        Ok(Written {
+            artifact_digest: artifact_digest.clone().unwrap_or(before.artifact_digest),
+            notes: notes.clone().unwrap_or(before.notes),
+            change: change.fill(before.change)?,
+        })
+    }
+}
+
 impl ChangeArgs {
-    /// The change with what was named in place of what was there.
-    pub(super) fn fill(self, before: Option<Change>) -> Result<Change, Error> {
-        let mut change = before.unwrap_or_default();
-        if let Some(file) = &self.commits {
+    fn fill(&self, mut change: Change) -> Result<Change, Error> {
+        let Self { commits, lines, touches, schema_migration, config_change, .. } = self;
+        let Self { reversibility, rollback_plan, change_ticket, work_item, incident, hotfix_line, .. } = self;
+        if let Some(file) = commits {
             change.commits = read_commits(file)?;
         }
-        if let Some(lines) = self.lines {
-            change.changed_lines = lines;
-        }
-        if !self.touches.is_empty() {
-            change.components_touched = self.touches;
-        }
-        change.has_schema_migration |= self.schema_migration;
-        change.has_config_change |= self.config_change;
-        if let Some(undoing) = self.reversibility {
+        change.changed_lines = lines.unwrap_or(change.changed_lines);
+        replace_all(&mut change.components_touched, touches);
+        change.has_schema_migration |= schema_migration;
+        change.has_config_change |= config_change;
+        if let Some(undoing) = reversibility {
             change.set_reversibility(match undoing {
                 Undoing::Irreversible => Reversibility::Irreversible,
                 Undoing::Redeploy => Reversibility::Redeploy,
                 Undoing::VariantSwitch => Reversibility::VariantSwitch,
             });
         }
-        if let Some(plan) = self.rollback_plan {
-            change.rollback_plan = plan;
+        replace(&mut change.rollback_plan, rollback_plan.as_ref());
+        replace(&mut change.change_ticket, change_ticket.as_ref());
+        replace_all(&mut change.work_items, work_item);
+        if let Some(incident) = incident {
+            change.is_unplanned = !incident.is_empty();
+            change.incident.clone_from(incident);
         }
-        if let Some(ticket) = self.change_ticket {
-            change.change_ticket = ticket;
-        }
-        if !self.work_item.is_empty() {
-            change.work_items = self.work_item;
-        }
-        if let Some(incident) = self.incident {
-            change.is_unplanned = true;
-            change.incident = incident;
-        }
-        change.hotfix_line |= self.hotfix_line;
+        change.hotfix_line |= hotfix_line;
         Ok(change)
     }
 }
 
-/// Whether anything is said of it.
-pub(super) fn has_change(change: &Change) -> bool {
-    *change != Change::default()
+impl Unset {
+    /// Takes it back.
+    pub(super) fn apply(&self, change: &mut Change) {
+        change.has_schema_migration &= !self.no_schema_migration;
+        change.has_config_change &= !self.no_config_change;
+        change.hotfix_line &= !self.no_hotfix_line;
+    }
+}
+
+fn replace(text: &mut String, named: Option<&String>) {
+    if let Some(named) = named {
+        text.clone_from(named);
+    }
+}
+
+/// A single empty one stands for none.
+fn replace_all(texts: &mut Vec<String>, named: &[String]) {
+    if !named.is_empty() {
+        *texts = named.iter().filter(|name| !name.is_empty()).cloned().collect();
+    }
 }
 
 fn read_commits(file: &Path) -> Result<Vec<Commit>, Error> {
@@ -155,6 +208,8 @@ fn parse_commits(text: &str) -> Result<Vec<Commit>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -173,12 +228,59 @@ mod tests {
         }
     }
 
+    #[derive(clap::Parser)]
+    struct Edit {
+        #[command(flatten)]
+        text: Text,
+        #[command(flatten)]
+        unset: Unset,
+    }
+
+    fn edited(options: &[&str], before: &Written) -> Written {
+        let Edit { text, unset } = Edit::try_parse_from(["edit"].iter().chain(options)).unwrap();
+        let mut written = text.fill(before.clone()).unwrap();
+        unset.apply(&mut written.change);
+        written
+    }
+
+    fn everything() -> Written {
+        Written {
+            artifact_digest: "sha256:00".to_owned(),
+            notes: "new".to_owned(),
+            change: Change {
+                components_touched: vec!["cart".to_owned()],
+                has_schema_migration: true,
+                has_config_change: true,
+                hotfix_line: true,
+                rollback_plan: "redeploy".to_owned(),
+                change_ticket: "C-1".to_owned(),
+                work_items: vec!["W-1".to_owned()],
+                is_unplanned: true,
+                incident: "INC-1".to_owned(),
+                ..Change::default()
+            },
+        }
+    }
+
     #[test]
     fn what_is_not_named_stays() {
-        let before = Change { changed_lines: 7, rollback_plan: "redeploy".to_owned(), ..Change::default() };
-        let args = ChangeArgs { incident: Some("INC-1".to_owned()), lines: Some(9), ..ChangeArgs::default() };
-        let change = args.fill(Some(before)).unwrap();
-        assert_eq!((change.changed_lines, change.rollback_plan.as_str()), (9, "redeploy"));
-        assert!(change.is_unplanned && has_change(&change) && !has_change(&Change::default()));
+        let before = everything();
+        assert_eq!(edited(&[], &before), before);
+        let change = edited(&["--lines", "9", "--work-item", "W-2", "--work-item", "W-3"], &before).change;
+        assert_eq!((change.changed_lines, change.work_items.len()), (9, 2));
+        assert_eq!((change.change_ticket.as_str(), change.has_config_change), ("C-1", true));
+        let change = edited(&["--incident", "INC-1", "--schema-migration"], &Written::default()).change;
+        assert!(change.is_unplanned && change.has_schema_migration && !change.has_config_change);
+    }
+
+    #[test]
+    fn everything_can_be_taken_back() {
+        let empty = ["digest", "notes", "touches", "rollback-plan", "change-ticket", "work-item", "incident"];
+        let mut options: Vec<_> = empty.iter().map(|name| format!("--{name}=")).collect();
+        options
+            .extend(["schema-migration", "config-change", "hotfix-line"].map(|name| format!("--no-{name}")));
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        assert_eq!(edited(&options, &everything()), Written::default());
+        assert!(Edit::try_parse_from(["edit", "--hotfix-line", "--no-hotfix-line"]).is_err());
     }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use shared::pb::release::ApprovalPolicy;
+use shared::pb::release::{ApprovalPolicy, Release};
 
 use crate::client::reachable;
 use crate::stack::Stack;
@@ -29,7 +29,7 @@ impl Shell {
 
     /// `tandem` with these arguments.
     pub(crate) fn tandem(&self, arguments: &str) -> String {
-        self.plain(arguments) + &self.caller(&self.identity.sub)
+        self.plain(arguments) + &caller(&self.identity)
     }
 
     /// The same for a command that calls in names of its own.
@@ -43,10 +43,12 @@ impl Shell {
         call(&self.tandem("token"), address, method, &quote(json))
     }
 
-    /// An approval by somebody else than who ships.
-    pub(crate) fn approve(&self, component: &str, version: &str) -> String {
-        let other = if self.identity.sub == "alice" { "bob" } else { "alice" };
-        self.plain(&format!("approve release {} {}", quote(component), quote(version))) + &self.caller(other)
+    /// A vote of somebody else, who stands for a group where it takes one.
+    pub(crate) fn approve(&self, release: &Release, sub: &str, group: Option<&str>) -> String {
+        let Release { component, version, .. } = release;
+        let groups = group.map(str::to_owned).into_iter().collect();
+        let voter = Identity { sub: sub.to_owned(), groups, tenant: self.identity.tenant.clone() };
+        self.plain(&format!("approve release {} {}", quote(component), quote(version))) + &caller(&voter)
     }
 
     /// A policy like this one, but with a quorum of one.
@@ -83,16 +85,16 @@ impl Shell {
             self.plain("replay --quick"),
         )
     }
+}
 
-    fn caller(&self, sub: &str) -> String {
-        let Identity { tenant, groups, .. } = &self.identity;
-        let differing = [("--sub", sub, "dev"), ("--tenant", tenant.as_str(), "shop")].into_iter();
-        let flags = differing
-            .filter(|(_, value, default)| value != default)
-            .map(|(flag, value, _)| (flag, value));
-        let flags = flags.chain(groups.iter().map(|group| ("--group", group.as_str())));
-        flags.flat_map(|(flag, value)| [format!(" {flag} "), quote(value)]).collect()
-    }
+/// Options that name the caller, where it is not the default one.
+fn caller(Identity { sub, tenant, groups }: &Identity) -> String {
+    let differing = [("--sub", sub.as_str(), "dev"), ("--tenant", tenant.as_str(), "shop")].into_iter();
+    let flags = differing
+        .filter(|(_, value, default)| value != default)
+        .map(|(flag, value, _)| (flag, value));
+    let flags = flags.chain(groups.iter().map(|group| ("--group", group.as_str())));
+    flags.flat_map(|(flag, value)| [format!(" {flag} "), quote(value)]).collect()
 }
 
 fn call(token: &str, address: SocketAddr, method: &str, json: &str) -> String {

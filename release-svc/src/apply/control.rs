@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use shared::auth::Authenticator;
 use shared::db::Db;
 use shared::id::{ApprovalId, RolloutId, TenantId};
 use shared::mutation::Actor;
@@ -13,10 +14,10 @@ use shared::time::{Clock, Time};
 use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
+use super::exposure::{Increase, Passage};
 use super::rollout::{Holds, back, confirm, is_applied};
 use super::{go_on, holds_begin, holds_increase, look, release, rollout as transition};
 use crate::domain::blocker::Kind;
-use crate::domain::component::Component;
 use crate::domain::release::Quarantine;
 use crate::domain::rollout::control::{Next, Observation, decide};
 use crate::domain::rollout::{Harm, Pause, Rollout};
@@ -36,6 +37,7 @@ pub(crate) struct Controller<'a> {
     pub(crate) db: &'a Db,
     pub(crate) clock: &'a Clock,
     pub(crate) entropy: &'a Entropy,
+    pub(crate) authenticator: &'a Authenticator,
 }
 
 impl Controller<'_> {
@@ -161,16 +163,24 @@ impl Controller<'_> {
         rollout: Rollout,
     ) -> Result<bool, Failure> {
         let tenant = &actor.tenant;
-        let component = component_of(db, actor, &rollout).await?;
-        let found = store::release::lock(db, tenant, rollout.release.id).await?;
-        let found = found.ok_or_else(|| Failure::Bug(format!("release of {} is not there", rollout.id)))?;
+        let gone = || Failure::Bug(format!("what rollout {} is of is not there", rollout.id));
+        let component = store::component::lock_of_rollout(db, tenant, rollout.id)
+            .await?
+            .ok_or_else(gone)?;
+        let found = store::release::lock(db, tenant, rollout.release.id).await?.ok_or_else(gone)?;
         let approval = ApprovalId::new(actor.now, self.entropy.bytes());
-        let (release, facts) = look(db, actor, &component, found, approval).await?;
-        let environment = store::environment::find(db, tenant, &rollout.environment).await?;
-        let environment =
-            environment.ok_or_else(|| Failure::Bug(format!("environment of {} is not there", rollout.id)))?;
-        let Holds { blockers, overrides, stable } =
-            holds_begin(db, actor, locked, &component, (&release, &facts), &environment).await?;
+        let (release, facts) = look(db, actor, &component, found, approval, self.authenticator).await?;
+        let environment = store::environment::find(db, tenant, &rollout.environment)
+            .await?
+            .ok_or_else(gone)?;
+        let increase = Increase {
+            component: &component,
+            environment: &environment,
+            release: &release,
+            facts: &facts,
+            locked: Some(locked),
+        };
+        let Holds { blockers, overrides, stable } = holds_begin(db, actor, &increase).await?;
         let serves = stable.as_ref().is_some_and(|stable| stable.id == release.id);
         if release.state.is_final() || serves {
             let why = if serves { "it serves everyone there already" } else { release.state.name() };
@@ -199,30 +209,19 @@ impl Controller<'_> {
         rollout: Rollout,
         next: &Next,
     ) -> Result<bool, Failure> {
-        let before = rollout.exposure_bps;
+        let approval = ApprovalId::new(actor.now, self.entropy.bytes());
+        let Passage { blockers, overrides } =
+            holds_increase(db, actor, locked, &rollout, approval, self.authenticator).await?;
+        if !blockers.is_empty() {
+            return Ok(false);
+        }
         let decision = match next {
             Next::Expose => rollout.expose(actor.now)?,
             _ => rollout.advance(actor.now)?,
         };
-        let mut overrides = Vec::new();
-        if decision.rollout.exposure_bps > before {
-            let component = component_of(db, actor, &decision.rollout).await?;
-            let approval = ApprovalId::new(actor.now, self.entropy.bytes());
-            let (blockers, by) =
-                holds_increase(db, actor, locked, &component, &decision.rollout, approval).await?;
-            if !blockers.is_empty() {
-                return Ok(false);
-            }
-            overrides = by;
-        }
         go_on(db, actor, [decision], &overrides).await?;
         Ok(true)
     }
-}
-
-async fn component_of(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<Component, Failure> {
-    let component = store::component::lock_of_rollout(db, &actor.tenant, rollout.id).await?;
-    component.ok_or_else(|| Failure::Bug(format!("component of {} is not there", rollout.id)))
 }
 
 /// Rolls back whose locks are held. What a guard found bad is not rolled out again before a person has looked at it.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shared::id::{ComponentId, EnvironmentId, TenantId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::domain::blocker::{Blocker, Kind};
@@ -18,6 +18,9 @@ use crate::domain::rollout::Rollout;
 use crate::domain::version::Version;
 use crate::store;
 use crate::store::dependency::EDGES_MAX;
+
+/// How often a rollback looks for dependants that were started while it waited for locks.
+const LOCKING_ROUNDS: usize = 5;
 
 /// Components whose rows this transaction has locked.
 pub(crate) struct Locked(Vec<ComponentId>);
@@ -50,17 +53,18 @@ async fn serving(
     Ok(served.into_values().next().unwrap_or_default())
 }
 
-/// Dependencies that keep more visits of an environment from this version of a component.
+/// Dependencies that keep more visits of an environment from this version of a component. Without locks they may change
+/// meanwhile.
 pub(crate) async fn blockers(
     db: &mut PgConnection,
     tenant: &TenantId,
-    locked: &Locked,
+    locked: Option<&Locked>,
     (component, version): (&ComponentId, &Version),
     environment: &EnvironmentId,
 ) -> Result<Vec<Blocker>, Failure> {
     let edges = store::dependency::list_beside(db, tenant, &[component.to_string()], EDGES_MAX).await?;
-    let needed = edges.iter().filter(|edge| edge.component == *component);
-    if needed.map(|edge| &edge.needs.on).any(|on| !locked.0.contains(on)) {
+    let mut needed = edges.iter().filter(|edge| edge.component == *component);
+    if locked.is_some_and(|locked| needed.any(|edge| !locked.0.contains(&edge.needs.on))) {
         let text = "what the component needs has just changed; try again";
         return Err(Refusal::new(Reason::ConcurrentChange, text).into());
     }
@@ -94,7 +98,7 @@ pub(crate) async fn promotion_blocker(
     let tenant = &actor.tenant;
     let before =
         store::environment::list_before(db, tenant, environment, &release.component, release.id).await?;
-    let hold = environment.requirements.promotion_hold(&before, actor.now);
+    let hold = environment.requirements.promotion_hold(&release.version, &before, actor.now);
     Ok(hold.map(|description| Blocker {
         kind: Kind::State,
         subject: release.id.to_string(),
@@ -124,25 +128,38 @@ pub(crate) async fn warnings(
 
 /// Locks a component that is about to be rolled back with those that have to go back before it; says which those are, and
 /// in sentences what will not hold. Nothing of this refuses.
+///
+/// Who they are is read before they are locked, and again under the locks: as nobody starts a dependant without the
+/// lock of what it needs, those that are found then are all. Others than are locked need locks in the order of names,
+/// too, so everything is let go and locked anew, with them.
 pub(crate) async fn lock_cascade(
     db: &mut PgConnection,
     tenant: &TenantId,
     component: &ComponentId,
     environment: &EnvironmentId,
 ) -> Result<(Vec<ComponentId>, Vec<String>), Failure> {
-    let seen = cascade(db, tenant, component, environment).await?;
-    let names: Vec<_> = seen.before.iter().chain([component]).map(ToString::to_string).collect();
-    store::component::lock_named(db, tenant, &names).await?;
-    // Under the locks, what was read before may be different.
-    let found = cascade(db, tenant, component, environment).await?;
-    let (before, missed): (Vec<_>, Vec<_>) =
-        found.before.into_iter().partition(|name| seen.before.contains(name));
-    let missed = missed
-        .iter()
-        .map(|name| format!("{name} was just started in {environment} and goes on"));
-    let unmet = found.unmet.iter().map(|unmet| format!("{unmet} in {environment}"));
-    let warnings = unmet.chain(missed).collect();
-    Ok((before, warnings))
+    let mut names = BTreeSet::from([component.to_string()]);
+    let mut rounds = 0;
+    loop {
+        let seen = cascade(db, tenant, component, environment).await?;
+        names.extend(seen.before.iter().map(ToString::to_string));
+        let mut locking = db.begin().await?;
+        store::component::lock_named(&mut locking, tenant, &Vec::from_iter(names.clone())).await?;
+        let found = cascade(&mut locking, tenant, component, environment).await?;
+        let (before, missed): (Vec<_>, Vec<_>) =
+            found.before.into_iter().partition(|name| names.contains(name.as_str()));
+        rounds += 1;
+        if !missed.is_empty() && rounds < LOCKING_ROUNDS {
+            locking.rollback().await?;
+            continue;
+        }
+        locking.commit().await?;
+        let missed = missed
+            .iter()
+            .map(|name| format!("{name} was just started in {environment} and goes on"));
+        let unmet = found.unmet.iter().map(|unmet| format!("{unmet} in {environment}"));
+        return Ok((before, unmet.chain(missed).collect()));
+    }
 }
 
 async fn cascade(

@@ -1,6 +1,6 @@
-//! Whether exposure may be raised now. Only what raises it asks; a rollback never does.
+//! Whether exposure may be raised now. Only what raises it asks, and `ExplainRelease`; a rollback never does.
 //!
-//! The answer holds until the end of the transaction, as the tenant's calendar is shared until then.
+//! Under locks the answer holds until the end of the transaction, as the tenant's calendar is shared until then.
 
 use shared::id::{ReleaseId, WindowOverrideId};
 use shared::mutation::Actor;
@@ -10,7 +10,8 @@ use sqlx::PgConnection;
 use super::dependency::{self, Locked};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::{self, Component, Environment};
-use crate::domain::version::Version;
+use crate::domain::release::{Facts, Release};
+use crate::domain::rollout::{EVERYONE_BPS, Rollout};
 use crate::domain::window::{self, Action, Effect, Held, Stop, Target};
 use crate::store;
 
@@ -18,13 +19,16 @@ use crate::store;
 pub(crate) struct Increase<'a> {
     pub(crate) component: &'a Component,
     pub(crate) environment: &'a Environment,
-    pub(crate) release: ReleaseId,
-    pub(crate) version: &'a Version,
-    /// The component, and what it needs.
-    pub(crate) locked: &'a Locked,
+    /// As the facts make it.
+    pub(crate) release: &'a Release,
+    pub(crate) facts: &'a Facts,
+    /// The component, and what it needs. None for whoever only wants to know: that keeps nobody from stopping the line,
+    /// and may be untrue a moment later.
+    pub(crate) locked: Option<&'a Locked>,
 }
 
 /// What holds it back, and the overrides that it goes by if nothing does.
+#[derive(Default)]
 pub(crate) struct Passage {
     pub(crate) blockers: Vec<Blocker>,
     pub(crate) overrides: Vec<WindowOverrideId>,
@@ -33,7 +37,7 @@ pub(crate) struct Passage {
 impl<'a> Increase<'a> {
     /// What windows see of it.
     fn target(&self) -> Target<'a> {
-        target(Some(self.component), Some(self.environment), Some(self.release))
+        target(Some(self.component), Some(self.environment), Some(self.release.id))
     }
 }
 
@@ -63,40 +67,55 @@ pub(crate) const fn actions(component: &Component) -> &'static [Action] {
     }
 }
 
+/// What keeps a release from its first exposure in an environment, beside what is exposed there.
+pub(crate) async fn first_step(
+    db: &mut PgConnection,
+    actor: &Actor,
+    increase: &Increase<'_>,
+) -> Result<Passage, Failure> {
+    let Increase { environment, release, facts, .. } = *increase;
+    let mut passage = passage(db, actor, increase).await?;
+    let promotion = dependency::promotion_blocker(db, actor, release, environment).await?;
+    passage.blockers.extend(promotion);
+    passage.blockers.extend(super::evidence_blockers(release, facts, environment));
+    passage.blockers.extend(release.holds(facts));
+    Ok(passage)
+}
+
+/// What keeps a rollout of the release from its next step. Where that exposes nobody more, nothing does.
+pub(crate) async fn next_step(
+    db: &mut PgConnection,
+    actor: &Actor,
+    increase: &Increase<'_>,
+    rollout: &Rollout,
+) -> Result<Passage, Failure> {
+    if rollout.exposure_bps == EVERYONE_BPS {
+        return Ok(Passage::default());
+    }
+    let Increase { environment, release, facts, .. } = *increase;
+    let mut passage = passage(db, actor, increase).await?;
+    let began_under = match rollout.approval {
+        Some(id) => store::approval::find(db, &actor.tenant, id).await?,
+        None => None,
+    };
+    passage.blockers.extend(super::evidence_blockers(release, facts, environment));
+    passage.blockers.extend(release.holds_under(began_under.as_ref(), facts));
+    Ok(passage)
+}
+
 /// Looks at dependencies, the line and the windows.
-pub(crate) async fn passage(
-    db: &mut PgConnection,
-    actor: &Actor,
-    increase: &Increase<'_>,
-) -> Result<Passage, Failure> {
-    let stop = store::calendar::share(db, &actor.tenant).await?;
-    look(db, actor, increase, stop).await
-}
-
-/// The same for whoever only wants to know: it keeps nobody from stopping the line, and may be untrue a moment later.
-pub(crate) async fn outlook(
-    db: &mut PgConnection,
-    actor: &Actor,
-    increase: &Increase<'_>,
-) -> Result<Passage, Failure> {
-    let stop = store::calendar::find_stop(db, &actor.tenant).await?;
-    look(db, actor, increase, stop).await
-}
-
-async fn look(
-    db: &mut PgConnection,
-    actor: &Actor,
-    increase: &Increase<'_>,
-    stop: Option<Stop>,
-) -> Result<Passage, Failure> {
+async fn passage(db: &mut PgConnection, actor: &Actor, increase: &Increase<'_>) -> Result<Passage, Failure> {
     let (tenant, now) = (&actor.tenant, actor.now);
-    let Increase { component, environment, version, locked, .. } = increase;
-    let of = (&component.name, *version);
+    let Increase { component, environment, release, locked, .. } = *increase;
+    let stop = match locked {
+        Some(_) => store::calendar::share(db, tenant).await?,
+        None => store::calendar::find_stop(db, tenant).await?,
+    };
+    let of = (&component.name, &release.version);
     let mut blockers = dependency::blockers(db, tenant, locked, of, &environment.name).await?;
     let windows = store::window::list_live(db, tenant, now).await?;
-    let overrides = store::window::list_overrides(db, tenant, now).await?;
-    let verdict =
-        window::evaluate(&windows, &overrides, now, actions(increase.component), &increase.target());
+    let overrides = store::window_override::list_live(db, tenant, now).await?;
+    let verdict = window::evaluate(&windows, &overrides, now, actions(component), &increase.target());
     blockers.extend(stop.as_ref().map(stopped));
     blockers.extend(
         verdict

@@ -1,6 +1,9 @@
 //! The facts that governance goes by, read in the transaction that acts on them.
 
+use std::collections::BTreeSet;
+
 use chrono::TimeDelta;
+use shared::auth::Authenticator;
 use shared::id::{ApprovalId, TenantId};
 use shared::mutation::Actor;
 use shared::status::Failure;
@@ -8,10 +11,10 @@ use shared::time::Time;
 use sqlx::PgConnection;
 
 use super::exposure;
-use crate::domain::approval::Owners;
+use crate::domain::approval::{Owners, Vote};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::{Component, Environment};
-use crate::domain::evidence::{self, Evidence, Requirement, Standing};
+use crate::domain::evidence::{self, Evidence, Requirement, Review, Standing};
 use crate::domain::policy::Terms;
 use crate::domain::release::{Facts, Release};
 use crate::domain::risk::{
@@ -33,17 +36,26 @@ const EVIDENCE_MAX: i64 = 1000;
 /// Events of either sort that the prior is made of; what is older weighs little.
 const PRIOR_EVENTS_MAX: i64 = 1000;
 
-/// Which human being each identity is of. A principal without an alias is one of its own.
-async fn people(db: &mut PgConnection, tenant: &TenantId, identities: &[String]) -> Result<People, Failure> {
-    Ok(People::new(store::identity::persons(db, tenant, identities).await?))
+/// Which human being each identity is of. A principal without an alias is one of its own, if such a one may call;
+/// anybody may name others.
+async fn people(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    authenticator: &Authenticator,
+    identities: &[String],
+) -> Result<People, Failure> {
+    let mut persons = store::identity::persons(db, tenant, identities).await?;
+    for (name, person) in &mut persons {
+        person.take_if(|person| person == name && !authenticator.admits(name, tenant));
+    }
+    Ok(People::new(persons))
 }
 
-/// What is known of a release's artifact now. A review by one of the release's authors, under whatever name, is left out.
+/// What is known of a release's artifact now.
 async fn evidence_on(
     db: &mut PgConnection,
     tenant: &TenantId,
     release: &Release,
-    submitter: &str,
 ) -> Result<Vec<Evidence>, Failure> {
     let Some(digest) = &release.artifact_digest else { return Ok(Vec::new()) };
     // All of it: which of a suite is the last one is for the domain to say, once the authors' own are out.
@@ -54,27 +66,18 @@ async fn evidence_on(
         counting_only: false,
     };
     let found = store::evidence::list(db, tenant, filter, i64::MAX, EVIDENCE_MAX).await?;
-    let found: Vec<_> = found.into_iter().map(|(_, evidence)| evidence).collect();
-    let authors = release.identities(submitter);
-    let reviewers = found
-        .iter()
-        .filter_map(|evidence| Some(evidence.review.as_ref()?.reviewer().to_owned()));
-    let names: Vec<_> = authors.iter().cloned().chain(reviewers).collect();
-    let people = people(db, tenant, &names).await?;
-    let is_author = |reviewer: &str| {
-        let person = people.person(reviewer);
-        person.is_none() || authors.iter().any(|author| people.person(author) == person)
-    };
-    let counts =
-        |evidence: &Evidence| !evidence.review.as_ref().is_some_and(|review| is_author(review.reviewer()));
-    Ok(found.into_iter().filter(counts).collect())
+    Ok(found.into_iter().map(|(_, evidence)| evidence).collect())
+}
+
+fn reviewer(evidence: &Evidence) -> Option<&str> {
+    evidence.review.as_ref().map(Review::reviewer)
 }
 
 /// Evidence that is asked for and does not stand, a phrase each.
 fn lacking(release: &Release, required: &[Requirement], evidence: &[Evidence]) -> Vec<String> {
-    let named = |Requirement { kind, suite }: &Requirement| {
-        let suite = suite.as_ref().map(|suite| format!(" of suite {suite}"));
-        format!("{}{}", kind.name(), suite.unwrap_or_default())
+    let named = |Requirement { kind, suite }: &Requirement| match suite.as_str() {
+        "" => kind.name().to_owned(),
+        suite => format!("{} of suite {suite}", kind.name()),
     };
     let Some(digest) = &release.artifact_digest else {
         let none = |required| format!("no {} can stand, as the release names no artifact", named(required));
@@ -91,24 +94,7 @@ fn lacking(release: &Release, required: &[Requirement], evidence: &[Evidence]) -
 }
 
 /// Evidence that an environment asks for beside the policy, and that does not stand.
-pub(crate) async fn evidence_blockers(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    release: &Release,
-    environment: &Environment,
-) -> Result<Vec<Blocker>, Failure> {
-    let required = required(
-        environment
-            .requirements
-            .evidence
-            .iter()
-            .map(|asked| (asked.kind.as_str(), asked.suite.as_deref())),
-    )?;
-    if required.is_empty() {
-        return Ok(Vec::new());
-    }
-    let submitter = release.state.submission().map(|submission| submission.submitter.clone());
-    let evidence = evidence_on(db, tenant, release, submitter.as_deref().unwrap_or_default()).await?;
+pub(crate) fn evidence_blockers(release: &Release, facts: &Facts, environment: &Environment) -> Vec<Blocker> {
     let blocker = |lacking| Blocker {
         kind: Kind::Evidence,
         subject: release.id.to_string(),
@@ -116,20 +102,8 @@ pub(crate) async fn evidence_blockers(
         lifted_by: "SubmitEvidence".to_owned(),
         next_open: None,
     };
-    Ok(lacking(release, &required, &evidence).into_iter().map(blocker).collect())
-}
-
-/// As evidence is looked for. Kinds were checked when they were set.
-fn required<'a>(
-    asked: impl Iterator<Item = (&'a str, Option<&'a str>)>,
-) -> Result<Vec<Requirement>, Failure> {
-    let requirement = |(kind, suite): (&str, Option<&str>)| {
-        let known = evidence::Kind::from_name(kind);
-        let kind = known.ok_or_else(|| Failure::Bug(format!("evidence of kind {kind} is asked for")))?;
-        let suite = suite.filter(|suite| !suite.is_empty()).map(str::to_owned);
-        Ok(Requirement { kind, suite })
-    };
-    asked.map(requirement).collect()
+    let lacking = lacking(release, &environment.requirements.evidence, &facts.evidence);
+    lacking.into_iter().map(blocker).collect()
 }
 
 /// The human being that a principal is.
@@ -138,8 +112,33 @@ pub(crate) async fn person_of(
     tenant: &TenantId,
     principal: &str,
 ) -> Result<String, Failure> {
-    let people = people(db, tenant, &[principal.to_owned()]).await?;
-    Ok(people.person(principal).unwrap_or(principal).to_owned())
+    let persons = store::identity::persons(db, tenant, &[principal.to_owned()]).await?;
+    Ok(persons.into_values().flatten().next().unwrap_or_else(|| principal.to_owned()))
+}
+
+/// Leaves those releases that wait for votes and that this one would bring nearer to their approval.
+pub(crate) async fn retain_awaiting(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    authenticator: &Authenticator,
+    releases: &mut Vec<(i64, Release)>,
+    vote: &Vote,
+) -> Result<(), Failure> {
+    let mut names = BTreeSet::from([vote.voter.clone()]);
+    let mut components = BTreeSet::new();
+    for (_, release) in releases.iter() {
+        let submitter = release.state.submission().map_or("", |submission| &submission.submitter);
+        names.extend(release.identities(submitter));
+        names.extend(release.votes.iter().map(|vote| vote.voter.clone()));
+        components.insert(release.component.to_string());
+    }
+    let people = people(db, tenant, authenticator, &Vec::from_iter(names)).await?;
+    let owners = store::component::owners(db, tenant, &Vec::from_iter(components)).await?;
+    releases.retain(|(_, release)| {
+        let owners = owners.get(&release.component);
+        owners.is_some_and(|owners| release.would_count(vote, &people, owners))
+    });
+    Ok(())
 }
 
 /// What is so now of a release that is, or is about to be, submitted under these terms.
@@ -150,20 +149,28 @@ pub(crate) async fn facts(
     release: &Release,
     terms: &Terms,
     approval_id: ApprovalId,
+    authenticator: &Authenticator,
 ) -> Result<Facts, Failure> {
     let (tenant, now) = (&actor.tenant, actor.now);
     let submitter = release
         .state
         .submission()
         .map_or(actor.principal.as_str(), |of| of.submitter.as_str());
-    let voters = release.votes.iter().map(|vote| vote.voter.clone());
-    let names: Vec<_> = release.identities(submitter).into_iter().chain(voters).collect();
-    let people = people(db, tenant, &names).await?;
+    let mut evidence = evidence_on(db, tenant, release).await?;
+    let authors = release.identities(submitter);
+    let voters = release.votes.iter().map(|vote| vote.voter.as_str());
+    let others = voters.chain(evidence.iter().filter_map(reviewer)).map(str::to_owned);
+    let names: Vec<_> = authors.iter().cloned().chain(others).collect();
+    let people = people(db, tenant, authenticator, &names).await?;
+    // A review by one of the release's authors, under whatever name, counts for nothing.
+    let is_author = |reviewer: &str| {
+        let person = people.person(reviewer);
+        person.is_none() || authors.iter().any(|author| people.person(author) == person)
+    };
+    evidence.retain(|evidence| !reviewer(evidence).is_some_and(is_author));
     let history = store::rollout::list_ended(db, tenant, &component.name, HISTORY_MAX).await?;
-    let asked = terms.rules.required_evidence.iter();
-    let asked = required(asked.map(|required| (required.kind.as_str(), Some(required.suite.as_str()))))?;
-    let evidence = evidence_on(db, tenant, release, submitter).await?;
-    let lacking_evidence = lacking(release, &asked, &evidence);
+    let asked = &terms.rules.required_evidence;
+    let lacking_evidence = lacking(release, asked, &evidence);
     let digest = release.artifact_digest.as_ref();
     let is_rehearsed = digest.is_some_and(|digest| evidence::is_rehearsed(digest, &evidence, now));
     let risk_facts = risk::Facts {
@@ -195,7 +202,7 @@ pub(crate) async fn facts(
         groups: component.owner_groups.clone(),
         business_groups: component.business_owner_groups.clone(),
     };
-    Ok(Facts { now, assessment, lacking_evidence, people, owners, approval_id })
+    Ok(Facts { now, assessment, evidence, lacking_evidence, people, owners, approval_id })
 }
 
 fn count(number: usize) -> u32 {

@@ -2,6 +2,7 @@
 //! also what that needs.
 
 use serde_json::json;
+use shared::auth::Authenticator;
 use shared::id::{ApprovalId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::status::Failure;
@@ -10,10 +11,9 @@ use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
 use super::exposure::{self, Increase, Passage};
-use super::{evidence_blockers, expect_written, look, release, tell};
+use super::{expect_written, look, release, tell};
 use crate::domain::blocker::Blocker;
-use crate::domain::component::{Component, Environment};
-use crate::domain::release::{Ending, Facts, Release};
+use crate::domain::release::{Ending, Release};
 use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
@@ -119,23 +119,14 @@ pub(crate) struct Holds {
 pub(crate) async fn holds_begin(
     db: &mut PgConnection,
     actor: &Actor,
-    locked: &Locked,
-    component: &Component,
-    (release, facts): (&Release, &Facts),
-    environment: &Environment,
+    increase: &Increase<'_>,
 ) -> Result<Holds, Failure> {
-    let tenant = &actor.tenant;
-    let (id, version) = (release.id, &release.version);
-    let increase = Increase { component, environment, release: id, version, locked };
-    let Passage { blockers: passage, overrides } = exposure::passage(db, actor, &increase).await?;
-    let route = store::route::lock(db, tenant, &component.name, &environment.name).await?;
+    let (tenant, name, environment) = (&actor.tenant, &increase.component.name, &increase.environment.name);
+    let Passage { blockers, overrides } = exposure::first_step(db, actor, increase).await?;
+    let route = store::route::lock(db, tenant, name, environment).await?;
     let stable = route.and_then(|route| route.stable);
-    let earlier = store::rollout::find_under_way(db, tenant, &component.name, &environment.name).await?;
-    let mut blockers = rollout::blockers(&environment.name, release, stable.as_ref(), earlier);
-    blockers.extend(passage);
-    blockers.extend(dependency::promotion_blocker(db, actor, release, environment).await?);
-    blockers.extend(evidence_blockers(db, tenant, release, environment).await?);
-    blockers.extend(release.holds(facts));
+    let earlier = store::rollout::find_under_way(db, tenant, name, environment).await?;
+    let blockers = rollout::blockers(environment, increase.release, stable.as_ref(), earlier, blockers);
     Ok(Holds { blockers, overrides, stable })
 }
 
@@ -162,34 +153,32 @@ pub(crate) async fn go_on(
     Ok(baking.rollout)
 }
 
-/// Everything that holds back more exposure of a rollout that is under way, and the overrides that it goes by if nothing
+/// Everything that holds back the next step of a rollout that is under way, and the overrides that it goes by if nothing
 /// does.
 pub(crate) async fn holds_increase(
     db: &mut PgConnection,
     actor: &Actor,
     locked: &Locked,
-    component: &Component,
     rollout: &Rollout,
     approval_id: ApprovalId,
-) -> Result<(Vec<Blocker>, Vec<WindowOverrideId>), Failure> {
-    let (tenant, Rollout { environment, release, .. }) = (&actor.tenant, rollout);
-    let found = store::environment::find(db, tenant, environment).await?;
-    let environment =
-        found.ok_or_else(|| Failure::Bug(format!("a rollout is in {environment}, which is not there")))?;
-    let version = release.version.parse();
-    let version = version.map_err(|error| Failure::Bug(format!("version of {}: {error}", release.id)))?;
-    let increase =
-        Increase { component, environment: &environment, release: release.id, version: &version, locked };
-    let Passage { mut blockers, overrides } = exposure::passage(db, actor, &increase).await?;
-    let began_under = match rollout.approval {
-        Some(id) => store::approval::find(db, tenant, id).await?,
-        None => None,
+    authenticator: &Authenticator,
+) -> Result<Passage, Failure> {
+    let (tenant, environment) = (&actor.tenant, &rollout.environment);
+    let gone = || Failure::Bug(format!("component or environment of rollout {} is not there", rollout.id));
+    let component = store::component::lock_of_rollout(db, tenant, rollout.id)
+        .await?
+        .ok_or_else(gone)?;
+    let environment = store::environment::find(db, tenant, environment).await?.ok_or_else(gone)?;
+    let found = locked_release(db, actor, rollout.release.id).await?;
+    let (release, facts) = look(db, actor, &component, found, approval_id, authenticator).await?;
+    let increase = Increase {
+        component: &component,
+        environment: &environment,
+        release: &release,
+        facts: &facts,
+        locked: Some(locked),
     };
-    let found = locked_release(db, actor, release.id).await?;
-    let (release, facts) = look(db, actor, component, found, approval_id).await?;
-    blockers.extend(evidence_blockers(db, tenant, &release, &environment).await?);
-    blockers.extend(release.holds_under(began_under.as_ref(), &facts));
-    Ok((blockers, overrides))
+    exposure::next_step(db, actor, &increase, rollout).await
 }
 
 /// What a rollback did.

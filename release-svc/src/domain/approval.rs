@@ -69,7 +69,7 @@ pub enum VoteRefused {
     Own,
     #[error(transparent)]
     State(#[from] WrongState),
-    #[error("{0} voted on this release already")]
+    #[error("{0} voted on this release already; WithdrawVote takes that back")]
     Again(String),
     #[error("nobody knows who committed as {}; only then can a vote be known to be another person's", .0.join(", "))]
     Unmapped(Vec<String>),

@@ -4,6 +4,9 @@ use chrono::{SecondsFormat, TimeDelta};
 use shared::id::{ApprovalPolicyId, ComponentId, EnvironmentId};
 use shared::time::Time;
 
+use crate::domain::evidence;
+use crate::domain::version::Version;
+
 /// A deployable thing that is released on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Component {
@@ -43,18 +46,17 @@ pub struct Environment {
 pub struct Requirements {
     /// Whether it must have succeeded in the environment before.
     pub requires_promotion: bool,
-    /// For how long it must have been a success there; whole seconds.
+    /// For how long it must have served everyone there; whole seconds.
     pub min_bake: TimeDelta,
-    pub evidence: Vec<EvidenceRequirement>,
+    pub evidence: Vec<evidence::Requirement>,
 }
 
-/// Evidence that must stand on a release's artifact.
+/// How a release served everyone in an environment, the last time that it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvidenceRequirement {
-    /// As on the wire.
-    pub kind: String,
-    /// None takes any suite of the kind.
-    pub suite: Option<String>,
+pub struct Stay {
+    pub since: Time,
+    /// By what version and when; none while it serves.
+    pub replaced: Option<(Version, Time)>,
 }
 
 /// How much hangs on a component.
@@ -107,15 +109,24 @@ impl Component {
 }
 
 impl Requirements {
-    /// What keeps a release from an environment, by when it succeeded in those before it; of several one is enough.
-    pub fn promotion_hold(&self, before: &[(EnvironmentId, Option<Time>)], now: Time) -> Option<String> {
+    /// What keeps a version from an environment, by how it stayed in those before it; of several one is enough.
+    pub fn promotion_hold(
+        &self,
+        version: &Version,
+        before: &[(EnvironmentId, Option<Stay>)],
+        now: Time,
+    ) -> Option<String> {
         if !self.requires_promotion || before.is_empty() {
             return None;
         }
-        let baked_at = before.iter().filter_map(|(_, succeeded_at)| *succeeded_at).min();
         let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
         let names = names.join(" or ");
-        match baked_at.map(|succeeded_at| succeeded_at + self.min_bake) {
+        let mut stays = before.iter().filter_map(|(_, stay)| stay.as_ref()).peekable();
+        let was_there = stays.peek().is_some();
+        match stays.filter_map(|stay| stay.ripe_at(version, self.min_bake)).min() {
+            None if was_there => Some(format!(
+                "the release was taken out of {names} again, by an older one or too early, and must succeed there anew"
+            )),
             None => Some(format!("the release must succeed in {names} first")),
             Some(ripe_at) if now < ripe_at => {
                 let ripe_at = ripe_at.to_rfc3339_opts(SecondsFormat::Secs, true);
@@ -123,6 +134,16 @@ impl Requirements {
             }
             Some(_) => None,
         }
+    }
+}
+
+impl Stay {
+    /// When the version is baked that stayed so. It is not where it was replaced before; and where an older version
+    /// took its place somebody went back, which speaks against it however long that took.
+    fn ripe_at(&self, version: &Version, min_bake: TimeDelta) -> Option<Time> {
+        let ripe_at = self.since + min_bake;
+        let is_good = |(next, at): &(Version, Time)| next > version && ripe_at <= *at;
+        self.replaced.as_ref().is_none_or(is_good).then_some(ripe_at)
     }
 }
 
@@ -201,10 +222,12 @@ mod tests {
         let requirements =
             Requirements { requires_promotion: true, min_bake: TimeDelta::seconds(60), evidence: vec![] };
         let before = |east: Option<i64>, west: Option<i64>| {
-            let place = |name: &str, seconds: Option<i64>| (name.parse().unwrap(), seconds.map(at));
+            let stay = |seconds| Stay { since: at(seconds), replaced: None };
+            let place = |name: &str, seconds: Option<i64>| (name.parse().unwrap(), seconds.map(stay));
             [place("staging-east", east), place("staging-west", west)]
         };
-        let hold = |before: &[_], now| requirements.promotion_hold(before, at(now));
+        let version = "1.1.0".parse().unwrap();
+        let hold = |before: &[_], now| requirements.promotion_hold(&version, before, at(now));
         assert_eq!(hold(&[], 0), None);
         let text = "the release must succeed in staging-east or staging-west first";
         assert_eq!(hold(&before(None, None), 0).as_deref(), Some(text));
@@ -212,7 +235,29 @@ mod tests {
         assert_eq!(hold(&before(Some(90), Some(40)), 99).as_deref(), Some(text));
         assert_eq!(hold(&before(Some(90), Some(40)), 100), None);
         let lax = Requirements { requires_promotion: false, ..requirements.clone() };
-        assert_eq!(lax.promotion_hold(&before(None, None), at(0)), None);
+        assert_eq!(lax.promotion_hold(&version, &before(None, None), at(0)), None);
+    }
+
+    #[test]
+    fn what_was_replaced_has_baked_if_it_stayed_and_made_way_for_a_newer_version() {
+        let requirements =
+            Requirements { requires_promotion: true, min_bake: TimeDelta::seconds(60), evidence: vec![] };
+        let version: Version = "1.1.0".parse().unwrap();
+        let until = |version: &str, second| Some((version.parse().unwrap(), at(second)));
+        for (replaced, now, may_go) in [
+            (None, 99, false),
+            (None, 100, true),
+            (until("1.2.0", 100), 100, true),
+            (until("1.2.0", 99), 99, false),
+            (until("1.2.0", 99), 1000, false),
+            (until("1.0.0", 99), 1000, false),
+            (until("1.0.0", 900), 1000, false),
+            (until("1.1.0-rc.1", 900), 1000, false),
+        ] {
+            let before = [("staging".parse().unwrap(), Some(Stay { since: at(40), replaced }))];
+            let hold = requirements.promotion_hold(&version, &before, at(now));
+            assert_eq!(hold.is_none(), may_go, "{before:?} at {now}: {hold:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
 use shared::id::{ComponentId, EvidenceId};
 use shared::time::Time;
 
@@ -37,7 +38,8 @@ pub struct Evidence {
 }
 
 /// What was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Kind {
     TestReport,
     Review,
@@ -79,12 +81,12 @@ pub struct Revocation {
 #[error("evidence {0} was revoked before")]
 pub struct AlreadyRevoked(pub EvidenceId);
 
-/// Evidence that is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Evidence that is asked for, in the form that it is stored in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Requirement {
     pub kind: Kind,
-    /// None asks that there is a suite of the kind, and that none of them failed.
-    pub suite: Option<String>,
+    /// Empty asks that there is a suite of the kind, and that none of them failed.
+    pub suite: String,
 }
 
 /// How far an artifact has what is asked for.
@@ -148,7 +150,7 @@ impl Evidence {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::TestReport, Self::Review, Self::Scan, Self::RollbackRehearsal];
+    pub const ALL: [Self; 4] = [Self::TestReport, Self::Review, Self::Scan, Self::RollbackRehearsal];
 
     /// As in the database and in events.
     pub const fn name(self) -> &'static str {
@@ -192,7 +194,7 @@ impl Review {
 
 impl Requirement {
     fn asks_for(&self, evidence: &Evidence) -> bool {
-        self.kind == evidence.kind && self.suite.as_ref().is_none_or(|suite| *suite == evidence.suite)
+        self.kind == evidence.kind && (self.suite.is_empty() || self.suite == evidence.suite)
     }
 }
 
@@ -238,8 +240,8 @@ mod tests {
         evidence.revoke(revocation).unwrap()
     }
 
-    fn required(kind: Kind, suite: Option<&str>) -> Requirement {
-        Requirement { kind, suite: suite.map(str::to_owned) }
+    fn required(kind: Kind, suite: &str) -> Requirement {
+        Requirement { kind, suite: suite.to_owned() }
     }
 
     /// `passed`, `missing` or `failed`.
@@ -275,11 +277,7 @@ mod tests {
             (vec![report(Kind::TestReport, "e2e", true, 1)], "missing"),
             (vec![report(Kind::Scan, "unit", true, 1)], "missing"),
         ] {
-            assert_eq!(
-                verdict(required(Kind::TestReport, Some("unit")), &evidence),
-                expected,
-                "{evidence:?}"
-            );
+            assert_eq!(verdict(required(Kind::TestReport, "unit"), &evidence), expected, "{evidence:?}");
         }
     }
 
@@ -293,16 +291,16 @@ mod tests {
             (vec![e2e(true), tests(false, 1)], "failed"),
             (vec![e2e(true), tests(true, 2), tests(false, 1)], "passed"),
         ] {
-            assert_eq!(verdict(required(Kind::TestReport, None), &evidence), expected, "{evidence:?}");
+            assert_eq!(verdict(required(Kind::TestReport, ""), &evidence), expected, "{evidence:?}");
         }
     }
 
     #[test]
     fn each_requirement_stands_for_itself() {
         let asked = [
-            required(Kind::TestReport, Some("unit")),
-            required(Kind::Scan, Some("licences")),
-            required(Kind::Review, None),
+            required(Kind::TestReport, "unit"),
+            required(Kind::Scan, "licences"),
+            required(Kind::Review, ""),
         ];
         let evidence = [report(Kind::Review, "", false, 2), tests(true, 1)];
         let [unit, licences, review] = asked.clone();
@@ -335,6 +333,9 @@ mod tests {
         let (ann, bob) = ("ann".to_owned(), "bob".to_owned());
         assert_eq!(Review::new(ann.clone(), vec![bob.clone(), ann.clone()]), Err(OwnWork));
         assert!(Review::new(ann, vec![bob]).is_ok());
-        assert!(Kind::ALL.into_iter().all(|kind| Kind::from_name(kind.name()) == Some(kind)));
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
     }
 }

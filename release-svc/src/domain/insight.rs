@@ -27,8 +27,16 @@ pub struct History {
     caught: Vec<Time>,
     /// When each release was approved, and how long it had waited.
     approvals: Vec<(Time, TimeDelta)>,
-    /// From when and, unless it goes on, until when each approved release waited to be rolled out.
-    waits: Vec<(Time, Option<Time>)>,
+    waits: Vec<Wait>,
+}
+
+/// An approved release that was not rolled out yet.
+#[derive(Debug)]
+struct Wait {
+    release_id: String,
+    from: Time,
+    /// None while it goes on.
+    until: Option<Time>,
 }
 
 /// A rollout that reached everyone and ended.
@@ -134,7 +142,7 @@ impl History {
 
 impl Fold {
     fn approve(&mut self, release_id: String, at: Time) {
-        let candidate = self.candidates.entry(release_id).or_default();
+        let candidate = self.candidates.entry(release_id.clone()).or_default();
         if std::mem::take(&mut candidate.is_approval_awaited)
             && let Some(submitted_at) = candidate.submitted_at
         {
@@ -142,15 +150,15 @@ impl Fold {
         }
         if candidate.wait.is_none() {
             candidate.wait = Some(self.history.waits.len());
-            self.history.waits.push((at, None));
+            self.history.waits.push(Wait { release_id, from: at, until: None });
         }
     }
 
     /// Once it is being rolled out, or will not be.
     fn end_wait(&mut self, release_id: &str, at: Time) {
         let wait = self.candidates.get_mut(release_id).and_then(|candidate| candidate.wait.take());
-        if let Some((_, until)) = wait.and_then(|wait| self.history.waits.get_mut(wait)) {
-            until.get_or_insert(at);
+        if let Some(wait) = wait.and_then(|wait| self.history.waits.get_mut(wait)) {
+            wait.until.get_or_insert(at);
         }
     }
 

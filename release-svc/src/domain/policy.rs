@@ -6,12 +6,11 @@ use serde::{Deserialize, Serialize};
 use shared::id::ApprovalPolicyId;
 use shared::time::Time;
 
+use crate::domain::evidence::{Kind, Requirement};
 use crate::domain::risk::{Band, Bands, Weights};
 
 /// The approval policy that every tenant has: profile STARTER, quorum 0.
 pub const STARTER_POLICY: &str = "starter";
-/// What evidence may be asked for.
-pub const EVIDENCE_KINDS: [&str; 4] = ["TEST_REPORT", "REVIEW", "SCAN", "ROLLBACK_REHEARSAL"];
 
 /// A policy and, where one waits for its second person, the change of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,14 +88,6 @@ pub struct BandRule {
     pub validity_secs: Option<i64>,
 }
 
-/// Evidence that must stand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Requirement {
-    pub kind: String,
-    /// Any where empty.
-    pub suite: String,
-}
-
 /// A rule is below what its profile asks for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {least}, as profile {profile} asks for it")]
@@ -125,15 +116,13 @@ impl Profile {
 
     /// Its rules: what a policy says that says nothing else, and the least that one of this profile says.
     pub fn rules(self) -> Rules {
-        let evidence: &[&str] = match self {
+        let evidence: &[Kind] = match self {
             Self::Starter | Self::Standard => &[],
-            Self::Sox => &["TEST_REPORT", "REVIEW"],
-            Self::PciDss => &["TEST_REPORT", "REVIEW", "SCAN"],
+            Self::Sox => &[Kind::TestReport, Kind::Review],
+            Self::PciDss => &[Kind::TestReport, Kind::Review, Kind::Scan],
         };
         let (is_strict, takes_two) = (self != Self::Starter, matches!(self, Self::Sox | Self::PciDss));
-        let required = evidence
-            .iter()
-            .map(|kind| Requirement { kind: (*kind).to_owned(), suite: String::new() });
+        let required = evidence.iter().map(|kind| Requirement { kind: *kind, suite: String::new() });
         Rules {
             risk_binding: is_strict,
             thresholds: Bands::default().thresholds(),
@@ -251,7 +240,7 @@ impl Terms {
         require(rules.review_due_secs <= most, "break_glass_review_due", format!("at most {most} s"))?;
         for least in &floor.required_evidence {
             let holds = rules.required_evidence.contains(least);
-            require(holds, "required_evidence", format!("with {}", least.kind))?;
+            require(holds, "required_evidence", format!("with {}", least.kind.name()))?;
         }
         for (n, (least, is)) in floor.bands.iter().zip(&rules.bands).enumerate() {
             let field = |name: &str| format!("bands[{n}].{name}");

@@ -96,10 +96,12 @@ pub struct Decision {
 
 /// The release is in a state that does not allow it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("release {id} is {state}")]
+#[error("release {id} is {state}: {hint}")]
 pub struct WrongState {
     pub id: ReleaseId,
     pub state: &'static str,
+    /// What to do instead.
+    pub hint: &'static str,
 }
 
 /// Why a release cannot be submitted.
@@ -153,6 +155,23 @@ impl State {
             Self::Abandoned(_) => "ABANDONED",
             Self::RolledBack(_) => "ROLLED_BACK",
             Self::Superseded(_) => "SUPERSEDED",
+        }
+    }
+
+    /// What can be done with it, for whoever tried something else.
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Draft => "submit it first, or cancel it",
+            Self::Assessing(_) => "it waits for evidence; to change it, revise it",
+            Self::PendingApproval(_) => "it waits for votes; to change it, revise it",
+            Self::Approved(_) => "roll it out; to change it, cancel it and make another release",
+            Self::Active(_) => "advance its rollout, or roll that back",
+            Self::Released(_) => "roll another release out to replace it",
+            Self::Rejected(_)
+            | Self::Cancelled(_)
+            | Self::Abandoned(_)
+            | Self::RolledBack(_)
+            | Self::Superseded(_) => "it has ended; make another release",
         }
     }
 
@@ -293,7 +312,7 @@ impl Release {
 
     /// Counts a vote: one against ends the release; one for that completes what is asked for approves it.
     pub fn vote(mut self, vote: Vote, facts: &Facts) -> Result<Decision, VoteRefused> {
-        let authors = self.authors(facts);
+        let authors = self.authors(&facts.people);
         if authors.contains(&vote.person) || authors.contains(&vote.voter) {
             return Err(VoteRefused::Own);
         }
@@ -437,7 +456,7 @@ impl Release {
     }
 
     pub fn wrong_state(&self) -> WrongState {
-        WrongState { id: self.id, state: self.state.name() }
+        WrongState { id: self.id, state: self.state.name(), hint: self.state.hint() }
     }
 }
 

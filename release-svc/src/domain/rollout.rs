@@ -332,33 +332,32 @@ impl Rollout {
     }
 }
 
-/// What keeps a release from starting in an environment, as far as its rollouts know.
+/// What keeps a release from starting in an environment, with what does elsewhere (`held`). Where it serves everyone
+/// there is nothing to start, and nothing else matters.
 pub fn blockers(
     environment: &EnvironmentId,
     release: &Release,
     stable: Option<&ServedRelease>,
     earlier: Option<RolloutId>,
+    held: Vec<Blocker>,
 ) -> Vec<Blocker> {
-    let mut blockers: Vec<_> = release.state_hold().into_iter().collect();
-    let mut block = |kind, subject: String, description, lifted_by: &str| {
-        blockers.push(Blocker {
-            kind,
-            subject,
-            description,
-            lifted_by: lifted_by.to_owned(),
-            next_open: None,
-        });
-    };
     let id = release.id;
+    let blocker = |kind, subject: String, description, lifted_by: &str| Blocker {
+        kind,
+        subject,
+        description,
+        lifted_by: lifted_by.to_owned(),
+        next_open: None,
+    };
     if stable.is_some_and(|stable| stable.id == id) {
         let text = format!("release {id} serves everyone in {environment} already");
-        block(Kind::State, id.to_string(), text, "another release");
+        return vec![blocker(Kind::State, id.to_string(), text, "another release")];
     }
-    if let Some(rollout) = earlier {
+    let earlier = earlier.map(|rollout| {
         let text = format!("rollout {rollout} of this component is not finished here");
-        block(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout");
-    }
-    blockers
+        blocker(Kind::EarlierRollout, rollout.to_string(), text, "the end of that rollout")
+    });
+    release.state_hold().into_iter().chain(earlier).chain(held).collect()
 }
 
 impl Mode {

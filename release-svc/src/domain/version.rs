@@ -26,11 +26,16 @@ pub enum MalformedVersion {
     Long,
 }
 
-/// The version comes too late: `last` is there already.
+/// The version comes too late: this one is there already.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the version is not greater than {last}, the last that it must follow")]
-pub struct NotGreater {
-    pub last: Version,
+pub enum NotGreater {
+    #[error("the version is not greater than {0}, the last of its line")]
+    OfLine(Version),
+    #[error(
+        "the version is not greater than {0}, the last of all, and opens a line; to mend an older line, set \
+        `change.hotfix_line`"
+    )]
+    OfAll(Version),
 }
 
 /// The greatest versions that a component has, of those that count.
@@ -42,11 +47,34 @@ pub struct Latest {
 }
 
 impl Latest {
+    /// With other versions, among those that count; those of the line of `asked` in it.
+    #[must_use]
+    pub fn with(self, asked: &Version, others: impl IntoIterator<Item = Version>) -> Self {
+        others.into_iter().fold(self, |latest, other| Self {
+            of_line: if other.line_key() == asked.line_key() {
+                latest.of_line.max(Some(other.clone()))
+            } else {
+                latest.of_line
+            },
+            of_all: latest.of_all.max(Some(other)),
+        })
+    }
+
     /// Refuses a version that is not greater than the last of its line or, where it opens a line, than all.
     pub fn admit(&self, version: &Version) -> Result<(), NotGreater> {
-        match self.of_line.as_ref().or(self.of_all.as_ref()) {
-            Some(last) if version <= last => Err(NotGreater { last: last.clone() }),
-            Some(_) | None => Ok(()),
+        match (&self.of_line, &self.of_all) {
+            (Some(last), _) if version <= last => Err(NotGreater::OfLine(last.clone())),
+            (None, Some(last)) if version <= last => Err(NotGreater::OfAll(last.clone())),
+            (Some(_), _) | (None, Some(_) | None) => Ok(()),
+        }
+    }
+}
+
+impl NotGreater {
+    /// The version that it must follow.
+    pub const fn last(&self) -> &Version {
+        match self {
+            Self::OfLine(last) | Self::OfAll(last) => last,
         }
     }
 }
@@ -196,9 +224,23 @@ mod tests {
             (latest(None, Some("2.0.0")), "1.1.0", Some("2.0.0")),
             (latest(None, Some("2.0.0")), "2.1", None),
         ] {
-            let refused = latest.admit(&version(asked)).err().map(|error| error.last);
+            let refused = latest.admit(&version(asked)).err().map(|error| error.last().clone());
             assert_eq!(refused, refused_by.map(version), "{asked}");
         }
+    }
+
+    #[test]
+    fn only_a_version_that_opens_a_line_is_told_of_hotfixes() {
+        let latest = |line: &str| {
+            Latest { of_line: None, of_all: Some(version("2.0.0")) }
+                .with(&version(line), [version("1.0.9"), version("1.0.10"), version("1.2.0")])
+        };
+        for (asked, last, is_told) in [("1.0.3", "1.0.10", false), ("1.1.0", "2.0.0", true)] {
+            let refused = latest(asked).admit(&version(asked)).unwrap_err();
+            assert_eq!(*refused.last(), version(last));
+            assert_eq!(refused.to_string().contains("change.hotfix_line"), is_told, "{refused}");
+        }
+        assert_eq!(latest("1.0.11").admit(&version("1.0.11")), Ok(()));
     }
 
     fn versions() -> impl Strategy<Value = Version> {

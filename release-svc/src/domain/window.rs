@@ -10,8 +10,11 @@ use chrono_tz::Tz;
 use shared::id::{ReleaseId, WindowId, WindowOverrideId};
 use shared::time::Time;
 
+mod past;
 #[cfg(test)]
 mod properties;
+mod proposal;
+mod record;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -19,6 +22,9 @@ mod timetable;
 
 use timetable::Timetable;
 
+pub use past::{Denied, Past, Told};
+pub use proposal::{Change, Proposed};
+pub use record::{Corrupt, Record};
 pub use schedule::{BadSchedule, End, Parts, Recurrence, Schedule, Span, local_text};
 
 /// How far ahead an opening or closing is looked for.
@@ -36,6 +42,7 @@ pub struct Window {
     pub created_at: Time,
     pub deleted_at: Option<Time>,
     pub row_version: i64,
+    pub proposed: Option<Proposed>,
 }
 
 /// What people set in a window.
@@ -97,6 +104,15 @@ pub struct Override {
     /// `issuer|sub`.
     pub creator: String,
     pub span: Span,
+    pub ending: Option<Ending>,
+}
+
+/// Somebody took an override back before its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// `issuer|sub`.
+    pub ender: String,
+    pub reason: String,
 }
 
 /// What an override is for.
@@ -182,6 +198,13 @@ impl Scope {
 }
 
 impl Override {
+    /// As it is once somebody took it back, which only ever makes it shorter.
+    #[must_use]
+    pub fn ended(self, at: Time, ending: Ending) -> Self {
+        let span = Span { end: self.span.end.min(at), ..self.span };
+        Self { span, ending: Some(ending), ..self }
+    }
+
     fn is_for(&self, target: &Target) -> bool {
         match &self.subject {
             OverrideSubject::Place { component, environment } => {
@@ -193,12 +216,6 @@ impl Override {
 }
 
 impl Window {
-    /// As it is once it is deleted: it holds nothing any more.
-    #[must_use]
-    pub fn deleted(self, at: Time) -> Self {
-        Self { deleted_at: Some(at), row_version: self.row_version + 1, ..self }
-    }
-
     /// From when on it says nothing any more; none if it always does, as one that allows does: it denies all other times.
     pub fn over_at(&self) -> Option<Time> {
         match self.terms.effect {
@@ -208,12 +225,17 @@ impl Window {
     }
 
     fn holds_for(&self, target: &Target, actions: &[Action]) -> bool {
-        let is_asked = self.terms.actions.iter().any(|action| actions.contains(action));
-        self.deleted_at.is_none() && is_asked && self.terms.scope.covers(target)
+        self.deleted_at.is_none() && self.terms.hold_for(target, actions)
+    }
+}
+
+impl Terms {
+    fn hold_for(&self, target: &Target, actions: &[Action]) -> bool {
+        self.actions.iter().any(|action| actions.contains(action)) && self.scope.covers(target)
     }
 
     fn spans(&self, within: Span) -> Vec<Span> {
-        self.terms.schedule.spans(self.terms.zone, self.terms.effect.end(), within)
+        self.schedule.spans(self.zone, self.effect.end(), within)
     }
 }
 
@@ -222,16 +244,8 @@ pub fn is_peak(windows: &[Window], at: Time, target: &Target) -> bool {
     windows.iter().any(|window| {
         let is_about =
             window.deleted_at.is_none() && window.terms.is_peak && window.terms.scope.covers(target);
-        is_about && !window.spans(instant(at)).is_empty()
+        is_about && !window.terms.spans(instant(at)).is_empty()
     })
-}
-
-/// When windows denied one of the actions to the target within that span; spans may overlap.
-pub fn denied(windows: &[Window], actions: &[Action], target: &Target, within: Span) -> Vec<Span> {
-    let denying = windows
-        .iter()
-        .filter(|window| window.terms.effect == Effect::Deny && window.holds_for(target, actions));
-    denying.flat_map(|window| window.spans(within)).collect()
 }
 
 /// Whether these actions may all happen to the target at that instant; if not, what keeps them from it, and until when.

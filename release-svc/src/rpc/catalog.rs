@@ -1,16 +1,47 @@
 //! `CatalogService`: components, environments, approval policies and identity aliases.
 
+use std::collections::BTreeSet;
+
+use shared::parse::{at_most, line};
 use shared::pb::release as pb;
 use shared::pb::release::catalog_service_server::CatalogService;
+use shared::status::Refusal;
 use tonic::{Request, Response, Status};
 
 use super::App;
+use crate::domain::evidence::{Kind, Requirement};
 
 mod component;
 mod dependency;
 mod environment;
 mod identity;
 mod policy;
+
+/// Evidence that is asked for, each once.
+fn parse_evidence(field: &str, asked: Vec<pb::EvidenceRequirement>) -> Result<Vec<Requirement>, Refusal> {
+    at_most(field, &asked, 32)?;
+    let mut seen = BTreeSet::new();
+    let parse = |(n, asked): (usize, pb::EvidenceRequirement)| {
+        let field = format!("{field}[{n}]");
+        let pb::EvidenceRequirement { kind, suite } = asked;
+        let kind = Kind::from_name(&kind).ok_or_else(|| {
+            let names = Kind::ALL.map(Kind::name).join(", ");
+            Refusal::field(format!("{field}.kind"), format!("must be one of {names}"))
+        })?;
+        let requirement = Requirement { kind, suite: line(&format!("{field}.suite"), suite, 0, 100)? };
+        if !seen.insert(requirement.clone()) {
+            return Err(Refusal::field(field, "is there twice"));
+        }
+        Ok(requirement)
+    };
+    asked.into_iter().enumerate().map(parse).collect()
+}
+
+impl From<&Requirement> for pb::EvidenceRequirement {
+    fn from(Requirement { kind, suite }: &Requirement) -> Self {
+        Self { kind: kind.name().to_owned(), suite: suite.clone() }
+    }
+}
 
 #[tonic::async_trait]
 impl CatalogService for App {

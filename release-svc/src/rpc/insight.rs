@@ -20,7 +20,7 @@ use super::{App, absent};
 use crate::apply::exposure;
 use crate::domain::component::Component;
 use crate::domain::insight::{IMPORTED, Metrics, Pace, PastDeployment, Period, Ratio, Spread, stamp};
-use crate::domain::window::{self, Span};
+use crate::domain::window::{Denied, Span};
 use crate::store;
 
 /// The period where none is asked for.
@@ -31,7 +31,7 @@ const LOOK_BACK: TimeDelta = TimeDelta::days(365);
 const ENVIRONMENTS_MAX: usize = 32;
 /// Environments of a tenant that are taken in at most.
 const KNOWN_MAX: i64 = 1000;
-/// Events of either sort that figures are made of.
+/// Events of each sort that figures are made of.
 const FACTS_MAX: i64 = 10_000;
 const RECORDS_MAX: usize = 500;
 const COMMITS_MAX: usize = 200;
@@ -75,28 +75,23 @@ async fn require_environment(
         .ok_or_else(|| absent(Reason::EnvironmentNotFound, "environment", name).into())
 }
 
-/// When windows that are there now denied rollouts of the component in one of these environments.
-async fn frozen(
+/// When windows, as they stood then, denied rollouts of the component in one of these environments.
+async fn denied(
     db: &mut PgConnection,
     tenant: &TenantId,
     component: &Component,
     environments: &BTreeSet<EnvironmentId>,
     period: &Period,
-) -> Result<Vec<Period>, Failure> {
-    let windows = store::window::list_live(db, tenant, period.start).await?;
-    if windows.is_empty() {
-        return Ok(Vec::new());
-    }
+) -> Result<Denied, Failure> {
+    let past = store::insight::past(db, tenant, period.start, FACTS_MAX).await?;
     let known = store::environment::list(db, tenant, "", KNOWN_MAX).await?;
-    let within = Span { start: period.start, end: period.end };
-    let denied = known
+    let targets: Vec<_> = known
         .iter()
         .filter(|environment| environments.contains(&environment.name))
-        .flat_map(|environment| {
-            let target = exposure::target(Some(component), Some(environment), None);
-            window::denied(&windows, exposure::actions(component), &target, within)
-        });
-    Ok(denied.map(|Span { start, end }| Period { start, end }).collect())
+        .map(|environment| exposure::target(Some(component), Some(environment), None))
+        .collect();
+    let within = Span { start: period.start, end: period.end };
+    Ok(past.denied(exposure::actions(component), &targets, within))
 }
 
 fn spread_to_proto(spread: Spread) -> pb::Spread {
@@ -274,14 +269,14 @@ impl App {
         let since = period.start - LOOK_BACK;
         let (history, whole_since) =
             store::insight::history(&mut tx, tenant, &component, &environments, since, FACTS_MAX).await?;
-        let frozen = frozen(&mut tx, tenant, &found, &environments, &period).await?;
+        let denied = denied(&mut tx, tenant, &found, &environments, &period).await?;
         tx.commit().await?;
         if whole_since > period.start {
             let problem =
                 format_args!("must be {} or later: before it too much happened", stamp(whole_since));
             return Err(Refusal::field("start_time", problem).into());
         }
-        let metrics = history.metrics(&period, &frozen);
+        let metrics = history.metrics(&period, &denied);
         let metrics = Some(to_message(&component, &environments, &period, &metrics));
         Ok(pb::GetDeliveryMetricsResponse { metrics })
     }

@@ -45,6 +45,18 @@ pub(super) async fn lock(work: &mut Mutation, id: ReleaseId) -> Result<(Componen
     Ok((component, release.ok_or_else(|| no_release(&id))?))
 }
 
+/// The same for an owner of the component, who looked at this version of the release.
+async fn lock_own(
+    work: &mut Mutation,
+    id: ReleaseId,
+    sent_etag: &str,
+) -> Result<(Component, Release), Failure> {
+    let (component, release) = lock(work, id).await?;
+    work.caller.require_owner(&component.owner_groups)?;
+    etag(sent_etag, release.row_version)?;
+    Ok((component, release))
+}
+
 /// The release as the facts of now make it, locked after its component.
 pub(super) async fn look(
     app: &App,
@@ -53,7 +65,8 @@ pub(super) async fn look(
 ) -> Result<(Component, Release, Facts), Failure> {
     let (component, release) = lock(work, id).await?;
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
-    let (release, facts) = apply::look(&mut work.tx, &work.actor, &component, release, approval).await?;
+    let (release, facts) =
+        apply::look(&mut work.tx, &work.actor, &component, release, approval, &app.authenticator).await?;
     Ok((component, release, facts))
 }
 
@@ -88,7 +101,9 @@ async fn submit(
     let latest = latest(&mut work.tx, &work.caller, &draft, false).await?;
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
     let terms = &policy.terms;
-    let facts = apply::facts(&mut work.tx, &work.actor, component, &draft, terms, approval).await?;
+    let facts =
+        apply::facts(&mut work.tx, &work.actor, component, &draft, terms, approval, &app.authenticator)
+            .await?;
     let submitter = work.actor.principal.clone();
     let (snapshot, body) = Snapshot::take(&tenant, &draft, &submitter, &policy, &facts.people)
         .map_err(|error| Failure::Bug(format!("a snapshot cannot be written: {error}")))?;
@@ -216,35 +231,18 @@ impl App {
             }
         };
         // Of a draft, and of what has ended, the facts make nothing.
-        let is_open = release.state.takes_votes();
-        let release = if is_open { self.seen(&caller, deadline, release).await? } else { release };
-        Ok(pb::GetReleaseResponse { release: Some((&release).into()) })
-    }
-
-    /// The release as the facts of now make it, which is written down where that is something else than it was.
-    async fn seen(
-        &self,
-        caller: &Caller,
-        deadline: Option<std::time::Instant>,
-        found: Release,
-    ) -> Result<Release, Failure> {
-        let actor =
-            Actor { tenant: caller.tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
-        let approval = ApprovalId::new(actor.now, self.entropy.bytes());
-        let mut tx = self.db.begin(deadline).await?;
-        let component = store::component::find(&mut tx, &actor.tenant, &found.component).await?;
-        let component = component.ok_or_else(|| no_release(&found.id))?;
-        let facts = apply::facts(&mut tx, &actor, &component, &found, &found.terms(), approval).await?;
-        if found.clone().reassess(&facts).is_empty() {
-            return Ok(found);
+        if !release.state.takes_votes() {
+            return Ok(pb::GetReleaseResponse { release: Some((&release).into()) });
         }
-        let component = store::component::lock_of_release(&mut tx, &actor.tenant, found.id).await?;
-        let component = component.ok_or_else(|| no_release(&found.id))?;
-        let release = store::release::lock(&mut tx, &actor.tenant, found.id).await?;
-        let release = release.ok_or_else(|| no_release(&found.id))?;
-        let (release, _) = apply::look(&mut tx, &actor, &component, release, approval).await?;
+        let actor = Actor {
+            tenant: caller.tenant.clone(),
+            principal: caller.principal.clone(),
+            now: self.clock.now(),
+        };
+        let mut tx = self.db.begin(deadline).await?;
+        let (_, release, _) = self.seen(&mut tx, &actor, release).await?;
         tx.commit().await?;
-        Ok(release)
+        Ok(pb::GetReleaseResponse { release: Some((&release).into()) })
     }
 
     async fn list_releases(
@@ -283,9 +281,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (component, release) = lock_own(&mut work, id, &sent_etag).await?;
         let release = submit(self, &mut work, &component, release).await?;
         work.answer(pb::SubmitReleaseResponse { release: Some((&release).into()) })
             .await
@@ -303,9 +299,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (_, release) = lock_own(&mut work, id, &sent_etag).await?;
         let decision = release.cancel()?;
         apply::release(&mut work.tx, &work.actor, &decision, because(reason)).await?;
         work.answer(pb::CancelReleaseResponse { release: Some((&decision.release).into()) })

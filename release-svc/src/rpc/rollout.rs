@@ -16,7 +16,6 @@ use tonic::{Request, Response, Status};
 use super::release::no_release;
 use super::{App, absent, before, state_names};
 use crate::apply;
-use crate::domain::component::Component;
 use crate::domain::dependency::Unmet;
 use crate::domain::rollout::Rollout;
 use crate::store;
@@ -50,13 +49,13 @@ fn no_rollout(id: RolloutId) -> Refusal {
 }
 
 /// The rollout, locked after its component, if the caller may change it.
-async fn lock(work: &mut Mutation, id: RolloutId) -> Result<(Component, Rollout), Failure> {
+async fn lock(work: &mut Mutation, id: RolloutId) -> Result<Rollout, Failure> {
     let tenant = &work.actor.tenant;
     let component = store::component::lock_of_rollout(&mut work.tx, tenant, id).await?;
     let component = component.ok_or_else(|| no_rollout(id))?;
     work.caller.require_owner(&component.owner_groups)?;
     let rollout = store::rollout::lock(&mut work.tx, tenant, id).await?;
-    Ok((component, rollout.ok_or_else(|| no_rollout(id))?))
+    Ok(rollout.ok_or_else(|| no_rollout(id))?)
 }
 
 fn no_environment(name: &EnvironmentId) -> Refusal {

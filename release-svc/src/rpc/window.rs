@@ -1,6 +1,5 @@
 //! `WindowService`: freeze windows, what lifts them, and the line. Every change locks the tenant's calendar first.
 
-use serde_json::{Value, json};
 use shared::auth::Caller;
 use shared::id::WindowId;
 use shared::mutation::{Begun, Call, Mutation};
@@ -13,27 +12,27 @@ use tonic::{Request, Response, Status};
 
 use super::release::REASON_MAX;
 use super::{App, absent};
-use crate::apply::expect_written;
-use crate::domain::window::{Terms, Window};
+use crate::domain::window::{Change, Window};
 use crate::store;
 use crate::store::window::WINDOWS_MAX;
 
+mod confirm;
 mod convert;
 mod evaluate;
 mod lift;
 mod line;
 
+use confirm::{change, opens_more, propose, proposed, tell_changed};
 use convert::parse_window;
 
 fn no_window(id: WindowId) -> Refusal {
     absent(Reason::WindowNotFound, "window", &id)
 }
 
-/// The window that is not deleted. The calendar is locked, so it stays as it is.
+/// The window that can be changed. The calendar is locked, so it stays as it is.
 async fn live(work: &mut Mutation, id: WindowId) -> Result<Window, Failure> {
     let window = store::window::find(&mut work.tx, &work.actor.tenant, id).await?;
-    let window = window.filter(|window| window.deleted_at.is_none());
-    Ok(window.ok_or_else(|| no_window(id))?)
+    Ok(window.filter(Window::is_live).ok_or_else(|| no_window(id))?)
 }
 
 /// Refuses a window about what is not there, as it would hold nothing, and one too many.
@@ -54,31 +53,6 @@ async fn admit(work: &mut Mutation, window: &Window) -> Result<(), Failure> {
     Err(Refusal::new(Reason::WindowLimit, text).with("max", WINDOWS_MAX).into())
 }
 
-/// What events tell of a window.
-fn told(window: &Window) -> Value {
-    let Terms { name, effect, actions, scope, zone, schedule, reason, is_peak } = &window.terms;
-    let parts = schedule.parts();
-    json!({
-        "window_id": window.id.to_string(),
-        "name": name,
-        "effect": effect.name(),
-        "actions": actions.iter().map(|action| action.name()).collect::<Vec<_>>(),
-        "tiers": scope.tiers,
-        "components": scope.components,
-        "environments": scope.environments,
-        "regions": scope.regions,
-        "time_zone": zone.name(),
-        "starts_at": parts.starts_at,
-        "ends_at": parts.ends_at,
-        "local_start": parts.local_start,
-        "local_end": parts.local_end,
-        "rule": parts.rule,
-        "duration_secs": parts.duration.map(|duration| duration.num_seconds()),
-        "reason": reason,
-        "is_peak": is_peak,
-    })
-}
-
 impl App {
     async fn create_window(
         &self,
@@ -92,17 +66,23 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         store::calendar::lock(&mut work.tx, &work.actor.tenant).await?;
+        let is_pending = opens_more(&mut work, &terms).await?;
+        let proposed = if is_pending { Some(proposed(&mut work, Change::Creation).await?) } else { None };
         let window = Window {
             id: WindowId::new(work.now, self.entropy.bytes()),
             terms,
             creator: work.actor.principal.clone(),
             created_at: work.now,
-            deleted_at: None,
+            deleted_at: is_pending.then_some(work.now),
             row_version: 1,
+            proposed,
         };
         admit(&mut work, &window).await?;
         store::window::insert(&mut work.tx, &work.actor.tenant, &window).await?;
-        work.tell("window.created", window.id.to_string(), told(&window));
+        match &window.proposed {
+            None => tell_changed(&mut work, &window, &Change::Creation, None),
+            Some(proposed) => propose(&mut work, &window, proposed).await?,
+        }
         work.answer(pb::CreateWindowResponse { window: Some((&window).into()) }).await
     }
 
@@ -152,10 +132,8 @@ impl App {
         store::calendar::lock(&mut work.tx, &work.actor.tenant).await?;
         let stored = live(&mut work, id).await?;
         etag(&sent_etag, stored.row_version)?;
-        let window = Window { terms, row_version: stored.row_version + 1, ..stored };
-        admit(&mut work, &window).await?;
-        expect_written(store::window::update(&mut work.tx, &work.actor.tenant, &window).await?)?;
-        work.tell("window.updated", window.id.to_string(), told(&window));
+        admit(&mut work, &Window { terms: terms.clone(), ..stored.clone() }).await?;
+        let window = change(&mut work, stored, Change::Update(Box::new(terms))).await?;
         work.answer(pb::UpdateWindowResponse { window: Some((&window).into()) }).await
     }
 
@@ -174,10 +152,7 @@ impl App {
         store::calendar::lock(&mut work.tx, &work.actor.tenant).await?;
         let stored = live(&mut work, id).await?;
         etag(&sent_etag, stored.row_version)?;
-        let window = stored.deleted(work.now);
-        expect_written(store::window::update(&mut work.tx, &work.actor.tenant, &window).await?)?;
-        let data = json!({ "window_id": id.to_string(), "name": window.terms.name, "reason": reason });
-        work.tell("window.deleted", id.to_string(), data);
+        let window = change(&mut work, stored, Change::Deletion { reason }).await?;
         work.answer(pb::DeleteWindowResponse { window: Some((&window).into()) }).await
     }
 }
@@ -219,6 +194,13 @@ impl WindowService for App {
         Ok(Response::new(self.delete_window(request).await?))
     }
 
+    async fn confirm_window(
+        &self,
+        request: Request<pb::ConfirmWindowRequest>,
+    ) -> Result<Response<pb::ConfirmWindowResponse>, Status> {
+        Ok(Response::new(self.confirm_window(request).await?))
+    }
+
     async fn evaluate_windows(
         &self,
         request: Request<pb::EvaluateWindowsRequest>,
@@ -231,6 +213,20 @@ impl WindowService for App {
         request: Request<pb::OverrideWindowRequest>,
     ) -> Result<Response<pb::OverrideWindowResponse>, Status> {
         Ok(Response::new(self.override_window(request).await?))
+    }
+
+    async fn list_window_overrides(
+        &self,
+        request: Request<pb::ListWindowOverridesRequest>,
+    ) -> Result<Response<pb::ListWindowOverridesResponse>, Status> {
+        Ok(Response::new(self.list_window_overrides(request).await?))
+    }
+
+    async fn end_window_override(
+        &self,
+        request: Request<pb::EndWindowOverrideRequest>,
+    ) -> Result<Response<pb::EndWindowOverrideResponse>, Status> {
+        Ok(Response::new(self.end_window_override(request).await?))
     }
 
     async fn stop_the_line(

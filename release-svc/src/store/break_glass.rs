@@ -54,13 +54,18 @@ impl TryFrom<Row> for BreakGlass {
     }
 }
 
-/// A new one.
+/// A new one, unless one on this revision was a violation.
 #[tracing::instrument(name = "db.break_glass.insert", skip_all)]
-pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass) -> sqlx::Result<()> {
-    sqlx::query!(
+pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
         "insert into release.break_glasses
             (tenant_id, break_glass_id, release_id, revision, principal, person, reason, used_at, due_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
+        where not exists (
+            select
+            from release.break_glasses
+            where tenant_id = $1 and release_id = $3 and revision = $4 and verdict = 'VIOLATION'
+        )",
         tenant.as_str(),
         used.id.uuid(),
         used.release.uuid(),
@@ -74,7 +79,28 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass)
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
+}
+
+/// One on this revision of a release that was a violation.
+#[tracing::instrument(name = "db.break_glass.find_violation", skip_all)]
+pub async fn find_violation(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    release: ReleaseId,
+    revision: i32,
+) -> sqlx::Result<Option<BreakGlassId>> {
+    sqlx::query_scalar!(
+        r#"select break_glass_id as "break_glass_id: BreakGlassId"
+        from release.break_glasses
+        where tenant_id = $1 and release_id = $2 and revision = $3 and verdict = 'VIOLATION'
+        limit 1"#,
+        tenant.as_str(),
+        release.uuid(),
+        revision,
+    )
+    .fetch_optional(db)
+    .await
 }
 
 /// One that is overdue, of this person, or of this caller while they went by another name.

@@ -5,7 +5,9 @@ use shared::id::{ComponentId, EnvironmentId, ReleaseId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use crate::domain::component::{Environment, EvidenceRequirement, Requirements};
+use super::corrupt;
+use crate::domain::component::{Environment, Requirements, Stay};
+use crate::domain::evidence::{Kind, Requirement};
 
 /// A constraint that callers' input may break.
 pub const ENVIRONMENT_KEY: &str = "environments_pkey";
@@ -23,15 +25,18 @@ struct Row {
     version: i64,
 }
 
-impl From<Row> for Environment {
-    fn from(row: Row) -> Self {
-        let evidence = row.required_evidence.iter().map(|text| match text.split_once('/') {
-            None => EvidenceRequirement { kind: text.clone(), suite: None },
-            Some((kind, suite)) => {
-                EvidenceRequirement { kind: kind.to_owned(), suite: Some(suite.to_owned()) }
-            }
+impl TryFrom<Row> for Environment {
+    type Error = sqlx::Error;
+
+    fn try_from(row: Row) -> sqlx::Result<Self> {
+        let evidence = row.required_evidence.iter().map(|text| {
+            let (kind, suite) = text.split_once('/').unwrap_or((text, ""));
+            let kind = Kind::from_name(kind)
+                .ok_or_else(|| corrupt("environments", "required_evidence", &row.environment))?;
+            Ok(Requirement { kind, suite: suite.to_owned() })
         });
-        Self {
+        let evidence = evidence.collect::<sqlx::Result<_>>()?;
+        Ok(Self {
             name: row.environment,
             display_name: row.display_name,
             promotion_order: row.promotion_order,
@@ -40,18 +45,18 @@ impl From<Row> for Environment {
             requirements: Requirements {
                 requires_promotion: row.requires_promotion,
                 min_bake: TimeDelta::seconds(row.min_bake_seconds),
-                evidence: evidence.collect(),
+                evidence,
             },
             created_at: row.created_at,
             row_version: row.version,
-        }
+        })
     }
 }
 
 fn evidence_texts(requirements: &Requirements) -> Vec<String> {
-    let text = |EvidenceRequirement { kind, suite }: &EvidenceRequirement| match suite {
-        None => kind.clone(),
-        Some(suite) => format!("{kind}/{suite}"),
+    let text = |Requirement { kind, suite }: &Requirement| match suite.as_str() {
+        "" => kind.name().to_owned(),
+        suite => format!("{}/{suite}", kind.name()),
     };
     requirements.evidence.iter().map(text).collect()
 }
@@ -98,7 +103,7 @@ pub async fn find(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(Into::into))
+    row.map(TryInto::try_into).transpose()
 }
 
 /// By name, beginning after `after`.
@@ -123,11 +128,31 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Whether some environment after this place in the order asks for promotion from the one before it.
+#[tracing::instrument(name = "db.environment.is_before_promotion", skip_all)]
+pub async fn is_before_promotion(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    promotion_order: i32,
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (
+            select
+            from release.environments
+            where tenant_id = $1 and promotion_order > $2 and requires_promotion
+        ) as "is_before!""#,
+        tenant.as_str(),
+        promotion_order,
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Of the environments before one, in the order of promotion, that serve a component: the last, or the last ones where
-/// several share a place, and since when the release has been a success there.
+/// several share a place, and how the release served everyone there, if it did.
 #[tracing::instrument(name = "db.environment.list_before", skip_all)]
 pub async fn list_before(
     db: &mut PgConnection,
@@ -135,7 +160,7 @@ pub async fn list_before(
     environment: &Environment,
     component: &ComponentId,
     release: ReleaseId,
-) -> sqlx::Result<Vec<(EnvironmentId, Option<Time>)>> {
+) -> sqlx::Result<Vec<(EnvironmentId, Option<Stay>)>> {
     let rows = sqlx::query!(
         r#"with serving as (
             select environment, promotion_order
@@ -143,15 +168,27 @@ pub async fn list_before(
             join release.routes using (tenant_id, environment)
             where tenant_id = $1 and component = $2 and stable_release_id is not null and promotion_order < $3
         )
-        select environment as "environment: EnvironmentId", (
-            select max(ended_at)
-            from release.rollouts rollout
-            where tenant_id = $1 and component = $2 and rollout.environment = serving.environment
-                and release_id = $4 and state = 'SUCCEEDED'
-        ) as succeeded_at
+        select serving.environment as "environment: EnvironmentId", stay.ended_at as "since?",
+            next.ended_at as "replaced_at?", next.semver as "replaced_by?"
         from serving
+        left join lateral (
+            select seq, ended_at
+            from release.rollouts
+            where tenant_id = $1 and component = $2 and environment = serving.environment and release_id = $4
+                and state = 'SUCCEEDED'
+            order by seq desc
+            limit 1
+        ) stay on true
+        left join lateral (
+            select ended_at, semver
+            from release.rollouts
+            where tenant_id = $1 and component = $2 and environment = serving.environment and seq > stay.seq
+                and state = 'SUCCEEDED'
+            order by seq
+            limit 1
+        ) next on true
         where promotion_order = (select max(promotion_order) from serving)
-        order by environment
+        order by serving.environment
         limit 100"#,
         tenant.as_str(),
         component.as_str(),
@@ -160,7 +197,13 @@ pub async fn list_before(
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.environment, row.succeeded_at)).collect())
+    let stays = rows.into_iter().map(|row| {
+        let broken = |_| corrupt("rollouts", "semver", &row.environment);
+        let version = row.replaced_by.map(|text| text.parse().map_err(broken)).transpose()?;
+        let stay = row.since.map(|since| Stay { since, replaced: version.zip(row.replaced_at) });
+        Ok((row.environment, stay))
+    });
+    stays.collect()
 }
 
 #[tracing::instrument(name = "db.environment.lock", skip_all)]
@@ -181,7 +224,7 @@ pub async fn lock(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(Into::into))
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Writes the settings of the version before this one.

@@ -8,8 +8,9 @@ use shared::id::{ComponentId, EnvironmentId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
-use super::corrupt;
+use super::{corrupt, window};
 use crate::domain::insight::{Fact, History, stamp};
+use crate::domain::window::{OVERRIDE_MAX, Past, Told};
 
 struct Row {
     event_id: i64,
@@ -24,6 +25,13 @@ impl Row {
         serde_json::from_str(&data)
             .and_then(|data| Fact::read(&kind, occurred_at, data))
             .map_err(|_| corrupt("events", "data", &event_id))
+    }
+
+    fn into_told(self) -> sqlx::Result<Option<(Time, Told)>> {
+        let Self { event_id, kind, occurred_at, data } = self;
+        let told = serde_json::from_str(&data).and_then(|data| Told::read(&kind, &data));
+        let told = told.map_err(|_| corrupt("events", "data", &event_id))?;
+        Ok(told.map(|told| (occurred_at, told)))
     }
 }
 
@@ -108,6 +116,30 @@ async fn imported(
     )
     .fetch_all(db)
     .await
+}
+
+/// What windows said at each time since an instant, by the newest changes of them and by those overrides that may have held
+/// since then.
+#[tracing::instrument(name = "db.insight.past", skip_all)]
+pub async fn past(db: &mut PgConnection, tenant: &TenantId, since: Time, limit: i64) -> sqlx::Result<Past> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select event_id, kind, occurred_at, data
+        from release.events
+        where tenant_id = $1
+            and kind in ('window.created', 'window.deleted', 'window.overridden', 'window.override_ended',
+                'window.updated')
+            and (kind in ('window.created', 'window.deleted', 'window.updated') or occurred_at >= $2)
+        order by occurred_at desc, event_id desc
+        limit $3",
+        tenant.as_str(),
+        since - OVERRIDE_MAX,
+        limit,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let told = rows.into_iter().rev().filter_map(|row| row.into_told().transpose());
+    Ok(Past::of(told.collect::<sqlx::Result<Vec<_>>>()?, window::list_live(db, tenant, since).await?))
 }
 
 /// Environments whose rollouts count unless others are named.

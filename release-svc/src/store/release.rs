@@ -13,6 +13,9 @@ use crate::domain::risk::Band;
 use crate::domain::snapshot::{Digest, Snapshot};
 use crate::domain::version::{Latest, Version};
 
+/// Deployments of the past that are looked at, the newest.
+const IMPORTED_MAX: i64 = 10_000;
+
 /// A component has each version once.
 pub const VERSION_KEY: &str = "releases_semver_key";
 
@@ -234,8 +237,9 @@ pub async fn list(
         .collect()
 }
 
-/// Releases that wait for votes of others than this person, oldest first, beginning after `after`, each with what the next
-/// page begins after.
+/// Releases that wait for votes, but for those that these names wrote or voted on as it stands; oldest first, beginning
+/// after `after`, each with what the next page begins after. It spares looking at most of what does not wait for a
+/// person; what is left is for the domain to say.
 #[tracing::instrument(name = "db.release.list_pending", skip_all)]
 pub async fn list_pending(
     db: &mut PgConnection,
@@ -251,7 +255,7 @@ pub async fn list_pending(
             artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
             quarantined_by, quarantined_at, created_at, version
         from release.releases release
-        where tenant_id = $1 and state = 'PENDING_APPROVAL' and seq > $3
+        where tenant_id = $1 and state = 'PENDING_APPROVAL' and quorum > 0 and seq > $3
             and not author = any($2) and not coalesce(submitter = any($2), false) and not editors && $2
             and not exists (
                 select
@@ -284,8 +288,9 @@ pub async fn list_pending(
         .collect()
 }
 
-/// The greatest versions of a component but for those that were rejected or cancelled: of all, and of the line of
-/// `version`. Drafts count where somebody asks for a new version, not where one of them is submitted.
+/// The greatest versions of a component, with what was deployed before anybody wrote it down here, but for those that
+/// were rejected or cancelled: of all, and of the line of `version`. Drafts count where somebody asks for a new
+/// version, not where one of them is submitted.
 #[tracing::instrument(name = "db.release.latest", skip_all)]
 pub async fn latest(
     db: &mut PgConnection,
@@ -310,13 +315,28 @@ pub async fn latest(
         version.line_key(),
         with_drafts,
     )
-    .fetch_one(db)
+    .fetch_one(&mut *db)
     .await?;
+    let imported = sqlx::query_scalar!(
+        r#"select data::jsonb ->> 'version' as "version!"
+        from release.events
+        where tenant_id = $1 and data::jsonb ->> 'component' = $2 and kind = 'history.deployment_imported'
+        order by (data::jsonb ->> 'deployed_at') collate "C" desc, event_id desc
+        limit $3"#,
+        tenant.as_str(),
+        component.as_str(),
+        IMPORTED_MAX,
+    )
+    .fetch_all(db)
+    .await?;
+    // The past may have had other names for its versions.
+    let imported = imported.iter().filter_map(|text| text.parse().ok());
     let parse = |text: Option<String>| {
         text.map(|text| text.parse().map_err(|_| corrupt("releases", "semver", component)))
             .transpose()
     };
-    Ok(Latest { of_line: parse(row.of_line)?, of_all: parse(row.of_all)? })
+    let latest = Latest { of_line: parse(row.of_line)?, of_all: parse(row.of_all)? };
+    Ok(latest.with(version, imported))
 }
 
 /// In how many environments it is stable, in how many it is being rolled out or back, and whether all environments with

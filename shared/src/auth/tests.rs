@@ -38,3 +38,26 @@ async fn a_token_that_was_verified_while_the_keys_were_replaced_is_not_remembere
     assert!(format!("{refused:?}").contains("CallerKeyUnknown"), "{refused:?}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn names_of_other_issuers_or_tenants_are_nobody_s() {
+    let folder = std::env::temp_dir().join(format!("tandem-admits-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("jwks.json"), json!({"keys": []}).to_string()).unwrap();
+    let issuer = |name, tenants: &[&str]| json!({"issuer": name, "audience": "a", "jwks_file": "jwks.json", "tenants": tenants});
+    let issuers = json!([issuer("all", &["*"]), issuer("acme", &["acme"])]);
+    std::fs::write(folder.join("issuers.json"), issuers.to_string()).unwrap();
+    let authenticator = Authenticator::open(&folder.join("issuers.json")).unwrap();
+    let tenant = "shop".parse().unwrap();
+    for (name, expected) in [
+        ("all|ada", true),
+        ("mtls|ci", true),
+        ("acme|ada", false),
+        ("other|ada", false),
+        ("all", false),
+        ("ada@example.com", false),
+    ] {
+        assert_eq!(authenticator.admits(name, &tenant), expected, "{name}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

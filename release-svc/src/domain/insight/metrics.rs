@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use chrono::TimeDelta;
 use shared::time::Time;
 
-use super::History;
+use super::{History, Wait};
+use crate::domain::window::Denied;
 
 const DAY: TimeDelta = TimeDelta::days(1);
 const WEEK: TimeDelta = TimeDelta::weeks(1);
@@ -67,11 +68,6 @@ impl Period {
         self.start <= at && at < self.end
     }
 
-    /// Whether it has an instant that is also within the other and, from `from` until before `until`, within the third.
-    fn meets(&self, other: &Self, from: Time, until: Time) -> bool {
-        self.start.max(other.start).max(from) < self.end.min(other.end).min(until)
-    }
-
     /// The whole spans that it begins with.
     fn whole(&self, span: TimeDelta) -> impl Iterator<Item = Self> {
         let end = self.end;
@@ -82,8 +78,8 @@ impl Period {
 }
 
 impl History {
-    /// The figures of a period. `frozen` are the spans in which windows denied rollouts.
-    pub fn metrics(&self, period: &Period, frozen: &[Period]) -> Metrics {
+    /// The figures of a period, within which windows denied rollouts.
+    pub fn metrics(&self, period: &Period, denied: &Denied) -> Metrics {
         let made: Vec<_> = self.deployments.iter().filter(|deployment| period.has(deployment.at)).collect();
         let times: Vec<_> = made.iter().map(|deployment| deployment.at).collect();
         let failures: Vec<_> = made.iter().filter_map(|deployment| deployment.failure.as_ref()).collect();
@@ -104,21 +100,19 @@ impl History {
             caught_in_canary: count(&self.caught),
             rollbacks: count(&self.rollbacks),
             approval_wait_time: Spread::of(waits),
-            freeze_backlog: self.freeze_backlog(period, frozen),
+            freeze_backlog: self.freeze_backlog(period, denied),
         }
     }
 
-    /// How many approved releases waited during a freeze; none where there was no freeze.
-    fn freeze_backlog(&self, period: &Period, frozen: &[Period]) -> Option<usize> {
-        let frozen: Vec<_> = frozen
-            .iter()
-            .filter(|freeze| period.meets(freeze, period.start, period.end))
-            .collect();
-        let waited = |(from, until): &&(Time, Option<Time>)| {
-            let until = until.unwrap_or(period.end);
-            frozen.iter().any(|freeze| period.meets(freeze, *from, until))
+    /// How many approved releases waited while they were denied; none where nothing was.
+    fn freeze_backlog(&self, period: &Period, denied: &Denied) -> Option<usize> {
+        let is_held = |wait: &&Wait| {
+            let from = wait.from.max(period.start);
+            let until = wait.until.unwrap_or(period.end).min(period.end);
+            let denied = denied.to(&wait.release_id);
+            denied.iter().any(|span| span.start.max(from) < span.end.min(until))
         };
-        (!frozen.is_empty()).then(|| self.waits.iter().filter(waited).count())
+        (!denied.is_empty()).then(|| self.waits.iter().filter(is_held).count())
     }
 }
 

@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use shared::id::{ReleaseId, WindowId, WindowOverrideId};
 use shared::time::at;
 
 use super::*;
+use crate::domain::window::{Action, Denied, Past, Span, Target, Told};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -74,6 +76,27 @@ fn days(count: i64) -> Period {
     Period { start: at(0), end: at(count * DAY) }
 }
 
+/// A window for each such beginning.
+fn window_from(seconds: i64) -> String {
+    WindowId::new(at(DAY + seconds), [1; 10]).to_string()
+}
+
+/// A window that was made long ago and denies everything between these seconds.
+fn denying(from: i64, until: i64) -> (Time, Told) {
+    let data = json!({
+        "window_id": window_from(from), "name": "freeze", "effect": "DENY",
+        "actions": ["DEPLOY", "EXPOSE"], "tiers": [], "components": [], "environments": [], "regions": [],
+        "time_zone": "UTC", "starts_at": at(from), "ends_at": at(until), "reason": "why", "is_peak": false,
+    });
+    (at(-DAY), Told::read("window.created", &data).unwrap().unwrap())
+}
+
+/// What these made of a period.
+fn denied(told: Vec<(Time, Told)>) -> Denied {
+    let within = Span { start: at(0), end: at(DAY) };
+    Past::of(told, vec![]).denied(&[Action::Expose], &[Target::default()], within)
+}
+
 fn spread(median: i64, p90: i64, count: usize) -> Spread {
     Spread { median: TimeDelta::seconds(median), p90: TimeDelta::seconds(p90), count }
 }
@@ -97,11 +120,11 @@ fn nothing_to_measure_is_none_and_never_0() {
         approval_wait_time: None,
         freeze_backlog: None,
     };
-    assert_eq!(history(vec![]).metrics(&days(30), &[]), nothing);
+    assert_eq!(history(vec![]).metrics(&days(30), &Denied::default()), nothing);
     // As is what happened elsewhere, outside the period or to nobody's deployment.
     let elsewhere = PastDeployment { environment: "staging".to_owned(), ..past("1.0", HOUR) };
     let facts = vec![imported(elsewhere), imported(past("1.1", -1)), imported(past("1.2", 30 * DAY))];
-    assert_eq!(history(facts).metrics(&days(30), &[]), nothing);
+    assert_eq!(history(facts).metrics(&days(30), &Denied::default()), nothing);
 }
 
 #[test]
@@ -118,7 +141,7 @@ fn lead_time_is_of_each_commit_to_the_first_success_with_it() {
     }
     facts.extend(second);
     let both = BTreeSet::from(["prod".parse().unwrap(), "prod-us".parse().unwrap()]);
-    let metrics = History::of(facts, &both).metrics(&days(1), &[]);
+    let metrics = History::of(facts, &both).metrics(&days(1), &Denied::default());
     // 8 h, 7 h, and a commit that the clock of its author puts after the deployment.
     assert_eq!(metrics.change_lead_time, Some(spread(7 * HOUR, 8 * HOUR, 3)));
     assert_eq!((metrics.deployments, metrics.per_day), (2, Some(2.0)));
@@ -135,7 +158,7 @@ fn a_rollback_is_a_failure_only_after_everyone_was_exposed() {
         }
         facts.push(rollout("rollback_started", "b", Some("a"), 0, 3 * HOUR));
         facts.push(rollout("rolled_back", "b", Some("a"), 0, 4 * HOUR));
-        let metrics = history(facts).metrics(&days(1), &[]);
+        let metrics = history(facts).metrics(&days(1), &Denied::default());
         assert_eq!((metrics.deployments, metrics.caught_in_canary), (deployments, caught), "{steps:?}");
         assert_eq!(metrics.rollbacks, 1);
         assert_eq!(metrics.change_fail_rate, Some(ratio(1 - caught, deployments)));
@@ -150,7 +173,7 @@ fn what_was_deployed_before_and_comes_back_says_that_what_it_replaces_failed() {
     facts.extend(shipped("b", Some("a"), HOUR));
     facts.push(rollout("started", "a", Some("b"), 1000, 5 * HOUR));
     facts.push(rollout("succeeded", "a", Some("b"), 10_000, 7 * HOUR));
-    let metrics = history(facts).metrics(&days(1), &[]);
+    let metrics = history(facts).metrics(&days(1), &Denied::default());
     assert_eq!((metrics.deployments, metrics.rollbacks, metrics.caught_in_canary), (2, 1, 0));
     assert_eq!(metrics.change_fail_rate, Some(ratio(1, 2)));
     assert_eq!(metrics.failed_deployment_recovery_time, Some(spread(2 * HOUR, 2 * HOUR, 1)));
@@ -163,7 +186,7 @@ fn a_return_that_is_taken_back_mends_nothing() {
     facts.push(rollout("started", "a", Some("b"), 1000, 5 * HOUR));
     facts.push(rollout("rollback_started", "a", Some("b"), 0, 6 * HOUR));
     facts.push(rollout("rolled_back", "a", Some("b"), 0, 7 * HOUR));
-    let still_down = history(facts.clone()).metrics(&days(1), &[]);
+    let still_down = history(facts.clone()).metrics(&days(1), &Denied::default());
     assert_eq!(still_down.change_fail_rate, Some(ratio(1, 2)));
     assert_eq!(still_down.failed_deployment_recovery_time, None);
     // Nor does another one that fails itself.
@@ -171,7 +194,7 @@ fn a_return_that_is_taken_back_mends_nothing() {
     facts.push(rollout("rollback_started", "c", Some("b"), 0, 9 * HOUR));
     facts.push(rollout("rolled_back", "c", Some("b"), 0, 10 * HOUR));
     facts.extend(shipped("d", Some("b"), 12 * HOUR));
-    let mended = history(facts).metrics(&days(1), &[]);
+    let mended = history(facts).metrics(&days(1), &Denied::default());
     assert_eq!(mended.change_fail_rate, Some(ratio(2, 4)));
     assert_eq!(mended.failed_deployment_recovery_time, Some(spread(4 * HOUR, 7 * HOUR, 2)));
 }
@@ -188,7 +211,7 @@ fn what_an_incident_made_necessary_is_rework_and_what_it_replaces_has_failed() {
         let mut facts = shipped("a", None, 0);
         facts.push(submitted("b", submitted_after, &change));
         facts.extend(shipped("b", Some("a"), 5 * HOUR));
-        let metrics = history(facts).metrics(&days(1), &[]);
+        let metrics = history(facts).metrics(&days(1), &Denied::default());
         assert_eq!(metrics.deployment_rework_rate, Some(ratio(rework, 2)), "{change}");
         assert_eq!(metrics.change_fail_rate, Some(ratio(failed, 2)), "{change}");
         let recovery = (failed == 1).then(|| spread(3 * HOUR, 3 * HOUR, 1));
@@ -204,8 +227,8 @@ fn a_failure_belongs_to_the_period_of_its_deployment() {
     facts.push(rollout("succeeded", "a", Some("b"), 10_000, 31 * HOUR));
     let history = history(facts);
     let (first, second) = (days(1), Period { start: at(DAY), end: at(2 * DAY) });
-    assert_eq!(history.metrics(&first, &[]).change_fail_rate, Some(ratio(1, 2)));
-    let next = history.metrics(&second, &[]);
+    assert_eq!(history.metrics(&first, &Denied::default()).change_fail_rate, Some(ratio(1, 2)));
+    let next = history.metrics(&second, &Denied::default());
     assert_eq!((next.change_fail_rate, next.rollbacks), (None, 1));
 }
 
@@ -225,7 +248,8 @@ fn imported_records_speak_for_themselves() {
     };
     let back = PastDeployment { is_rollback: true, ..past("0.9", 5 * HOUR) };
     let unmended = PastDeployment { failed_at: Some(at(9 * HOUR)), ..past("1.2", 8 * HOUR) };
-    let metrics = history([unmended, back, fix, failed].map(imported).into()).metrics(&days(1), &[]);
+    let metrics =
+        history([unmended, back, fix, failed].map(imported).into()).metrics(&days(1), &Denied::default());
     assert_eq!(metrics.change_lead_time, Some(spread(2 * HOUR, 2 * HOUR, 2)));
     assert_eq!((metrics.deployments, metrics.rollbacks), (3, 1));
     assert_eq!(metrics.change_fail_rate, Some(ratio(2, 3)));
@@ -245,7 +269,7 @@ fn approval_is_waited_for_from_the_last_submission_on() {
         approved("c", DAY),
         approved("unknown", HOUR),
     ];
-    let metrics = history(facts).metrics(&days(1), &[]);
+    let metrics = history(facts).metrics(&days(1), &Denied::default());
     assert_eq!(metrics.approval_wait_time, Some(spread(3 * HOUR, 4 * HOUR, 2)));
 }
 
@@ -262,15 +286,35 @@ fn the_backlog_of_a_freeze_is_what_waited_during_it() {
         approved("after", 6 * HOUR),
     ];
     let history = history(facts);
-    let freeze = |from: i64, until: i64| Period { start: at(from * HOUR), end: at(until * HOUR) };
+    let held = |frozen: &[(i64, i64)]| {
+        let freezes = frozen.iter().map(|(from, until)| denying(from * HOUR, until * HOUR)).collect();
+        history.metrics(&days(1), &denied(freezes)).freeze_backlog
+    };
     for (frozen, backlog) in [
-        (vec![], None),
-        (vec![freeze(24, 30)], None),
-        (vec![freeze(2, 6)], Some(3)),
-        (vec![freeze(0, 1), freeze(5, 6)], Some(3)),
-        (vec![freeze(-5, 0), freeze(3, 4)], Some(2)),
+        (&[][..], None),
+        (&[(24, 30)], None),
+        (&[(2, 6)], Some(3)),
+        (&[(0, 1), (5, 6)], Some(3)),
+        (&[(-5, 0), (3, 4)], Some(2)),
+        (&[(20, 24)], Some(2)),
     ] {
-        assert_eq!(history.metrics(&days(1), &frozen).freeze_backlog, backlog, "{frozen:?}");
+        assert_eq!(held(frozen), backlog, "{frozen:?}");
+    }
+}
+
+#[test]
+fn a_release_is_not_held_while_the_freeze_is_lifted_for_it() {
+    let release = ReleaseId::new(at(1), [9; 10]).to_string();
+    let facts = vec![approved(&release, 2 * HOUR), approved("rel_other", 2 * HOUR)];
+    let history = history(facts);
+    let lifted_until = |hours: i64| {
+        let data = json!({ "window_id": window_from(HOUR), "release_id": release,
+            "window_override_id": WindowOverrideId::new(at(1), [1; 10]).to_string(), "ends_at": at(hours * HOUR) });
+        (at(0), Told::read("window.overridden", &data).unwrap().unwrap())
+    };
+    for (lifted, backlog) in [(6, 1), (5, 2), (2, 2)] {
+        let denied = denied(vec![denying(HOUR, 6 * HOUR), lifted_until(lifted)]);
+        assert_eq!(history.metrics(&days(1), &denied).freeze_backlog, Some(backlog), "{lifted}");
     }
 }
 
@@ -281,7 +325,7 @@ fn pace_is_told_by_the_median_week_or_month() {
             .iter()
             .enumerate()
             .map(|(i, day)| imported(past(&i.to_string(), day * DAY)));
-        history(facts.collect()).metrics(&days(length), &[]).pace
+        history(facts.collect()).metrics(&days(length), &Denied::default()).pace
     };
     assert_eq!(pace(&[0, 1, 2, 7, 8, 9], 14), Some(Pace::Daily));
     // Three on one day are one day.
@@ -305,7 +349,7 @@ fn spreads_are_those_computed_by_hand() {
     ] {
         let commit_times = seconds.iter().map(|seconds| at(DAY / 2 - 2 * seconds)).collect();
         let facts = vec![imported(PastDeployment { commit_times, ..past("1.0", DAY / 2) })];
-        let found = history(facts).metrics(&days(1), &[]).change_lead_time;
+        let found = history(facts).metrics(&days(1), &Denied::default()).change_lead_time;
         // Twice as long, so that halves are whole; of an even number the median is the mean.
         let doubled_median = if seconds.len() == 10 { 11 } else { 2 * median };
         assert_eq!(found, Some(spread(doubled_median, 2 * p90, seconds.len())), "{seconds:?}");
@@ -348,8 +392,8 @@ proptest! {
         let (period, straight) = (days(30), history(facts.clone()));
         let len = facts.len();
         facts.rotate_left(if len == 0 { 0 } else { turn % len });
-        let turned = history(facts).metrics(&period, &[]);
-        prop_assert_eq!(&turned, &straight.metrics(&period, &[]));
+        let turned = history(facts).metrics(&period, &Denied::default());
+        prop_assert_eq!(&turned, &straight.metrics(&period, &Denied::default()));
         prop_assert_eq!(turned.change_fail_rate.map(|ratio| ratio.denominator), (len > 0).then_some(len));
     }
 }

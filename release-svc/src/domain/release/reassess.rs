@@ -7,8 +7,9 @@ use shared::id::ApprovalId;
 use shared::time::Time;
 
 use super::{Decision, Release, Risk, State, Submission};
-use crate::domain::approval::{Approval, Basis, Lack, Owners, counting, lacks, lapses_at};
+use crate::domain::approval::{Approval, Basis, Lack, Owners, Vote, counting, lacks, lapses_at};
 use crate::domain::blocker::{Blocker, Kind};
+use crate::domain::evidence::Evidence;
 use crate::domain::risk::{Assessment, Band};
 use crate::domain::snapshot::People;
 
@@ -17,6 +18,8 @@ use crate::domain::snapshot::People;
 pub struct Facts {
     pub now: Time,
     pub assessment: Assessment,
+    /// All that is known of the artifact, what came last first, without reviews by its authors.
+    pub evidence: Vec<Evidence>,
     /// Evidence that is asked for and does not stand on the artifact, a phrase each.
     pub lacking_evidence: Vec<String>,
     pub people: People,
@@ -90,7 +93,7 @@ impl Release {
         if rule.quorum == 0 {
             return self.approved_on(Basis::StandardChange, rule.expiry(facts.now), kind, facts);
         }
-        let (authors, band) = (self.authors(facts), submission.band);
+        let (authors, band) = (self.authors(&facts.people), submission.band);
         let votes = counting(&self.votes, &authors, &facts.people, band, facts.now);
         let is_known = facts.people.unmapped(&self.identities(&submission.submitter)).is_empty();
         if !is_known || !lacks(&rule, &votes, &facts.owners).is_empty() {
@@ -122,8 +125,13 @@ impl Release {
         let rule = submission.terms().rule(submission.band);
         let is_in_time = approval.expires_at.is_none_or(|expiry| facts.now < expiry);
         let has_votes = || {
-            let votes =
-                counting(&self.votes, &self.authors(facts), &facts.people, submission.band, facts.now);
+            let votes = counting(
+                &self.votes,
+                &self.authors(&facts.people),
+                &facts.people,
+                submission.band,
+                facts.now,
+            );
             lacks(&rule, &votes, &facts.owners).is_empty()
         };
         is_in_time
@@ -155,16 +163,29 @@ impl Release {
     }
 
     /// The human beings who wrote it, by the aliases of now and of when it was handed in, and the names that they go by.
-    pub fn authors(&self, facts: &Facts) -> BTreeSet<String> {
+    pub fn authors(&self, people: &People) -> BTreeSet<String> {
         let submission = self.state.submission();
         let submitter = submission.map_or(self.author.as_str(), |submission| submission.submitter.as_str());
         let frozen = submission.and_then(|submission| submission.snapshot.as_ref());
         let mut authors = frozen.map(|snapshot| snapshot.authors.clone()).unwrap_or_default();
         for identity in self.identities(submitter) {
-            authors.extend(facts.people.person(&identity).map(str::to_owned));
+            authors.extend(people.person(&identity).map(str::to_owned));
             authors.insert(identity);
         }
         authors
+    }
+
+    /// Whether it waits for votes, and this one would bring it nearer to its approval.
+    pub fn would_count(&self, vote: &Vote, people: &People, owners: &Owners) -> bool {
+        let State::PendingApproval(submission) = &self.state else { return false };
+        let (rule, band) = (submission.terms().rule(submission.band), submission.band);
+        let authors = self.authors(people);
+        let lacks_by =
+            |votes: &[Vote]| lacks(&rule, &counting(votes, &authors, people, band, vote.at), owners);
+        let with_it = [self.votes.as_slice(), std::slice::from_ref(vote)].concat();
+        rule.quorum > 0
+            && people.unmapped(&self.identities(&submission.submitter)).is_empty()
+            && lacks_by(&with_it) != lacks_by(&self.votes)
     }
 
     /// What keeps it from its first exposure somewhere, but for its state.
@@ -226,7 +247,8 @@ impl Release {
         let Some(submission) = self.state.submission() else { return Vec::new() };
         let rule = submission.terms().rule(submission.band);
         let band = submission.band.name();
-        let votes = counting(&self.votes, &self.authors(facts), &facts.people, submission.band, facts.now);
+        let votes =
+            counting(&self.votes, &self.authors(&facts.people), &facts.people, submission.band, facts.now);
         let sentence = |lack: &Lack| match lack {
             Lack::People { given, needed } => (
                 format!("{given} of {needed} people approved it, as {band} asks for"),

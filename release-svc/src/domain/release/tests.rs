@@ -89,6 +89,7 @@ fn facts(second: i64, lacking: &[&str]) -> Facts {
     Facts {
         now: at(second),
         assessment: assess(prior, &features, impact, &Weights::V1, Bands::default(), &floors),
+        evidence: Vec::new(),
         lacking_evidence: lacking.iter().map(ToString::to_string).collect(),
         people: people(&["i|author", "i|submitter"]),
         owners: Owners::default(),
@@ -103,6 +104,27 @@ fn people(known: &[&str]) -> People {
             .map(|name| ((*name).to_owned(), Some((*name).to_owned())))
             .collect(),
     )
+}
+
+#[test]
+fn each_state_says_what_can_be_done_in_it() {
+    let id = draft().id;
+    for (state, hint) in [
+        ("DRAFT", "submit it first, or cancel it"),
+        ("ASSESSING", "it waits for evidence; to change it, revise it"),
+        ("PENDING_APPROVAL", "it waits for votes; to change it, revise it"),
+        ("APPROVED", "roll it out; to change it, cancel it and make another release"),
+        ("ACTIVE", "advance its rollout, or roll that back"),
+        ("RELEASED", "roll another release out to replace it"),
+        ("REJECTED", "it has ended; make another release"),
+        ("CANCELLED", "it has ended; make another release"),
+        ("ABANDONED", "it has ended; make another release"),
+        ("ROLLED_BACK", "it has ended; make another release"),
+        ("SUPERSEDED", "it has ended; make another release"),
+    ] {
+        let text = in_state(state, 1).wrong_state().to_string();
+        assert_eq!(text, format!("release {id} is {state}: {hint}"));
+    }
 }
 
 fn by(voter: &str, approve: bool, second: i64) -> Vote {

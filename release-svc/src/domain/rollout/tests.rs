@@ -201,18 +201,32 @@ fn what_has_succeeded_is_taken_back_by_a_rollout_of_its_own() {
 }
 
 #[test]
-fn all_blockers_are_named_at_once() {
+fn all_blockers_are_named_at_once_unless_it_serves_already() {
     let earlier = RolloutId::new(at(1), [5; 10]);
     let release = release(false);
-    let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
-    let blockers = blockers(&"prod".parse().unwrap(), &release, Some(&same), Some(earlier));
-    let blockers: Vec<_> = blockers.into_iter().map(|blocker| (blocker.kind, blocker.subject)).collect();
+    let held = Blocker {
+        kind: Kind::Window,
+        subject: "wnd_1".to_owned(),
+        description: "frozen".to_owned(),
+        lifted_by: "its end".to_owned(),
+        next_open: Some(at(9)),
+    };
+    let environment = "prod".parse().unwrap();
+    let named = |stable: Option<&ServedRelease>| {
+        let blockers = blockers(&environment, &release, stable, Some(earlier), vec![held.clone()]);
+        blockers
+            .into_iter()
+            .map(|blocker| (blocker.kind, blocker.subject))
+            .collect::<Vec<_>>()
+    };
     let expected = [
         (Kind::State, release.id.to_string()),
-        (Kind::State, release.id.to_string()),
         (Kind::EarlierRollout, earlier.to_string()),
+        (Kind::Window, "wnd_1".to_owned()),
     ];
-    assert_eq!(blockers, expected);
+    assert_eq!(named(None), expected);
+    let same = ServedRelease { id: release.id, version: "1.1".to_owned() };
+    assert_eq!(named(Some(&same)), [(Kind::State, release.id.to_string())]);
 }
 
 proptest! {

@@ -39,7 +39,7 @@ fn holds_by_clock(window: &Window, now: Time) -> bool {
         // Weeks whose start or end is skipped are told apart in tests of their own.
         let (Some((first, _)), Some((end, last))) = (bounds(start), bounds(start + recurrence.duration))
         else {
-            return window.spans(instant(now)).iter().any(|span| span.contains(now));
+            return window.terms.spans(instant(now)).iter().any(|span| span.contains(now));
         };
         let end = if window.terms.effect == Effect::Deny { last } else { end };
         first <= now && now < end

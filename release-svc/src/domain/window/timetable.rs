@@ -29,10 +29,11 @@ impl<'a> Timetable<'a> {
                 let lifted = overrides
                     .iter()
                     .filter(|lifted| lifted.window == window.id && lifted.is_for(target));
-                let lifted = lifted.fold(window.spans(within), |spans, lifted| match window.terms.effect {
-                    Effect::Deny => without(&spans, lifted.span),
-                    Effect::Allow => with(spans, lifted.span),
-                });
+                let lifted =
+                    lifted.fold(window.terms.spans(within), |spans, lifted| match window.terms.effect {
+                        Effect::Deny => without(&spans, lifted.span),
+                        Effect::Allow => with(spans, lifted.span),
+                    });
                 (window, lifted)
             })
             .collect();
@@ -135,7 +136,7 @@ fn next_start(spans: &[Span], at: Time) -> Option<Time> {
     spans.get(spans.partition_point(|span| span.start <= at)).map(|span| span.start)
 }
 
-fn without(spans: &[Span], hole: Span) -> Vec<Span> {
+pub(super) fn without(spans: &[Span], hole: Span) -> Vec<Span> {
     let parts = spans.iter().flat_map(|span| {
         let (before, after) = (span.end.min(hole.start), span.start.max(hole.end));
         [Span { start: span.start, end: before }, Span { start: after, end: span.end }]

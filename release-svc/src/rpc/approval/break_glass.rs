@@ -42,7 +42,8 @@ fn to_proto_at(used: &BreakGlass, now: Time) -> pb::BreakGlass {
     }
 }
 
-/// Approves a release alone, unless the caller owes a review that is overdue.
+/// Approves a release alone, unless the caller owes a review that is overdue, or this revision was approved so before
+/// and that was a violation.
 async fn break_glass(
     work: &mut Mutation,
     id: BreakGlassId,
@@ -56,6 +57,18 @@ async fn break_glass(
         let text = format!("break-glass {overdue} of the caller's is to be reviewed first");
         let refusal = Refusal::new(Reason::BreakGlassReviewOverdue, text);
         return Err(refusal.with("break_glass_id", overdue).into());
+    }
+    let violation =
+        store::break_glass::find_violation(&mut work.tx, &tenant, release.id, release.revision).await?;
+    if let Some(violation) = violation {
+        let text = format!(
+            "break-glass {violation} on revision {} was a violation, which stands: what approves it now is votes, \
+            or break-glass after a revision",
+            release.revision,
+        );
+        return Err(Refusal::new(Reason::BreakGlassReviewed, text)
+            .with("break_glass_id", violation)
+            .into());
     }
     let due = release
         .state
@@ -76,7 +89,7 @@ async fn break_glass(
         review: None,
         row_version: 1,
     };
-    store::break_glass::insert(&mut work.tx, &tenant, &used).await?;
+    expect_written(store::break_glass::insert(&mut work.tx, &tenant, &used).await?)?;
     let more = [
         ("break_glass_id".to_owned(), id.to_string().into()),
         ("reason".to_owned(), reason.into()),
@@ -106,7 +119,7 @@ async fn review(
     let unknown = facts.people.unmapped(&release.identities(submitter));
     let person = apply::person_of(&mut work.tx, &tenant, &principal).await?;
     let review = Review { verdict, reviewer: principal, person, reason, at: work.now };
-    let reviewed = used.review(review.clone(), &release.authors(&facts))?;
+    let reviewed = used.review(review.clone(), &release.authors(&facts.people))?;
     if !unknown.is_empty() {
         return Err(unmapped(&unknown).into());
     }

@@ -1,23 +1,21 @@
 //! Environments.
 
-use std::collections::BTreeSet;
-
 use chrono::TimeDelta;
 use shared::auth::Caller;
 use shared::db::broken_constraint;
 use shared::id::EnvironmentId;
 use shared::mutation::{Begun, Call};
 use shared::page::{self, List};
-use shared::parse::{at_most, duration, etag, etag_of, line, optional, parse, required, within};
+use shared::parse::{duration, etag, etag_of, line, optional, parse, required, within};
 use shared::pb::release as pb;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::Request;
 
+use super::parse_evidence;
 use super::policy::POLICY_SCOPE;
 use crate::apply::{self, expect_written};
-use crate::domain::component::{Environment, EvidenceRequirement, Requirements};
-use crate::domain::policy::EVIDENCE_KINDS;
+use crate::domain::component::{Environment, Requirements};
 use crate::rpc::{App, absent};
 use crate::store;
 use crate::store::environment::ENVIRONMENT_KEY;
@@ -72,38 +70,18 @@ fn parse_requirements(requirements: pb::EnvironmentRequirements) -> Result<Requi
     if !requires_promotion && !min_bake.is_zero() {
         return Err(Refusal::field(field("min_bake"), "is only for what requires promotion"));
     }
-    at_most(&field("required_evidence"), &required_evidence, 32)?;
-    let mut seen = BTreeSet::new();
-    let evidence = required_evidence.into_iter().enumerate().map(|(i, required)| {
-        let field = field(&format!("required_evidence[{i}]"));
-        let pb::EvidenceRequirement { kind, suite } = required;
-        if !EVIDENCE_KINDS.contains(&kind.as_str()) {
-            return Err(Refusal::field(
-                format!("{field}.kind"),
-                format!("must be one of {}", EVIDENCE_KINDS.join(", ")),
-            ));
-        }
-        let suite = line(&format!("{field}.suite"), suite, 0, 100)?;
-        if !seen.insert((kind.clone(), suite.clone())) {
-            return Err(Refusal::field(field, "is there twice"));
-        }
-        Ok(EvidenceRequirement { kind, suite: Some(suite).filter(|suite| !suite.is_empty()) })
-    });
-    Ok(Requirements { requires_promotion, min_bake, evidence: evidence.collect::<Result<_, _>>()? })
+    let evidence = parse_evidence(&field("required_evidence"), required_evidence)?;
+    Ok(Requirements { requires_promotion, min_bake, evidence })
 }
 
 impl From<&Requirements> for pb::EnvironmentRequirements {
     fn from(requirements: &Requirements) -> Self {
         let Requirements { requires_promotion, min_bake, evidence } = requirements;
-        let evidence = evidence.iter().map(|required| pb::EvidenceRequirement {
-            kind: required.kind.clone(),
-            suite: required.suite.clone().unwrap_or_default(),
-        });
         let min_bake = prost_types::Duration { seconds: min_bake.num_seconds(), nanos: 0 };
         Self {
             requires_promotion: *requires_promotion,
             min_bake: (min_bake.seconds > 0).then_some(min_bake),
-            required_evidence: evidence.collect(),
+            required_evidence: evidence.iter().map(Into::into).collect(),
         }
     }
 }
@@ -149,6 +127,11 @@ impl App {
             created_at: work.now,
             row_version: 1,
         };
+        // What succeeds in the new one may then be promoted without having been where it had to be before.
+        let order = environment.promotion_order;
+        if store::environment::is_before_promotion(&mut work.tx, &work.actor.tenant, order).await? {
+            work.caller.require_scope(POLICY_SCOPE)?;
+        }
         let inserted = store::environment::insert(&mut work.tx, &work.actor.tenant, &environment).await;
         inserted.map_err(|error| match broken_constraint(&error) {
             Some(ENVIRONMENT_KEY) => {

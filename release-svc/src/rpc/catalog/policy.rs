@@ -12,11 +12,10 @@ use shared::time::to_proto;
 use sqlx::PgConnection;
 use tonic::Request;
 
+use super::parse_evidence;
 use crate::apply::{self, expect_written};
 use crate::domain::component::Component;
-use crate::domain::policy::{
-    ApprovalPolicy, BandRule, EVIDENCE_KINDS, Profile, Proposed, Requirement, Rules, Terms,
-};
+use crate::domain::policy::{ApprovalPolicy, BandRule, Profile, Proposed, Rules, Terms};
 use crate::domain::risk::Weights;
 use crate::rpc::{App, absent};
 use crate::store;
@@ -89,17 +88,7 @@ fn parse_rules(rules: pb::ApprovalRules) -> Result<Rules, Refusal> {
     let bands = bands
         .try_into()
         .map_err(|_| Refusal::field(field("bands"), "must have 4 elements"))?;
-    at_most(&field("required_evidence"), &required_evidence, 32)?;
-    let required_evidence = required_evidence.into_iter().enumerate().map(|(n, evidence)| {
-        let field = |name: &str| format!("{FIELD}.required_evidence[{n}].{name}");
-        if !EVIDENCE_KINDS.contains(&evidence.kind.as_str()) {
-            return Err(Refusal::field(
-                field("kind"),
-                format!("must be one of {}", EVIDENCE_KINDS.join(", ")),
-            ));
-        }
-        Ok(Requirement { suite: line(&field("suite"), evidence.suite, 0, 100)?, kind: evidence.kind })
-    });
+    let required_evidence = parse_evidence(&field("required_evidence"), required_evidence)?;
     at_most(&field("editor_groups"), &editor_groups, 16)?;
     let groups = editor_groups.into_iter().enumerate();
     let groups = groups.map(|(n, group)| line(&format!("{FIELD}.editor_groups[{n}]"), group, 1, 200));
@@ -114,7 +103,7 @@ fn parse_rules(rules: pb::ApprovalRules) -> Result<Rules, Refusal> {
         thresholds: [medium, high, critical],
         weights_version: weights,
         bands,
-        required_evidence: required_evidence.collect::<Result<_, _>>()?,
+        required_evidence,
         requires_rollback_plan,
         two_people,
         review_due_secs: due.unwrap_or_default(),
@@ -173,10 +162,6 @@ impl From<&Rules> for pb::ApprovalRules {
             needs_business_owner: rule.needs_business_owner,
             validity: rule.validity_secs.map(seconds),
         };
-        let evidence = |required: &Requirement| pb::EvidenceRequirement {
-            kind: required.kind.clone(),
-            suite: required.suite.clone(),
-        };
         let [medium, high, critical] = rules.thresholds.map(i32::from);
         Self {
             risk_binding: rules.risk_binding,
@@ -184,7 +169,7 @@ impl From<&Rules> for pb::ApprovalRules {
             high_from: high,
             critical_from: critical,
             bands: rules.bands.iter().map(band).collect(),
-            required_evidence: rules.required_evidence.iter().map(evidence).collect(),
+            required_evidence: rules.required_evidence.iter().map(Into::into).collect(),
             requires_rollback_plan: rules.requires_rollback_plan,
             two_people: rules.two_people,
             break_glass_review_due: Some(seconds(rules.review_due_secs)),

@@ -8,7 +8,7 @@ use shared::status::Failure;
 use tonic::Request;
 
 use super::message::{NOTES_MAX, parse_change};
-use super::{REASON_MAX, lock, look};
+use super::{REASON_MAX, lock, lock_own, look};
 use crate::apply;
 use crate::domain::release::Quarantine;
 use crate::rpc::App;
@@ -36,9 +36,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (_, release) = lock_own(&mut work, id, &sent_etag).await?;
         let editor = work.actor.principal.clone();
         let decision = release.edit(editor, artifact_digest, notes, change)?;
         apply::release(&mut work.tx, &work.actor, &decision, Map::new()).await?;
@@ -80,9 +78,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (component, release) = lock(&mut work, id).await?;
-        work.caller.require_owner(&component.owner_groups)?;
-        etag(&sent_etag, release.row_version)?;
+        let (component, release) = lock_own(&mut work, id, &sent_etag).await?;
         let standing =
             store::release::standing(&mut work.tx, &work.actor.tenant, &component.name, id).await?;
         let decision = release.abandon(standing)?;

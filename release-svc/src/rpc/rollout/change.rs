@@ -1,6 +1,6 @@
 //! What people and programs ask of rollouts.
 
-use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId};
+use shared::id::{ApprovalId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::{Begun, Call, Mutation};
 use shared::parse::{etag, parse, text_of};
 use shared::pb::release as pb;
@@ -10,9 +10,9 @@ use tonic::Request;
 use super::convert::{parse_assignment, parse_plan};
 use super::{lock, no_environment, no_rollout};
 use crate::apply::dependency::{Locked, lock_needed};
+use crate::apply::exposure::{Increase, Passage};
 use crate::apply::{self, Holds};
 use crate::domain::blocker::{self, Kind};
-use crate::domain::component::Component;
 use crate::domain::rollout::{Asked, Cause, Decision, Pause, Rollout, State, Steps, control};
 use crate::rpc::App;
 use crate::rpc::release::{REASON_MAX, look};
@@ -32,9 +32,15 @@ async fn start(
     let (tenant, now) = (work.actor.tenant.clone(), work.now);
     let found = store::environment::find(&mut work.tx, &tenant, &asked.environment).await?;
     let environment = found.ok_or_else(|| no_environment(&asked.environment))?;
+    let increase = Increase {
+        component: &component,
+        environment: &environment,
+        release: &release,
+        facts: &facts,
+        locked: Some(&locked),
+    };
     let (db, actor) = (&mut work.tx, &work.actor);
-    let Holds { blockers, overrides, stable } =
-        apply::holds_begin(db, actor, &locked, &component, (&release, &facts), &environment).await?;
+    let Holds { blockers, overrides, stable } = apply::holds_begin(db, actor, &increase).await?;
     let serves = stable.as_ref().is_some_and(|stable| stable.id == release.id);
     let can_wait = wait && !release.state.is_final() && !serves;
     if blockers.is_empty() || !can_wait {
@@ -66,7 +72,7 @@ async fn advance(
     skips: Option<String>,
 ) -> Result<Rollout, Failure> {
     let locked = lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
-    let (component, rollout) = lock(work, id).await?;
+    let rollout = lock(work, id).await?;
     etag(sent_etag, rollout.row_version)?;
     let seen = apply::control::observed(&mut work.tx, &work.actor, &rollout).await?;
     let mut blockers = control::holds(&rollout, &seen, work.now);
@@ -75,14 +81,8 @@ async fn advance(
     }
     // What an executor works at is told as such, not as a wrong state.
     blocker::require_none(blockers)?;
-    let before = rollout.exposure_bps;
-    let decision = Decision { reason: skips, ..rollout.advance(work.now)? };
-    // The end of a rollout that everyone sees raises nothing.
-    let overrides = if decision.rollout.exposure_bps > before {
-        require_open(app, work, &locked, &component, &decision.rollout).await?
-    } else {
-        Vec::new()
-    };
+    let decision = Decision { reason: skips, ..rollout.clone().advance(work.now)? };
+    let overrides = require_open(app, work, &locked, &rollout).await?;
     apply::go_on(&mut work.tx, &work.actor, [decision], &overrides).await
 }
 
@@ -91,12 +91,12 @@ async fn require_open(
     app: &App,
     work: &mut Mutation,
     locked: &Locked,
-    component: &Component,
     rollout: &Rollout,
-) -> Result<Vec<shared::id::WindowOverrideId>, Failure> {
+) -> Result<Vec<WindowOverrideId>, Failure> {
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
-    let (blockers, overrides) =
-        apply::holds_increase(&mut work.tx, &work.actor, locked, component, rollout, approval).await?;
+    let (db, actor) = (&mut work.tx, &work.actor);
+    let Passage { blockers, overrides } =
+        apply::holds_increase(db, actor, locked, rollout, approval, &app.authenticator).await?;
     blocker::require_none(blockers)?;
     Ok(overrides)
 }
@@ -107,7 +107,7 @@ async fn require_clearance(app: &App, work: &mut Mutation, rollout: &Rollout) ->
     let (_, release, facts) = look(app, work, rollout.release.id).await?;
     let (tenant, principal) = (&work.actor.tenant, &work.actor.principal);
     let person = apply::person_of(&mut work.tx, tenant, principal).await?;
-    let authors = release.authors(&facts);
+    let authors = release.authors(&facts.people);
     if authors.contains(&person) || authors.contains(principal) {
         let text = "after harm, a rollout is resumed by somebody who had no part in the release";
         return Err(Refusal::new(Reason::SodViolation, text).into());
@@ -191,7 +191,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (_, rollout) = lock(&mut work, id).await?;
+        let rollout = lock(&mut work, id).await?;
         let principal = work.actor.principal.clone();
         let pause = Pause { cause: Cause::Requested, principal, reason, at: work.now };
         let paused = match rollout.clone().pause(pause)? {
@@ -217,13 +217,13 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let locked = lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
-        let (component, rollout) = lock(&mut work, id).await?;
+        let rollout = lock(&mut work, id).await?;
         etag(&sent_etag, rollout.row_version)?;
         if let State::Paused { pause: Pause { cause: Cause::Harm, .. }, .. } = &rollout.state {
             require_clearance(self, &mut work, &rollout).await?;
         }
-        let decision = rollout.resume(&work.actor.principal, reason, work.now)?;
-        let overrides = require_open(self, &mut work, &locked, &component, &decision.rollout).await?;
+        let decision = rollout.clone().resume(&work.actor.principal, reason, work.now)?;
+        let overrides = require_open(self, &mut work, &locked, &rollout).await?;
         let resumed = apply::go_on(&mut work.tx, &work.actor, [decision], &overrides).await?;
         work.answer(pb::ResumeRolloutResponse { rollout: Some((&resumed).into()) })
             .await
@@ -270,7 +270,7 @@ impl App {
             Begun::Fresh(mutation) => mutation,
             Begun::Replayed(before) => return Ok(before.answer),
         };
-        let (_, rollout) = lock(&mut work, id).await?;
+        let rollout = lock(&mut work, id).await?;
         let decision = Decision { reason: Some(reason), ..rollout.resolve(work.now)? };
         apply::rollout(&mut work.tx, &work.actor, &decision, &[]).await?;
         work.answer(pb::ResolveRolloutResponse { rollout: Some((&decision.rollout).into()) })

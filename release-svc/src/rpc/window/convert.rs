@@ -14,8 +14,8 @@ use shared::time::{Time, duration_to_proto, from_proto, to_proto};
 
 use crate::domain::blocker::Blocker;
 use crate::domain::window::{
-    Action, BadSchedule, Effect, Override, OverrideSubject, Schedule, Scope, Span, Stop, Terms, Window,
-    local_text,
+    Action, BadSchedule, Change, Effect, Ending, Override, OverrideSubject, Proposed, Schedule, Scope, Span,
+    Stop, Terms, Window, local_text,
 };
 use crate::rpc::release::REASON_MAX;
 
@@ -44,6 +44,8 @@ pub(super) fn parse_window(
         create_time: _,
         delete_time: _,
         etag,
+        proposed: _,
+        is_pending: _,
     } = required("window", window)?;
     let zone = time_zone.parse::<Tz>();
     let zone = zone.map_err(|_| {
@@ -141,11 +143,10 @@ fn parse_names(field: &str, names: &[String]) -> Result<Vec<String>, Refusal> {
     Ok(names.into_iter().collect())
 }
 
-impl From<&Window> for pb::Window {
-    fn from(window: &Window) -> Self {
-        let Terms { name, effect, actions, scope, zone, schedule, reason, is_peak } = &window.terms;
+impl From<&Terms> for pb::Window {
+    fn from(terms: &Terms) -> Self {
+        let Terms { name, effect, actions, scope, zone, schedule, reason, is_peak } = terms;
         Self {
-            window_id: window.id.to_string(),
             name: name.clone(),
             effect: effect_to_proto(*effect).into(),
             actions: actions.iter().map(|action| action_to_proto(*action).into()).collect(),
@@ -154,12 +155,39 @@ impl From<&Window> for pb::Window {
             schedule: Some(schedule.into()),
             reason: reason.clone(),
             is_peak: *is_peak,
-            creator: window.creator.clone(),
-            create_time: Some(to_proto(window.created_at)),
-            delete_time: window.deleted_at.map(to_proto),
-            etag: etag_of(window.row_version),
+            ..Self::default()
         }
     }
+}
+
+impl From<&Window> for pb::Window {
+    fn from(window: &Window) -> Self {
+        let is_pending = window.is_pending();
+        Self {
+            window_id: window.id.to_string(),
+            creator: window.creator.clone(),
+            create_time: Some(to_proto(window.created_at)),
+            delete_time: window.deleted_at.filter(|_| !is_pending).map(to_proto),
+            etag: etag_of(window.row_version),
+            proposed: window
+                .proposed
+                .as_ref()
+                .map(|proposed| Box::new(proposal_to_proto(proposed, window.row_version))),
+            is_pending,
+            ..(&window.terms).into()
+        }
+    }
+}
+
+fn proposal_to_proto(proposed: &Proposed, version: i64) -> pb::WindowProposal {
+    let Proposed { change, author, person: _, at } = proposed;
+    let (window, deletion_reason) = match change {
+        Change::Creation => (None, String::new()),
+        Change::Update(terms) => (Some(Box::new((&**terms).into())), String::new()),
+        Change::Deletion { reason } => (None, reason.clone()),
+    };
+    let create_time = Some(to_proto(*at));
+    pb::WindowProposal { version, window, deletion_reason, author: author.clone(), create_time }
 }
 
 impl From<&Scope> for pb::WindowScope {
@@ -217,6 +245,8 @@ impl From<&Override> for pb::WindowOverride {
             }
             OverrideSubject::Release(release) => Subject::ReleaseId(release.to_string()),
         };
+        let ending = lifted.ending.clone();
+        let (ender, end_reason) = ending.map(|Ending { ender, reason }| (ender, reason)).unwrap_or_default();
         Self {
             window_override_id: lifted.id.to_string(),
             window_id: lifted.window.to_string(),
@@ -225,6 +255,8 @@ impl From<&Override> for pb::WindowOverride {
             end_time: Some(to_proto(lifted.span.end)),
             creator: lifted.creator.clone(),
             create_time: Some(to_proto(lifted.span.start)),
+            ender,
+            end_reason,
         }
     }
 }

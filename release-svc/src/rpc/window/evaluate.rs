@@ -100,7 +100,7 @@ impl App {
         let subject = find_subject(&mut db, tenant, component, environment, release).await?;
         let stop = store::calendar::find_stop(&mut db, tenant).await?;
         let windows = store::window::list_live(&mut db, tenant, at).await?;
-        let overrides = store::window::list_overrides(&mut db, tenant, at).await?;
+        let overrides = store::window_override::list_live(&mut db, tenant, at).await?;
         drop(db);
         let Subject { component, environment, release } = &subject;
         let target = exposure::target(component.as_ref(), environment.as_ref(), *release);

@@ -1,10 +1,12 @@
 //! Overrides: a person's word, with a reason, that a window does not hold for one thing and a while.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use shared::auth::Caller;
 use shared::db::broken_constraint;
 use shared::id::{ComponentId, EnvironmentId, WindowId, WindowOverrideId};
 use shared::mutation::{Begun, Call};
-use shared::parse::{parse, required, text_of};
+use shared::page::{self, List};
+use shared::parse::{optional, parse, required, text_of};
 use shared::pb::release as pb;
 use shared::pb::release::window_override::Subject;
 use shared::status::{Failure, Reason, Refusal};
@@ -12,12 +14,13 @@ use shared::time::Time;
 use tonic::Request;
 
 use super::convert::parse_time;
-use super::live;
-use crate::domain::window::{OVERRIDE_MAX, Override, OverrideSubject, Span};
+use super::{live, no_window};
+use crate::apply::expect_written;
+use crate::domain::window::{Ending, OVERRIDE_MAX, Override, OverrideSubject, Span};
 use crate::rpc::release::{REASON_MAX, no_release};
 use crate::rpc::{App, absent};
 use crate::store;
-use crate::store::window::{OVERRIDE_COMPONENT_KEY, OVERRIDE_ENVIRONMENT_KEY, OVERRIDE_RELEASE_KEY};
+use crate::store::window_override::{COMPONENT_KEY, ENVIRONMENT_KEY, RELEASE_KEY};
 
 /// What a person asks for.
 struct Asked {
@@ -36,6 +39,8 @@ fn parse_override(lifted: Option<pb::WindowOverride>) -> Result<Asked, Refusal> 
         end_time,
         creator: _,
         create_time: _,
+        ender: _,
+        end_reason: _,
     } = required("window_override", lifted)?;
     let subject = match required("window_override.subject", subject)? {
         Subject::Place(pb::WindowPlace { component, environment }) => OverrideSubject::Place {
@@ -53,16 +58,32 @@ fn parse_override(lifted: Option<pb::WindowOverride>) -> Result<Asked, Refusal> 
     })
 }
 
+/// What events tell of an override.
+fn told(lifted: &Override, reason: &str) -> Value {
+    let (component, environment, release) = match &lifted.subject {
+        OverrideSubject::Place { component, environment } => (Some(component), Some(environment), None),
+        OverrideSubject::Release(release) => (None, None, Some(release.to_string())),
+    };
+    json!({
+        "window_id": lifted.window.to_string(),
+        "window_override_id": lifted.id.to_string(),
+        "component": component,
+        "environment": environment,
+        "release_id": release,
+        "reason": reason,
+    })
+}
+
 /// What a write that broke a constraint means.
 fn override_failure(subject: &OverrideSubject, error: sqlx::Error) -> Failure {
     match (broken_constraint(&error), subject) {
-        (Some(OVERRIDE_COMPONENT_KEY), OverrideSubject::Place { component, .. }) => {
+        (Some(COMPONENT_KEY), OverrideSubject::Place { component, .. }) => {
             absent(Reason::ComponentNotFound, "component", component).into()
         }
-        (Some(OVERRIDE_ENVIRONMENT_KEY), OverrideSubject::Place { environment, .. }) => {
+        (Some(ENVIRONMENT_KEY), OverrideSubject::Place { environment, .. }) => {
             absent(Reason::EnvironmentNotFound, "environment", environment).into()
         }
-        (Some(OVERRIDE_RELEASE_KEY), OverrideSubject::Release(release)) => no_release(release).into(),
+        (Some(RELEASE_KEY), OverrideSubject::Release(release)) => no_release(release).into(),
         (Some(_) | None, OverrideSubject::Place { .. } | OverrideSubject::Release(_)) => error.into(),
     }
 }
@@ -84,7 +105,9 @@ impl App {
             return Err(Refusal::field("window_override.end_time", "must be within the next 24 hours").into());
         }
         store::calendar::lock(&mut work.tx, &work.actor.tenant).await?;
-        live(&mut work, window).await?;
+        if live(&mut work, window).await?.is_pending() {
+            return Err(no_window(window).into());
+        }
         let lifted = Override {
             id: WindowOverrideId::new(work.now, self.entropy.bytes()),
             window,
@@ -92,24 +115,66 @@ impl App {
             reason,
             creator: work.actor.principal.clone(),
             span: Span { start: work.now, end },
+            ending: None,
         };
-        let inserted = store::window::insert_override(&mut work.tx, &work.actor.tenant, &lifted).await;
+        let inserted = store::window_override::insert(&mut work.tx, &work.actor.tenant, &lifted).await;
         inserted.map_err(|error| override_failure(&lifted.subject, error))?;
-        let (component, environment, release) = match &lifted.subject {
-            OverrideSubject::Place { component, environment } => (Some(component), Some(environment), None),
-            OverrideSubject::Release(release) => (None, None, Some(release.to_string())),
-        };
-        let data = json!({
-            "window_id": window.to_string(),
-            "window_override_id": lifted.id.to_string(),
-            "component": component,
-            "environment": environment,
-            "release_id": release,
-            "reason": lifted.reason,
-            "ends_at": lifted.span.end,
-        });
+        let mut data = told(&lifted, &lifted.reason);
+        data["ends_at"] = json!(lifted.span.end);
         work.tell("window.overridden", window.to_string(), data);
         work.answer(pb::OverrideWindowResponse { window_override: Some((&lifted).into()) })
+            .await
+    }
+
+    pub(super) async fn list_window_overrides(
+        &self,
+        request: Request<pb::ListWindowOverridesRequest>,
+    ) -> Result<pb::ListWindowOverridesResponse, Failure> {
+        let caller = Caller::of(&request)?;
+        let pb::ListWindowOverridesRequest { window_id, show_ended, page_size, page_token } =
+            request.into_inner();
+        let window: Option<WindowId> = optional("window_id", &window_id)?;
+        let now = self.clock.now();
+        let filter = format!("{window_id} {show_ended}");
+        let list = List { name: "ListWindowOverrides", tenant: &caller.tenant, filter: &filter };
+        let (size, before) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
+        let invalid = |_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list");
+        let before = before.map(|key| key.parse().map_err(invalid)).transpose()?;
+        let ending_after = (!show_ended).then_some(now);
+        let mut db = self.db.connection().await?;
+        let mut rows =
+            store::window_override::list(&mut db, &caller.tenant, window, ending_after, before, size + 1)
+                .await?;
+        let next_page_token = list.cut(&self.keys, &mut rows, size, now, |row| row.id.to_string())?;
+        let window_overrides = rows.iter().map(Into::into).collect();
+        Ok(pb::ListWindowOverridesResponse { window_overrides, next_page_token })
+    }
+
+    pub(super) async fn end_window_override(
+        &self,
+        request: Request<pb::EndWindowOverrideRequest>,
+    ) -> Result<pb::EndWindowOverrideResponse, Failure> {
+        let (call, message) = Call::of(request, "EndWindowOverride", |message| &mut message.request_id)?;
+        let pb::EndWindowOverrideRequest { window_override_id, reason, request_id: _ } = message;
+        let id: WindowOverrideId = parse("window_override_id", &window_override_id)?;
+        let reason = text_of("reason", reason, 1, REASON_MAX)?;
+        let mut work = match self.begin(call).await? {
+            Begun::Fresh(mutation) => mutation,
+            Begun::Replayed(before) => return Ok(before.answer),
+        };
+        let tenant = work.actor.tenant.clone();
+        store::calendar::lock(&mut work.tx, &tenant).await?;
+        let stored = store::window_override::find(&mut work.tx, &tenant, id).await?;
+        let mut lifted =
+            stored.ok_or_else(|| absent(Reason::WindowOverrideNotFound, "window override", &id))?;
+        if lifted.span.end > work.now {
+            let ending = Ending { ender: work.actor.principal.clone(), reason };
+            lifted = lifted.ended(work.now, ending.clone());
+            expect_written(store::window_override::end(&mut work.tx, &tenant, &lifted, &ending).await?)?;
+            let data = told(&lifted, &ending.reason);
+            work.tell("window.override_ended", lifted.window.to_string(), data);
+        }
+        work.answer(pb::EndWindowOverrideResponse { window_override: Some((&lifted).into()) })
             .await
     }
 }
