@@ -128,6 +128,9 @@ mod request_id;
 mod retention;
 #[cfg(test)]
 mod rollout;
+mod rollout_back;
+mod rollout_control;
+mod rollout_signal;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]

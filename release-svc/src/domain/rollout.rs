@@ -118,8 +118,8 @@ impl Rollout {
             environment: asked.environment,
             release: ServedRelease { id: release.id, version: release.version.to_string() },
             previous: None,
+            plan: Plan { at_once: asked.steps.is_none(), ..asked.plan },
             steps: asked.steps.unwrap_or_else(Steps::at_once),
-            plan: asked.plan,
             step: 0,
             exposure_bps: 0,
             assignment: asked.assignment,
@@ -149,7 +149,8 @@ impl Rollout {
 
     /// Begins one that waited and that nothing holds back any more.
     pub fn begin(self, release: &Release, stable: Option<ServedRelease>, now: Time) -> Vec<Decision> {
-        let steps = if stable.is_some() { self.steps } else { Steps::at_once() };
+        let at_once = self.plan.at_once || stable.is_none();
+        let steps = if at_once { Steps::at_once() } else { self.steps };
         let phase = if self.plan.needs_executor { Phase::Deploying } else { Phase::Exposing };
         let begun = Self {
             previous: stable,
@@ -159,7 +160,7 @@ impl Rollout {
             started_at: now,
             ..self
         };
-        let has_nothing_to_watch = begun.steps.is_last(0) && begun.plan.waits_for_nothing();
+        let has_nothing_to_watch = at_once && begun.plan.waits_for_nothing();
         let started = begun.passed_to(State::Running { phase, since: now }, "rollout.started");
         if !has_nothing_to_watch {
             return vec![started];

@@ -26,6 +26,9 @@ pub struct Plan {
     /// How long visits on the old release are waited for at the end.
     #[serde(with = "seconds", skip_serializing_if = "Option::is_none")]
     pub drain_deadline: Option<TimeDelta>,
+    /// Whether no steps were asked for: once everyone gets it, there is nothing to wait for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub at_once: bool,
     /// Whether an executor makes room for each step.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub needs_executor: bool,

@@ -175,7 +175,7 @@ pub(super) fn parse_plan(plan: Option<pb::RolloutPlan>) -> Result<Plan, Refusal>
         guards: guard::parse(guards)?,
         rollback_policy,
         drain_deadline: parse_span("plan.drain_deadline", drain_deadline)?,
-        needs_executor: false,
+        ..Plan::default()
     })
 }
 
