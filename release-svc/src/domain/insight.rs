@@ -183,6 +183,16 @@ impl Fold {
                 let site = self.sites.entry(rollout.environment.clone()).or_default();
                 self.history.recover(std::mem::take(&mut site.failed), at);
             }
+            Stage::RollbackStarted if rollout.rollback_of.is_some() => {
+                self.history.rollbacks.push(at);
+                run.failed = site.served.get(&rollout.release_id).copied();
+                let deployed = run.failed.and_then(|index| self.history.deployments.get_mut(index));
+                if let Some(deployment) = deployed {
+                    deployment
+                        .failure
+                        .get_or_insert(Failure { detected_at: at, recovered_at: None });
+                }
+            }
             Stage::RollbackStarted => {
                 self.history.rollbacks.push(at);
                 // Where it was to bring something back, nothing was deployed.

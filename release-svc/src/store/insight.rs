@@ -80,8 +80,8 @@ async fn live(
         from release.events
         where tenant_id = $1 and data::jsonb ->> 'component' = $2 and occurred_at >= $3
             and kind in ('release.approval_lapsed', 'release.approved', 'release.cancelled', 'release.rejected',
-                'release.revised', 'release.submitted', 'release.superseded', 'rollout.advanced', 'rollout.rollback_started', 'rollout.rolled_back',
-                'rollout.started', 'rollout.succeeded')
+                'release.revised', 'release.submitted', 'release.superseded', 'rollout.advanced', 'rollout.exposed', 'rollout.rollback_started',
+                'rollout.rolled_back', 'rollout.started', 'rollout.succeeded')
         order by occurred_at desc, event_id desc
         limit $4",
         tenant.as_str(),

@@ -55,6 +55,9 @@ pub struct Rollout {
     /// What it replaces.
     pub previous_release_id: Option<String>,
     pub exposure_bps: i32,
+    /// The one that it takes back.
+    #[serde(default)]
+    pub rollback_of: Option<String>,
 }
 
 /// A deployment of the past, as it is kept in its event. It says itself what became of it: nothing is concluded from its
@@ -102,7 +105,7 @@ impl Fact {
     pub fn read(kind: &str, at: Time, data: Value) -> serde_json::Result<Option<(Time, Self)>> {
         let stage = match kind {
             "rollout.started" => Stage::Started,
-            "rollout.advanced" => Stage::Advanced,
+            "rollout.advanced" | "rollout.exposed" => Stage::Advanced,
             "rollout.succeeded" => Stage::Succeeded,
             "rollout.rollback_started" => Stage::RollbackStarted,
             "rollout.rolled_back" => Stage::RolledBack,

@@ -106,6 +106,26 @@ fn ratio(numerator: usize, denominator: usize) -> Ratio {
 }
 
 #[test]
+fn what_was_taken_back_after_it_succeeded_has_failed_and_recovers_with_the_rollback() {
+    let taken_back = |what: &str, seconds| {
+        let data = json!({
+            "rollout_id": "back", "rollback_of": "of-1.1", "environment": "prod", "release_id": "1.1",
+            "version": "1.1", "previous_release_id": "1.0", "exposure_bps": 0,
+        });
+        event(&format!("rollout.{what}"), seconds, &data)
+    };
+    let mut facts = shipped("1.0", None, HOUR);
+    facts.extend(shipped("1.1", Some("1.0"), 2 * HOUR));
+    facts.push(taken_back("rollback_started", 3 * HOUR));
+    facts.push(taken_back("rolled_back", 4 * HOUR));
+    let history = history(facts);
+    let failures: Vec<_> = history.deployments.iter().map(|deployment| deployment.failure).collect();
+    let failure = Failure { detected_at: at(3 * HOUR), recovered_at: Some(at(4 * HOUR)) };
+    assert_eq!(failures, [None, Some(failure)]);
+    assert_eq!((history.rollbacks, history.caught), (vec![at(3 * HOUR)], vec![]));
+}
+
+#[test]
 fn nothing_to_measure_is_none_and_never_0() {
     let nothing = Metrics {
         change_lead_time: None,
