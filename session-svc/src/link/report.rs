@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shared::id::{EnvironmentId, RolloutId, TenantId};
 use shared::pb::release as pb;
 use shared::time::{Time, to_proto};
-use tonic::Request;
+use tonic::{Code, Request};
 
 use super::{Broken, Client};
 use crate::domain::kill::Kill;
@@ -22,8 +22,6 @@ use crate::store::signal::{Source, Sum};
 /// How often there is a report, if there is something new, and how often in any case.
 const INTERVAL: Duration = Duration::from_secs(2);
 const INTERVAL_MAX: Duration = Duration::from_secs(15);
-/// A release-svc that cannot take reports yet is left alone for so long.
-const PAUSE: Duration = Duration::from_secs(15);
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// One message names at most so many rollouts, or kills, and so many counts of a rollout.
 const ROLLOUTS_MAX: usize = 100;
@@ -62,7 +60,10 @@ impl<'a> Reports<'a> {
                 Ok(()) => INTERVAL,
                 Err(broken) => {
                     tracing::warn!(reason = %broken, "a report was not taken; another one follows");
-                    PAUSE
+                    // An older release-svc takes none; it will be replaced before long.
+                    let is_older =
+                        matches!(&broken, Broken::Call(status) if status.code() == Code::Unimplemented);
+                    if is_older { INTERVAL_MAX } else { INTERVAL }
                 }
             };
             tokio::time::sleep(pause).await;
