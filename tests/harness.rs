@@ -35,6 +35,7 @@ pub(crate) mod hook;
 pub(crate) mod identity;
 pub(crate) mod raw;
 pub(crate) mod receiver;
+pub(crate) mod router;
 pub(crate) mod shop;
 pub(crate) mod trust;
 pub(crate) mod watch;

@@ -97,6 +97,8 @@ mod insight_import;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod kill;
+#[cfg(test)]
 mod leak;
 #[cfg(test)]
 mod lifecycle;
@@ -146,6 +148,8 @@ mod shopper_retention;
 #[cfg(test)]
 mod shopper_section;
 #[cfg(test)]
+mod signal;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod threads;
@@ -155,6 +159,8 @@ mod tls;
 mod touchpoint;
 #[cfg(test)]
 mod trust_properties;
+#[cfg(test)]
+mod visit;
 #[cfg(test)]
 mod webhook;
 #[cfg(test)]

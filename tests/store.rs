@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use session_svc::domain::session::RevokeReason;
 use session_svc::domain::visit::Visit;
 use session_svc::store::cart::Place;
-use session_svc::store::visit::{self, Touch};
+use session_svc::store::visit::{self, Beginning, Touch};
 use session_svc::store::{cart, revocation, session};
 use shared::db::{Db, migrate};
 use shared::id::{CartId, SessionId, TenantId};
@@ -68,7 +68,8 @@ async fn a_session_is_held_until_the_last_of_its_checkouts_ends_in_the_visit_it_
         visit::release_hold(&mut db, &tenant(), id, cart).await.unwrap();
         let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();
         assert_eq!((session.in_checkout, &session.visit), (is_held, &answered));
-        assert_eq!(visit::move_visit(&mut db, &tenant(), id, &answered, &answered).await.unwrap(), !is_held);
+        let to = beginning(answered.clone(), answered.clone());
+        assert_eq!(visit::move_visit(&mut db, &tenant(), id, &to, stack.now()).await.unwrap(), !is_held);
     }
     let elsewhere = Visit { started_at: stack.now(), ..answered };
     assert!(
@@ -90,9 +91,14 @@ async fn the_previous_binary_starts_on_the_schema_of_the_next() {
     migrate(&stack.database.url, &session_svc::MIGRATOR, &stop).await.unwrap();
 }
 
+/// A visit in the place of another, decided on as one that nothing holds.
+fn beginning(visit: Visit, stored: Visit) -> Beginning {
+    Beginning { visit, stored, is_held: false, units: vec![] }
+}
+
 /// Whether the visit changed, of a touch whose row is free.
 async fn begin(db: &mut PgConnection, touch: &Touch) -> Vec<bool> {
-    let begun = visit::begin_visits(db, &[touch]).await.unwrap();
+    let begun = visit::begin_visits(db, &[touch], touch.seen_at).await.unwrap();
     begun.into_iter().map(|begun| begun.is_new_visit).collect()
 }
 
@@ -112,7 +118,7 @@ async fn a_revoked_session_takes_no_hold_and_no_touch() {
     );
     let seen_at = stack.now() + TimeDelta::minutes(5);
     let moved = Visit { started_at: seen_at, ..before.visit.clone() };
-    let touch = Touch { tenant: tenant(), session: id, seen_at, visit: Some((moved, before.visit)) };
+    let touch = Touch { tenant: tenant(), session: id, seen_at, visit: Some(beginning(moved, before.visit)) };
     assert_eq!(begin(&mut db, &touch).await, [false]);
     visit::touch(&mut db, &[&touch]).await.unwrap();
     assert_eq!(
@@ -133,10 +139,10 @@ async fn a_late_touch_takes_no_time_back_and_no_visit_it_did_not_know() {
         visit,
     };
     let next = Visit { started_at: stack.now() + TimeDelta::minutes(40), ..stored.clone() };
-    let moved = touch(40, Some((next.clone(), stored.clone())));
+    let moved = touch(40, Some(beginning(next.clone(), stored.clone())));
     assert_eq!(begin(&mut db, &moved).await, [true]);
     let other = Visit { started_at: stack.now() + TimeDelta::minutes(35), ..stored.clone() };
-    let late = touch(35, Some((other, stored)));
+    let late = touch(35, Some(beginning(other, stored)));
     assert_eq!(begin(&mut db, &late).await, [false]);
     visit::touch(&mut db, &[&late]).await.unwrap();
     let session = session::find(&mut db, &tenant(), id).await.unwrap().unwrap();

@@ -6,8 +6,11 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use chrono::TimeDelta;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use shared::db::{self, Db};
 use shared::feed::Feed;
 use shared::id::{SessionId, TenantId};
@@ -20,7 +23,7 @@ use shared::watch::Events;
 use shared::webhook::{Guard, Webhooks};
 use shared::worker;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 pub mod domain {
     //! The rules, pure: no I/O, no clock, no randomness, no wire types.
@@ -34,11 +37,13 @@ pub mod domain {
     pub mod contact;
     pub mod elevation;
     pub mod history;
+    pub mod kill;
     pub mod lineage;
     pub mod merge;
     pub mod preferences;
     pub mod recovery;
     pub mod session;
+    pub mod signal;
     pub mod token;
     pub mod touchpoint;
     pub mod visit;
@@ -58,11 +63,14 @@ pub mod workers;
 
 use batch::Batcher;
 pub use config::{Args, Config};
-use domain::session::Session;
 pub use kinds::KINDS;
-use rpc::App;
 use rpc::cart::batch::{Answer, Question, change_all};
+use rpc::{App, Creation};
 use store::session::Loaded;
+use store::session::create;
+use workers::carts::look_at_carts;
+use workers::shoppers::look_at_shoppers;
+use workers::signals;
 
 /// The schema's history.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -74,6 +82,7 @@ const SERVICES: &[&str] = &[
     "tandem.session.v1.TouchpointService",
     "tandem.session.v1.CartService",
     "tandem.session.v1.ShopperService",
+    "tandem.session.v1.VisitService",
     "tandem.common.v1.EventService",
     "tandem.common.v1.WebhookService",
 ];
@@ -121,6 +130,8 @@ pub async fn serve(
         touchpoints: cache::Cache::new(TOUCHPOINTS_CACHED),
         touches: touches::Touches::default(),
         routes: routes::RouteTable::default(),
+        kills_changed: Notify::new(),
+        kills_reading: Mutex::new(()),
         started_at: clock.now(),
         purged_until: AtomicI64::new(clock.now().timestamp_micros()),
         carts_looked_at_until: AtomicI64::new(clock.now().timestamp_micros()),
@@ -129,6 +140,7 @@ pub async fn serve(
     db::once_there(&lifecycle.stop, async || {
         db.read_clock(&clock).await?;
         feed.begin().await?;
+        app.load_kills().await?;
         link::load(&app, &environment).await
     })
     .await?;
@@ -183,25 +195,34 @@ fn spawn_workers(app: &Arc<App>, lifecycle: &Lifecycle) {
         let pass = || workers::flush_touches(&flushing);
         worker::run("flush_touches", workers::FLUSH_INTERVAL, &Notify::new(), &stop, pass).await;
     });
+    let (reading, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    lifecycle.workers.spawn(async move {
+        let pass = || reading.load_kills();
+        worker::run("read_kills", signals::KILLS_INTERVAL, &reading.kills_changed, &stop, pass).await;
+    });
     let (walking, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    let scanner = signals::Scanner::new(uuid::Builder::from_random_bytes(app.entropy.bytes()).into_uuid());
     lifecycle.workers.spawn(async move {
-        let pass = || workers::purge_sessions(&walking);
-        worker::run("purge_sessions", workers::WALK_INTERVAL, &Notify::new(), &stop, pass).await;
+        let pass = || scanner.pass(&walking);
+        worker::run("scan_visits", signals::SCAN_INTERVAL, &Notify::new(), &stop, pass).await;
     });
-    let (looking, stop) = (Arc::clone(app), lifecycle.stop.clone());
+    let every = |name, interval, pass| every(app, lifecycle, name, interval, pass);
+    every("purge_sessions", workers::WALK_INTERVAL, |app| workers::purge_sessions(app).boxed());
+    every("look_at_carts", workers::carts::INTERVAL, |app| look_at_carts(app).boxed());
+    every("look_at_shoppers", workers::shoppers::INTERVAL, |app| look_at_shoppers(app).boxed());
+    every("add_up_signals", signals::ADD_INTERVAL, |app| signals::add_up(app).boxed());
+    every("forget_signals", workers::PURGE_INTERVAL, |app| signals::forget_signals(app).boxed());
+    every("purge_requests", workers::PURGE_INTERVAL, |app| workers::purge_requests(app).boxed());
+}
+
+/// Work beside requests that needs nothing but the application.
+type Pass = fn(&App) -> BoxFuture<'_, sqlx::Result<u64>>;
+
+/// Runs a pass now and then until told to stop.
+fn every(app: &Arc<App>, lifecycle: &Lifecycle, name: &'static str, interval: Duration, pass: Pass) {
+    let (app, stop) = (Arc::clone(app), lifecycle.stop.clone());
     lifecycle.workers.spawn(async move {
-        let pass = || workers::carts::look_at_carts(&looking);
-        worker::run("look_at_carts", workers::carts::INTERVAL, &Notify::new(), &stop, pass).await;
-    });
-    let (looking, stop) = (Arc::clone(app), lifecycle.stop.clone());
-    lifecycle.workers.spawn(async move {
-        let pass = || workers::shoppers::look_at_shoppers(&looking);
-        worker::run("look_at_shoppers", workers::shoppers::INTERVAL, &Notify::new(), &stop, pass).await;
-    });
-    let (purging, stop) = (Arc::clone(app), lifecycle.stop.clone());
-    lifecycle.workers.spawn(async move {
-        let pass = || workers::purge_requests(&purging);
-        worker::run("purge_requests", workers::PURGE_INTERVAL, &Notify::new(), &stop, pass).await;
+        worker::run(name, interval, &Notify::new(), &stop, || pass(&app)).await;
     });
 }
 
@@ -214,15 +235,14 @@ fn loads(db: &Db) -> Batcher<(TenantId, SessionId), Option<Loaded>> {
     })
 }
 
-/// As [`loads`].
-fn creations(db: &Db) -> Batcher<(TenantId, Session), ()> {
+/// As [`loads`]; whether each was made.
+fn creations(db: &Db) -> Batcher<Creation, bool> {
     let db = db.clone();
-    Batcher::new("session_creations", move |sessions: Arc<[(TenantId, Session)]>| {
+    Batcher::new("session_creations", move |creations: Arc<[Creation]>| {
         let db = db.clone();
         async move {
-            let rows: Vec<_> = sessions.iter().map(|(tenant, session)| (tenant, session, None)).collect();
-            store::session::insert(&mut *db.connection().await?, &rows).await?;
-            Ok(vec![(); sessions.len()])
+            let new: Vec<_> = creations.iter().map(Creation::row).collect();
+            create::insert(&mut *db.connection().await?, &new).await
         }
     })
 }

@@ -5,22 +5,29 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+use shared::id::EnvironmentId;
 use shared::pb::release as pb;
 use shared::pb::release::routing_service_client::RoutingServiceClient;
 use shared::pb::release::watch_routes_response::Message;
 use shared::status::Failure;
 use shared::worker::Panicked;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use crate::domain::visit::{Release, Rollout, Route};
+use self::report::Reports;
+use self::route::{Applied, Parsed, Unread, parse};
+use crate::routes::Key;
 use crate::rpc::App;
 use crate::store;
+
+mod report;
+mod route;
 
 /// Reports name at most so many routes.
 const REPORT_MAX: usize = 1000;
@@ -58,8 +65,8 @@ enum Broken {
     Store(#[from] sqlx::Error),
     #[error(transparent)]
     Panicked(#[from] Panicked),
-    #[error("release-svc sent a route that makes no sense: {0}")]
-    Route(String),
+    #[error("release-svc sent what makes no sense: {0}")]
+    Nonsense(String),
 }
 
 impl From<Status> for Broken {
@@ -68,8 +75,19 @@ impl From<Status> for Broken {
     }
 }
 
-type Auth = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send + Sync>;
-type Client = RoutingServiceClient<InterceptedService<Channel, Auth>>;
+/// Passes the trace on, and shows the token.
+#[derive(Clone)]
+struct Bearer(MetadataValue<Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let mut request = shared::telemetry::pass_on(request)?;
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+type Client = RoutingServiceClient<InterceptedService<Channel, Bearer>>;
 
 struct Link<'a> {
     app: &'a App,
@@ -83,7 +101,7 @@ pub async fn load(app: &App, environment: &EnvironmentId) -> sqlx::Result<()> {
     let mut db = app.db.connection().await?;
     if let Some(store::route::Kept { epoch, routes }) = store::route::load(&mut db, environment).await? {
         tracing::info!(routes = routes.len(), "routes of the last run");
-        app.routes.reset(&epoch, routes);
+        app.routes.reset(&epoch, routes, &[]);
     }
     Ok(())
 }
@@ -92,7 +110,7 @@ pub async fn load(app: &App, environment: &EnvironmentId) -> sqlx::Result<()> {
 pub async fn run(app: &App, config: LinkConfig, environment: EnvironmentId, stop: &CancellationToken) {
     let draw = || uuid::Builder::from_random_bytes(app.entropy.bytes()).into_uuid();
     let replica = config.replica_id.unwrap_or_else(draw);
-    let mut link = Link { app, config, environment, replica };
+    let link = Link { app, config, environment, replica };
     let mut pause = RETRY_FIRST;
     loop {
         let began = std::time::Instant::now();
@@ -115,8 +133,17 @@ pub async fn run(app: &App, config: LinkConfig, environment: EnvironmentId, stop
 }
 
 impl Link<'_> {
-    async fn follow(&mut self) -> Result<(), Broken> {
-        let mut client = self.connect().await?;
+    /// Ends when the stream does; reports go on beside it until then.
+    async fn follow(&self) -> Result<(), Broken> {
+        let client = self.connect().await?;
+        let reports = Reports::new(self.app, &self.environment, client.clone());
+        tokio::select! {
+            end = self.watch(client) => end,
+            never = Box::pin(reports.run()) => match never {},
+        }
+    }
+
+    async fn watch(&self, mut client: Client) -> Result<(), Broken> {
         let request = pb::WatchRoutesRequest {
             environment: self.environment.to_string(),
             replica_id: self.replica.to_string(),
@@ -131,7 +158,9 @@ impl Link<'_> {
                 message.ok_or(Broken::Ended)?;
             let routes = match message {
                 Some(Message::Snapshot(snapshot)) => self.take_snapshot(&table_epoch, snapshot).await?,
-                Some(Message::Route(route)) => vec![self.take_route(&table_epoch, route).await?],
+                Some(Message::Route(route)) => {
+                    self.take_route(&table_epoch, route).await?.into_iter().collect()
+                }
                 None => vec![],
             };
             self.renew_lease(send_time, exposure_lease)?;
@@ -148,10 +177,10 @@ impl Link<'_> {
         lease: Option<prost_types::Duration>,
     ) -> Result<(), Broken> {
         let lease = shared::parse::duration("exposure_lease", lease);
-        let lease = lease.map_err(|refusal| Broken::Route(Failure::from(refusal).to_string()))?;
+        let lease = lease.map_err(|refusal| Broken::Nonsense(Failure::from(refusal).to_string()))?;
         let sent = send_time.and_then(shared::time::from_proto);
         let (Some(lease), Some(sent)) = (lease, sent) else {
-            return Err(Broken::Route("a message without lease or time".to_owned()));
+            return Err(Broken::Nonsense("a message without lease or time".to_owned()));
         };
         self.app.routes.heard_of(sent.min(self.app.clock.now()), lease);
         Ok(())
@@ -159,21 +188,25 @@ impl Link<'_> {
 
     async fn connect(&self) -> Result<Client, Broken> {
         let token = std::fs::read_to_string(&self.config.token_file)?;
-        let header: tonic::metadata::MetadataValue<_> =
-            format!("Bearer {}", token.trim()).parse().map_err(|_| Broken::NoToken)?;
+        let header = format!("Bearer {}", token.trim()).parse().map_err(|_| Broken::NoToken)?;
         let channel = self.config.endpoint.connect().await?;
-        let auth: Auth = Box::new(move |request| {
-            let mut request = shared::telemetry::pass_on(request)?;
-            request.metadata_mut().insert("authorization", header.clone());
-            Ok(request)
-        });
-        Ok(RoutingServiceClient::with_interceptor(channel, auth).max_decoding_message_size(64 * 1024 * 1024))
+        Ok(RoutingServiceClient::with_interceptor(channel, Bearer(header))
+            .max_decoding_message_size(64 * 1024 * 1024))
     }
 
+    /// Routes that it lacks are gone; of one that makes no sense stays what is known.
     async fn take_snapshot(&self, epoch: &str, snapshot: pb::RouteSnapshot) -> Result<Vec<Applied>, Broken> {
-        let routes = snapshot.routes.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let (mut routes, mut unread) = (vec![], vec![]);
+        for route in snapshot.routes {
+            match parse(route) {
+                Ok(parsed) => routes.push(parsed),
+                Err(error) => unread.extend(lament(error)),
+            }
+        }
+        let kept: Vec<_> = routes.iter().map(Parsed::key).chain(unread.iter().cloned()).collect();
         let mut tx = self.app.db.begin(None).await?;
         store::route::begin(&mut tx, &self.environment, epoch).await?;
+        store::route::retain(&mut tx, &kept).await?;
         for Parsed { tenant, component, route, .. } in &routes {
             store::route::save(&mut tx, tenant, component, route).await?;
         }
@@ -181,14 +214,20 @@ impl Link<'_> {
         let table = routes
             .iter()
             .map(|parsed| (parsed.tenant.clone(), parsed.component.clone(), parsed.route.clone()));
-        self.app.routes.reset(epoch, table);
+        self.app.routes.reset(epoch, table, &unread);
         Ok(routes.into_iter().map(Parsed::applied).collect())
     }
 
-    async fn take_route(&self, epoch: &str, route: pb::Route) -> Result<Applied, Broken> {
-        let parsed = parse(route)?;
+    async fn take_route(&self, epoch: &str, route: pb::Route) -> Result<Option<Applied>, Broken> {
+        let parsed = match parse(route) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                lament(error);
+                return Ok(None);
+            }
+        };
         let span = tracing::info_span!("routes.apply", component = %parsed.component, revision = parsed.route.revision);
-        shared::telemetry::continue_from(&span, &parsed.trace_parent);
+        shared::telemetry::continue_from(&span, parsed.trace_parent());
         let applied = async {
             let mut db = self.app.db.connection().await?;
             store::route::save(&mut db, &parsed.tenant, &parsed.component, &parsed.route).await?;
@@ -196,7 +235,7 @@ impl Link<'_> {
             Ok::<(), sqlx::Error>(())
         };
         applied.instrument(span).await?;
-        Ok(parsed.applied())
+        Ok(Some(parsed.applied()))
     }
 
     async fn report(
@@ -218,28 +257,11 @@ impl Link<'_> {
     }
 }
 
-struct Parsed {
-    tenant: TenantId,
-    component: ComponentId,
-    route: Route,
-    trace_parent: String,
-}
-
-/// A route that is acted on, and the trace of the request that made it.
-struct Applied {
-    route: pb::AppliedRoute,
-    trace_parent: String,
-}
-
-impl Parsed {
-    fn applied(self) -> Applied {
-        let route = pb::AppliedRoute {
-            tenant: self.tenant.to_string(),
-            component: self.component.to_string(),
-            revision: self.route.revision,
-        };
-        Applied { route, trace_parent: self.trace_parent }
-    }
+/// A route that makes no sense is not acted on, which release-svc sees by its revision not being reported; the others are.
+fn lament(unread: Unread) -> Option<Key> {
+    let Unread { key, why } = unread;
+    tracing::error!(route = ?key, %why, "release-svc sent a route that makes no sense; what was known of it stays");
+    key
 }
 
 /// One report for a single route, in the trace that made it; many routes go together, in traces of their own.
@@ -254,49 +276,4 @@ fn by_trace(mut routes: Vec<Applied>) -> Vec<(tracing::Span, Vec<pb::AppliedRout
         .chunks(REPORT_MAX)
         .map(|chunk| (tracing::info_span!("routes.report"), chunk.to_vec()))
         .collect()
-}
-
-fn parse(route: pb::Route) -> Result<Parsed, Broken> {
-    let pb::Route {
-        tenant,
-        component,
-        revision,
-        stable,
-        rollout,
-        withdrawn_release_ids,
-        trace_parent,
-        ended_release_ids: _,
-    } = route;
-    let parsed = || {
-        let withdrawn = withdrawn_release_ids.iter().map(|id| shared::parse::parse("withdrawn", id));
-        Ok(Parsed {
-            tenant: shared::parse::parse("tenant", &tenant)?,
-            component: shared::parse::parse("component", &component)?,
-            route: Route {
-                revision,
-                stable: stable.map(parse_release).transpose()?,
-                rollout: rollout.map(parse_rollout).transpose()?,
-                withdrawn: withdrawn.collect::<Result<Vec<ReleaseId>, _>>()?,
-            },
-            trace_parent,
-        })
-    };
-    parsed().map_err(|refusal: shared::status::Refusal| Broken::Route(Failure::from(refusal).to_string()))
-}
-
-fn parse_release(release: pb::RoutedRelease) -> Result<Release, shared::status::Refusal> {
-    Ok(Release { id: shared::parse::parse("release_id", &release.release_id)?, version: release.version })
-}
-
-fn parse_rollout(rollout: pb::RoutedRollout) -> Result<Rollout, shared::status::Refusal> {
-    let pb::RoutedRollout { rollout_id, release, exposure_bps, salt, assignment_policy, step: _, guards: _ } =
-        rollout;
-    let exposure = shared::parse::within("exposure_bps", exposure_bps, 0, 10_000)?;
-    Ok(Rollout {
-        id: shared::parse::parse::<RolloutId>("rollout_id", &rollout_id)?,
-        release: parse_release(shared::parse::required("release", release)?)?,
-        exposure_bps: u32::try_from(exposure).unwrap_or(0),
-        salt,
-        is_all_sessions: assignment_policy == i32::from(pb::AssignmentPolicy::AllSessions),
-    })
 }

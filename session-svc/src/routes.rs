@@ -1,17 +1,19 @@
 //! The route table in memory: what visits are pinned by, read by every validation without a lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shared::id::{ComponentId, TenantId};
+use shared::id::{ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 
-use crate::domain::visit::{Route, Routing};
+use crate::domain::signal::Asking;
+use crate::domain::visit::{Rollout, Route, Routing};
 
-type Key = (TenantId, ComponentId);
+/// Names a route.
+pub type Key = (TenantId, ComponentId);
 
 /// Routes of one environment, of all tenants.
 pub struct RouteTable {
@@ -30,17 +32,85 @@ impl Default for RouteTable {
 struct Table {
     epoch: String,
     routes: HashMap<Key, Arc<Route>>,
+    /// Of `routes`, those with a rollout under way, for what goes by tenant.
+    rolling: HashMap<TenantId, Vec<(ComponentId, Arc<Route>)>>,
+    /// Releases that are stopped here.
+    killed: Arc<HashSet<(TenantId, ReleaseId)>>,
+}
+
+impl Table {
+    fn index(mut self) -> Self {
+        self.rolling.clear();
+        for ((tenant, component), route) in &self.routes {
+            if route.rollout.is_some() {
+                let rolling = self.rolling.entry(tenant.clone()).or_default();
+                rolling.push((component.clone(), Arc::clone(route)));
+            }
+        }
+        self
+    }
 }
 
 impl RouteTable {
-    /// Replaces everything.
-    pub fn reset(&self, epoch: &str, routes: impl IntoIterator<Item = (TenantId, ComponentId, Route)>) {
+    /// Replaces every route but the `unread` ones, of which stays what is known in this epoch.
+    pub fn reset(
+        &self,
+        epoch: &str,
+        routes: impl IntoIterator<Item = (TenantId, ComponentId, Route)>,
+        unread: &[Key],
+    ) {
         let routes = routes
             .into_iter()
             .map(|(tenant, component, route)| ((tenant, component), Arc::new(route)));
-        self.table
-            .store(Arc::new(Table { epoch: epoch.to_owned(), routes: routes.collect() }));
+        let routes: HashMap<_, _> = routes.collect();
+        self.table.rcu(|table| {
+            let mut routes = routes.clone();
+            for key in unread.iter().filter(|_| table.epoch == epoch) {
+                routes.extend(table.routes.get(key).map(|known| (key.clone(), Arc::clone(known))));
+            }
+            let killed = Arc::clone(&table.killed);
+            Table { epoch: epoch.to_owned(), routes, killed, ..Table::default() }.index()
+        });
         self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Replaces what is stopped here.
+    pub fn set_killed(&self, killed: HashSet<(TenantId, ReleaseId)>) {
+        if *self.table.load().killed == killed {
+            return;
+        }
+        let killed = Arc::new(killed);
+        self.table
+            .rcu(|table| Table { killed: Arc::clone(&killed), ..Table::clone(table) });
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The tenant's rollouts that ask for this outcome.
+    pub fn asking(&self, tenant: &TenantId, guard: &str) -> Vec<Asking> {
+        let table = self.table.load();
+        let rollouts = table.rolling.get(tenant).into_iter().flatten();
+        let asking = rollouts
+            .filter_map(|(_, route)| route.rollout.as_ref())
+            .filter(|rollout| rollout.guards.iter().any(|name| name == guard));
+        asking
+            .map(|Rollout { id, step, is_all_sessions, .. }| Asking {
+                rollout: *id,
+                step: *step,
+                is_all_sessions: *is_all_sessions,
+            })
+            .collect()
+    }
+
+    /// The routes with a rollout under way, by tenant.
+    pub fn rolling(&self) -> HashMap<TenantId, Vec<(ComponentId, Arc<Route>)>> {
+        self.table.load().rolling.clone()
+    }
+
+    /// Whether a rollout is under way here.
+    pub fn is_rolling(&self, tenant: &TenantId, rollout: RolloutId) -> bool {
+        let table = self.table.load();
+        let mut routes = table.rolling.get(tenant).into_iter().flatten();
+        routes.any(|(_, route)| route.rollout.as_ref().is_some_and(|under_way| under_way.id == rollout))
     }
 
     /// Takes a route in, unless a later revision of the same epoch is there.
@@ -49,13 +119,13 @@ impl RouteTable {
             let mut next = if table.epoch == epoch {
                 Table::clone(table)
             } else {
-                Table { epoch: epoch.to_owned(), ..Table::default() }
+                Table { epoch: epoch.to_owned(), killed: Arc::clone(&table.killed), ..Table::default() }
             };
             let key = (tenant.clone(), component.clone());
             if next.routes.get(&key).is_none_or(|known| known.revision < route.revision) {
                 next.routes.insert(key, Arc::new(route.clone()));
             }
-            next
+            next.index()
         });
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
@@ -91,8 +161,9 @@ impl View {
         components: &[ComponentId],
         f: impl FnOnce(&Routing<'_>) -> T,
     ) -> T {
-        let route =
-            |component: &ComponentId| self.table.routes.get(&(tenant.clone(), component.clone())).cloned();
-        f(&Routing { components, route: &route, may_expose: self.may_expose })
+        let Table { routes, killed, .. } = &*self.table;
+        let route = |component: &ComponentId| routes.get(&(tenant.clone(), component.clone())).cloned();
+        let is_killed = |release| !killed.is_empty() && killed.contains(&(tenant.clone(), release));
+        f(&Routing { components, route: &route, is_killed: &is_killed, may_expose: self.may_expose })
     }
 }

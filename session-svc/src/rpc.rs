@@ -17,21 +17,24 @@ use shared::pb::session::cart_service_server::CartServiceServer;
 use shared::pb::session::session_service_server::SessionServiceServer;
 use shared::pb::session::shopper_service_server::ShopperServiceServer;
 use shared::pb::session::touchpoint_service_server::TouchpointServiceServer;
+use shared::pb::session::visit_service_server::VisitServiceServer;
 use shared::secret::Entropy;
 use shared::serve::MESSAGE_MAX_BYTES;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::{Clock, Time};
 use shared::watch::{EventRpc, Events};
 use shared::webhook::{WebhookRpc, Webhooks};
+use tokio::sync::{Mutex, Notify};
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use self::cart::batch::{Answer, Question};
+pub use self::session::Creation;
 use crate::OUTBOX;
 use crate::batch::Batcher;
 use crate::cache::{Cache, Entry};
 use crate::domain::cart::Refused;
-use crate::domain::session::{Ended, Session};
+use crate::domain::session::Ended;
 use crate::domain::touchpoint::Touchpoint;
 use crate::known::Known;
 use crate::routes::RouteTable;
@@ -61,6 +64,7 @@ mod session;
 pub(crate) mod shopper;
 mod touchpoint;
 mod validate;
+pub(crate) mod visit;
 
 /// Everything that requests and workers share.
 pub struct App {
@@ -83,7 +87,7 @@ pub struct App {
     /// Reads sessions, many at once.
     pub loads: Batcher<(TenantId, SessionId), Option<Loaded>>,
     /// Writes new anonymous sessions, many at once.
-    pub creations: Batcher<(TenantId, Session), ()>,
+    pub creations: Batcher<Creation, bool>,
     /// Makes changes of carts, many at once.
     pub cart_changes: Batcher<Question, Answer>,
     /// Touchpoints read lately.
@@ -92,6 +96,10 @@ pub struct App {
     pub touches: Touches,
     /// What visits are pinned by.
     pub routes: RouteTable,
+    /// Releases may have been stopped, or may be no longer, elsewhere.
+    pub kills_changed: Notify,
+    /// Held while they are read, so that no reading takes the place of a later one.
+    pub kills_reading: Mutex<()>,
     /// When this process began.
     pub started_at: Time,
     /// When a walk of the purge last reached the end, in microseconds since 1970, as far as is known here.
@@ -128,6 +136,10 @@ pub fn routes(app: &Arc<App>, events: Events, webhooks: Arc<Webhooks>) -> Routes
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let visit = VisitServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let event = EventServiceServer::new(EventRpc(Arc::new(events)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -140,6 +152,7 @@ pub fn routes(app: &Arc<App>, events: Events, webhooks: Arc<Webhooks>) -> Routes
         .add_service(touchpoint)
         .add_service(cart)
         .add_service(shopper)
+        .add_service(visit)
         .add_service(event)
         .add_service(webhook)
 }
@@ -155,9 +168,13 @@ impl App {
         let Heard::Batch(batch) = heard else {
             self.sessions.clear();
             self.touchpoints.clear();
+            self.kills_changed.notify_one();
             return;
         };
         for event in &batch.events {
+            if event.kind.starts_with("release.") {
+                self.kills_changed.notify_one();
+            }
             if let Ok(touchpoint) = event.subject.parse::<TouchpointId>()
                 && event.kind.starts_with("touchpoint.")
             {

@@ -12,8 +12,7 @@ use shared::id::{SessionId, TenantId};
 use shared::time::Time;
 
 use crate::domain::session::Session;
-use crate::domain::visit::Visit;
-use crate::store::visit::Touch;
+use crate::store::visit::{Beginning, Touch};
 
 const SHARDS: usize = 64;
 const SHARD_MAX: usize = 16_384;
@@ -36,18 +35,21 @@ impl Default for Touches {
 }
 
 impl Touches {
-    /// Notes that a session was seen, in which visit, and which visit the database has.
-    pub fn note(&self, tenant: &TenantId, session: SessionId, now: Time, visit: Option<(Visit, Visit)>) {
+    /// Notes that a session was seen, and the visit that began by it.
+    pub fn note(&self, tenant: &TenantId, session: SessionId, now: Time, visit: Option<Beginning>) {
         let mut shard = self.shard(session);
         let is_full = shard.len() >= SHARD_MAX;
         match shard.entry((tenant.clone(), session)) {
             Entry::Occupied(mut touch) => {
                 let touch = touch.get_mut();
                 touch.seen_at = touch.seen_at.max(now);
-                if let Some((visit, stored)) = visit {
-                    // The database still has what it had before the first of these.
-                    let stored = touch.visit.take().map_or(stored, |(_, stored)| stored);
-                    touch.visit = Some((visit, stored));
+                if let Some(mut begun) = visit {
+                    // The database still has what it had before the first of these, and none of their units.
+                    if let Some(before) = touch.visit.take() {
+                        begun.stored = before.stored;
+                        begun.units.splice(0..0, before.units);
+                    }
+                    touch.visit = Some(begun);
                 }
             }
             // Only while the database is away for long: better to lose a last-seen time than the memory.
@@ -91,9 +93,9 @@ impl Touches {
             let Some(current) = shard.get_mut(&key) else { continue };
             if current.seen_at == touch.seen_at && current.visit == touch.visit {
                 shard.remove(&key);
-            } else if let (Some((visit, stored)), Some((written, _))) = (&mut current.visit, &touch.visit) {
-                *stored = written.clone();
-                if *visit == *written {
+            } else if let (Some(begun), Some(written)) = (&mut current.visit, &touch.visit) {
+                begun.stored = written.visit.clone();
+                if begun.visit == written.visit {
                     current.visit = None;
                 }
             }
@@ -110,10 +112,10 @@ impl Touch {
     /// Brings what was read up to what was seen.
     pub fn overlay(&self, session: &mut Session) {
         session.last_seen_at = session.last_seen_at.max(self.seen_at);
-        if let Some((visit, stored)) = &self.visit
-            && *stored == session.visit
+        if let Some(begun) = &self.visit
+            && begun.stored == session.visit
         {
-            session.visit = visit.clone();
+            session.visit = begun.visit.clone();
         }
     }
 }

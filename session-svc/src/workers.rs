@@ -20,6 +20,7 @@ use crate::touches::BATCH;
 
 pub mod carts;
 pub mod shoppers;
+pub mod signals;
 
 /// From one pass to the next: with what a pass takes, and `NOTE_INTERVAL`, within what idle deadlines allow for
 /// (`Timeouts::flush_interval`).
@@ -60,7 +61,7 @@ pub async fn flush_touches(app: &App) -> sqlx::Result<u64> {
 }
 
 /// All with a visit, or all without. What somebody else holds fails at once, or stays for the next pass.
-async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
+pub async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     if batch.iter().all(|touch| touch.visit.is_none()) {
         // A crash of PostgreSQL may take back the last of them, as one of ours does: they are a second's news.
         let mut tx = app.db.begin_relaxed().await?;
@@ -71,13 +72,14 @@ async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     }
     let now = app.clock.now();
     let mut tx = app.db.begin(None).await?;
-    let begun = store::visit::begin_visits(&mut tx, batch).await?;
+    let begun = store::visit::begin_visits(&mut tx, batch, now).await?;
     let of = |begun: &Begun| batch.get(begun.position);
     let changed: Vec<_> = begun.iter().filter(|begun| begun.is_new_visit).filter_map(of).collect();
     let events: Vec<_> = changed.iter().map(|touch| pinned(&touch.tenant, touch.session, now)).collect();
     OUTBOX.append_all(&mut tx, &events).await?;
     tx.commit().await?;
-    for touch in changed {
+    // What was not written was decided on something that has changed.
+    for touch in begun.iter().filter_map(of) {
         app.sessions.invalidate(&(touch.tenant.clone(), touch.session));
     }
     app.touches.written(begun.iter().filter_map(of));

@@ -236,6 +236,7 @@ pub const fn code(reason: Reason) -> Code {
         | R::ShopperLimit
         | R::DependencyLimit
         | R::WebhookLimit
+        | R::KillLimit
         | R::EvidenceLimit
         | R::WindowLimit => Code::ResourceExhausted,
         R::MethodUnknown => Code::Unimplemented,

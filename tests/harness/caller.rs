@@ -15,6 +15,7 @@ use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::shopper_service_client::ShopperServiceClient;
 use shared::pb::session::touchpoint_service_client::TouchpointServiceClient;
+use shared::pb::session::visit_service_client::VisitServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -81,6 +82,7 @@ impl Caller {
         touchpoints: TouchpointServiceClient of session;
         carts: CartServiceClient of session;
         shoppers: ShopperServiceClient of session;
+        visits: VisitServiceClient of session;
         session_events: EventServiceClient of session;
         webhooks: WebhookServiceClient of session;
         catalog: CatalogServiceClient of release;

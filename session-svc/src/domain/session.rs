@@ -41,6 +41,8 @@ pub struct Session {
     pub visit: Visit,
     /// Whether a cart is in checkout, which holds the visit on its releases.
     pub in_checkout: bool,
+    /// Until when a caller holds it there, or held it.
+    pub held_until: Option<Time>,
     /// Whether it was ended.
     pub state: State,
 }
@@ -200,6 +202,11 @@ impl Session {
         }
     }
 
+    /// Whether something holds the visit on its releases.
+    pub fn is_held(&self, now: Time) -> bool {
+        self.in_checkout || self.held_until.is_some_and(|until| now < until)
+    }
+
     /// Who is logged in.
     pub fn subject(&self) -> Option<&Subject> {
         self.identity.as_ref().map(|identity| &identity.subject)
@@ -257,6 +264,7 @@ mod tests {
             absolute_deadline: at(1000 + 24 * 3600),
             visit: Visit::default(),
             in_checkout: false,
+            held_until: None,
             state: State::Open,
         }
     }

@@ -1,12 +1,17 @@
 //! Visits and the releases that they are pinned to.
 //!
-//! A pin is made when a visit begins and lives as long as it does. Precedence: a withdrawn release lets go of everyone but
-//! an open checkout; then the pin stands; only where there is none does the hash decide.
+//! A pin is made when a visit begins and lives as long as it does. Precedence: a killed release, or one whose visits are to
+//! end, lets go of everyone; then whatever holds the visit holds it; then a withdrawn release lets go; then the pin stands;
+//! only where there is none does the hash decide. Nobody who left a canary comes back to it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shared::id::{ComponentId, ReleaseId, RolloutId, SessionId};
 use shared::time::Time;
+
+/// Rollouts that a session remembers to have left; those that it left last.
+const LEFT_MAX: usize = 8;
 
 /// A run of activity with no idle gap.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +20,8 @@ pub struct Visit {
     pub started_at: Time,
     /// The release of each component.
     pub pins: Pins,
+    /// Rollouts whose canary the session was taken off, in this visit or an earlier one, newest last.
+    pub left: Vec<RolloutId>,
 }
 
 /// Releases by component.
@@ -56,8 +63,10 @@ pub struct Route {
     pub stable: Option<Release>,
     /// Under way.
     pub rollout: Option<Rollout>,
-    /// Rolled back: nobody may stay on them but to end a checkout.
+    /// Rolled back: nobody may stay on them but while something holds the visit.
     pub withdrawn: Vec<ReleaseId>,
+    /// Those of them whose visits end with their next call, whatever holds them.
+    pub ended: Vec<ReleaseId>,
 }
 
 /// A rollout under way.
@@ -73,6 +82,10 @@ pub struct Rollout {
     pub salt: String,
     /// Whether visits that run already are assigned, too.
     pub is_all_sessions: bool,
+    /// What is assigned now is booked under this.
+    pub step: i32,
+    /// The outcomes that it asks for, by name.
+    pub guards: Vec<String>,
 }
 
 /// What decides about a visit's pins besides its session.
@@ -80,82 +93,170 @@ pub struct Routing<'a> {
     /// The touchpoint's components.
     pub components: &'a [ComponentId],
     /// Finds a component's route.
-    pub route: &'a dyn Fn(&ComponentId) -> Option<std::sync::Arc<Route>>,
+    pub route: &'a dyn Fn(&ComponentId) -> Option<Arc<Route>>,
+    /// Whether a release was stopped here.
+    pub is_killed: &'a dyn Fn(ReleaseId) -> bool,
     /// Whether release-svc was heard of within the exposure lease; without it nobody new goes to a canary.
     pub may_expose: bool,
 }
 
-/// Pins of a visit that begins. `before` are those of the session's last visit: who was on the canary of a rollout that
-/// still runs stays there, so that nobody goes back and forth.
-pub fn begin(session: SessionId, before: &Pins, routing: &Routing<'_>) -> Pins {
-    let pinned = routing.components.iter().filter_map(|component| {
-        let route = (routing.route)(component)?;
-        let arm_before = before.get(component).and_then(|pin| pin.arm);
-        Some((component.clone(), assign(session, &route, arm_before, routing.may_expose)?))
-    });
-    pinned.collect()
+/// A session in whose visit a rollout's arm was dealt by chance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// By which.
+    pub rollout: RolloutId,
+    /// During which step.
+    pub step: i32,
+    /// Which.
+    pub arm: Arm,
 }
 
-/// Pins of a visit that goes on.
-pub fn keep(session: SessionId, pins: &Pins, in_checkout: bool, routing: &Routing<'_>) -> Pins {
-    let mut kept = Pins::new();
-    for component in routing.components {
-        let pin = match ((routing.route)(component), pins.get(component)) {
-            (None, pin) => pin.cloned(),
-            (Some(route), None) => assign(session, &route, None, routing.may_expose),
-            (Some(_), Some(pin)) if in_checkout => Some(pin.clone()),
-            (Some(route), Some(pin)) => Some(go_on(session, &route, pin, routing.may_expose)),
-        };
-        kept.extend(pin.map(|pin| (component.clone(), pin)));
-    }
-    kept
+/// What a session is in from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Next {
+    /// The visit; the one before, where nothing changed.
+    pub visit: Visit,
+    /// What the session becomes by it, where it is not one yet.
+    pub units: Vec<Unit>,
 }
 
-fn go_on(session: SessionId, route: &Route, pin: &Pin, may_expose: bool) -> Pin {
-    let pin = if route.withdrawn.contains(&pin.release.id) { let_go(route, pin) } else { pin.clone() };
-    let concerns_running = route.rollout.as_ref().is_some_and(|rollout| rollout.is_all_sessions);
-    let assigned = concerns_running.then(|| assign(session, route, pin.arm, may_expose)).flatten();
-    match assigned {
-        // A visit that runs may only move onto the canary; whatever else the hash says, it stays.
-        Some(Pin { release, arm: Some((rollout, Arm::Canary)) }) => {
-            Pin { release, arm: Some((rollout, Arm::Canary)) }
-        }
-        _ => pin,
-    }
-}
-
-/// Off a withdrawn release, onto the stable one: the control of the rollout that it was, unless another one runs by now.
-fn let_go(route: &Route, pin: &Pin) -> Pin {
-    let Some(release) = route.stable.clone().filter(|stable| !route.withdrawn.contains(&stable.id)) else {
-        return pin.clone();
-    };
-    let is_other = |id| route.rollout.as_ref().is_some_and(|rollout| rollout.id != id);
-    let arm = pin
-        .arm
-        .filter(|(rollout, _)| !is_other(*rollout))
-        .map(|(rollout, _)| (rollout, Arm::Control));
-    Pin { release, arm }
-}
-
-fn assign(
+/// The visit of a session that is seen now. `before` is its last one, `is_over` whether the gap since is too long for it to
+/// go on, `is_held` whether a checkout or its caller holds it on its releases. Who was on the canary of a rollout that still
+/// exposes anyone is there in the next visit, too, so that nobody goes back and forth.
+pub fn next(
     session: SessionId,
-    route: &Route,
-    before: Option<(RolloutId, Arm)>,
-    may_expose: bool,
-) -> Option<Pin> {
-    let Some(rollout) = route
-        .rollout
-        .as_ref()
-        .filter(|rollout| !route.withdrawn.contains(&rollout.release.id))
-    else {
-        return Some(Pin { release: route.stable.clone()?, arm: None });
-    };
-    let was_canary = before == Some((rollout.id, Arm::Canary));
-    let is_canary = was_canary || (may_expose && bucket(&rollout.salt, session) < rollout.exposure_bps);
-    match (&route.stable, is_canary) {
-        (_, true) => Some(Pin { release: rollout.release.clone(), arm: Some((rollout.id, Arm::Canary)) }),
-        (Some(stable), false) => Some(Pin { release: stable.clone(), arm: Some((rollout.id, Arm::Control)) }),
-        (None, false) => None,
+    before: &Visit,
+    is_over: bool,
+    is_held: bool,
+    now: Time,
+    routing: &Routing<'_>,
+) -> Next {
+    let is_new = is_over || routing.ends(&before.pins);
+    let begins = is_new && !is_held;
+    let (mut pins, mut units) = (Pins::new(), vec![]);
+    for component in routing.components {
+        let Some(pin) = before.pins.get(component).filter(|_| !begins) else {
+            let arm = before.pins.get(component).and_then(|pin| pin.arm);
+            let Some(route) = (routing.route)(component) else { continue };
+            let assigned = routing.assign(session, &route, arm, &before.left);
+            units.extend(assigned.unit.filter(|_| begins));
+            pins.extend(assigned.pin.map(|pin| (component.clone(), pin)));
+            continue;
+        };
+        let pin = routing.keep(session, component, pin, is_held, &before.left);
+        pins.extend(pin.map(|pin| (component.clone(), pin)));
+    }
+    let left = left(before, &pins);
+    let started_at = if is_new { now } else { before.started_at };
+    Next { visit: Visit { started_at, pins, left }, units }
+}
+
+/// With the rollouts whose canary the session was on and is on no longer.
+fn left(before: &Visit, pins: &Pins) -> Vec<RolloutId> {
+    let mut left = before.left.clone();
+    for (component, pin) in &before.pins {
+        let stays = pins.get(component).is_some_and(|now| now.release == pin.release);
+        if let Some((rollout, Arm::Canary)) = pin.arm
+            && !stays
+            && !left.contains(&rollout)
+        {
+            left.push(rollout);
+        }
+    }
+    let excess = left.len().saturating_sub(LEFT_MAX);
+    left.split_off(excess)
+}
+
+/// What a visit that begins is served of a component, and what its session becomes by it.
+struct Assigned {
+    pin: Option<Pin>,
+    unit: Option<Unit>,
+}
+
+impl Routing<'_> {
+    /// Whether a visit ends with this call, as a release of it does.
+    fn ends(&self, pins: &Pins) -> bool {
+        self.components.iter().any(|component| {
+            let pinned = pins.get(component).map(|pin| pin.release.id);
+            pinned.is_some_and(|id| (self.route)(component).is_some_and(|route| route.ended.contains(&id)))
+        })
+    }
+
+    fn keep(
+        &self,
+        session: SessionId,
+        component: &ComponentId,
+        pin: &Pin,
+        is_held: bool,
+        left: &[RolloutId],
+    ) -> Option<Pin> {
+        let is_killed = (self.is_killed)(pin.release.id);
+        let Some(route) = (self.route)(component) else { return (!is_killed).then(|| pin.clone()) };
+        if is_killed || route.ended.contains(&pin.release.id) {
+            return self.let_go(&route, pin);
+        }
+        if is_held {
+            return Some(pin.clone());
+        }
+        let is_withdrawn = route.withdrawn.contains(&pin.release.id);
+        let moved = if is_withdrawn { self.let_go(&route, pin) } else { None };
+        let pin = moved.unwrap_or_else(|| pin.clone());
+        let concerns_running = route.rollout.as_ref().is_some_and(|rollout| rollout.is_all_sessions);
+        let assigned = if concerns_running { self.assign(session, &route, pin.arm, left).pin } else { None };
+        // A visit that runs may only move onto the canary; whatever else the hash says, it stays.
+        let canary = assigned.filter(|assigned| matches!(assigned.arm, Some((_, Arm::Canary))));
+        Some(canary.unwrap_or(pin))
+    }
+
+    /// Off a release, onto the stable one: the control of the rollout that it was, unless another one runs by now. None
+    /// where there is no other to go to.
+    fn let_go(&self, route: &Route, pin: &Pin) -> Option<Pin> {
+        let release = self.stable(route).filter(|stable| !route.withdrawn.contains(&stable.id))?;
+        let is_other = |id| route.rollout.as_ref().is_some_and(|rollout| rollout.id != id);
+        let arm = pin
+            .arm
+            .filter(|(rollout, _)| !is_other(*rollout))
+            .map(|(rollout, _)| (rollout, Arm::Control));
+        Some(Pin { release: release.clone(), arm })
+    }
+
+    fn stable<'r>(&self, route: &'r Route) -> Option<&'r Release> {
+        let stable = route.stable.as_ref()?;
+        (!(self.is_killed)(stable.id) && !route.ended.contains(&stable.id)).then_some(stable)
+    }
+
+    fn assign(
+        &self,
+        session: SessionId,
+        route: &Route,
+        before: Option<(RolloutId, Arm)>,
+        left: &[RolloutId],
+    ) -> Assigned {
+        let stable = self.stable(route);
+        let on_stable = |arm| stable.map(|release| Pin { release: release.clone(), arm });
+        let may_go_to = |id: ReleaseId| !route.withdrawn.contains(&id) && !(self.is_killed)(id);
+        let Some(rollout) = route.rollout.as_ref().filter(|rollout| may_go_to(rollout.release.id)) else {
+            return Assigned { pin: on_stable(None), unit: None };
+        };
+        let by_hash = bucket(&rollout.salt, session) < rollout.exposure_bps;
+        let was_canary = before == Some((rollout.id, Arm::Canary)) && rollout.exposure_bps > 0;
+        let may_return = !left.contains(&rollout.id);
+        let is_canary = may_return && (was_canary || (self.may_expose && by_hash));
+        let arm = if is_canary { Arm::Canary } else { Arm::Control };
+        let pin = if is_canary {
+            Some(Pin { release: rollout.release.clone(), arm: Some((rollout.id, arm)) })
+        } else {
+            on_stable(Some((rollout.id, arm)))
+        };
+        // Whom the lease, or an earlier visit, sent elsewhere than the hash would was not dealt an arm by chance; and at
+        // exposure 0 there is no chance.
+        let by_chance = self.may_expose
+            && may_return
+            && rollout.exposure_bps > 0
+            && is_canary == by_hash
+            && pin.is_some();
+        let unit = by_chance.then_some(Unit { rollout: rollout.id, step: rollout.step, arm });
+        Assigned { pin, unit }
     }
 }
 
@@ -171,137 +272,4 @@ fn scale(key: &str, weights: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use shared::time::at;
-    use std::sync::Arc;
-
-    const STABLE: u128 = 1;
-    const CANARY: u128 = 2;
-
-    fn release(n: u128) -> Release {
-        Release { id: ReleaseId::from_uuid(uuid::Uuid::from_u128(n)), version: format!("1.{n}") }
-    }
-
-    fn route(exposure_bps: u32, is_all_sessions: bool) -> Route {
-        let id = RolloutId::from_uuid(uuid::Uuid::from_u128(9));
-        let rollout =
-            Rollout { id, release: release(CANARY), exposure_bps, salt: "s".into(), is_all_sessions };
-        Route { revision: 1, stable: Some(release(STABLE)), rollout: Some(rollout), withdrawn: vec![] }
-    }
-
-    fn session(n: u32) -> SessionId {
-        SessionId::new(at(i64::from(n)), [7; 10])
-    }
-
-    fn shop() -> ComponentId {
-        "shop".parse().unwrap()
-    }
-
-    fn with<T>(route: &Route, may_expose: bool, f: impl FnOnce(&Routing<'_>) -> T) -> T {
-        let route = Arc::new(route.clone());
-        f(&Routing { components: &[shop()], route: &move |_| Some(Arc::clone(&route)), may_expose })
-    }
-
-    fn served(pins: &Pins) -> Option<ReleaseId> {
-        pins.get(&shop()).map(|pin| pin.release.id)
-    }
-
-    /// flagd's own test bed, gherkin/targeting.feature: `fractional-flag` with four variants of weight 25.
-    #[test]
-    fn the_hash_is_flagds_fractional_v2() {
-        let suits = ["clubs", "diamonds", "hearts", "spades"];
-        for (name, suit) in
-            [("jack", "hearts"), ("queen", "spades"), ("ten", "clubs"), ("nine", "diamonds"), ("3", "clubs")]
-        {
-            let bucket = scale(&format!("fractional-flag{name}"), 100);
-            assert_eq!(suits[bucket as usize / 25], suit, "{name}");
-        }
-        for (key, hash) in [
-            ("ejOoVL", 0_u32),
-            ("bY9fO-", 1),
-            ("SI7p-", 2_147_483_647),
-            ("6LvT0", 2_147_483_648),
-            ("ceQdGm", u32::MAX),
-        ] {
-            assert_eq!(murmur3::murmur3_32(&mut key.as_bytes(), 0).unwrap(), hash);
-        }
-    }
-
-    #[test]
-    fn a_running_visit_is_left_alone_by_new_visits_and_moved_once_by_all_sessions() {
-        let before =
-            with(&Route { rollout: None, ..route(0, false) }, true, |r| begin(session(1), &Pins::new(), r));
-        let after = |route: &Route| with(route, true, |r| keep(session(1), &before, false, r));
-        assert_eq!(served(&after(&route(10_000, false))), Some(release(STABLE).id));
-        assert_eq!(served(&after(&route(10_000, true))), Some(release(CANARY).id));
-    }
-
-    #[test]
-    fn a_withdrawn_release_lets_go_of_everyone_but_an_open_checkout() {
-        let pins = with(&route(10_000, false), true, |r| begin(session(1), &Pins::new(), r));
-        let back = Route { rollout: None, withdrawn: vec![release(CANARY).id], ..route(0, false) };
-        let moved = |in_checkout| with(&back, true, |r| keep(session(1), &pins, in_checkout, r));
-        assert_eq!(served(&moved(true)), Some(release(CANARY).id));
-        assert_eq!(served(&moved(false)), Some(release(STABLE).id));
-        assert_eq!(moved(false)[&shop()].arm.map(|(_, arm)| arm), Some(Arm::Control));
-    }
-
-    #[test]
-    fn who_is_let_go_while_another_rollout_runs_is_no_control_of_the_old_one_and_moves_once() {
-        let pins = with(&route(10_000, false), true, |r| begin(session(1), &Pins::new(), r));
-        let next = |is_all_sessions| {
-            let id = RolloutId::from_uuid(uuid::Uuid::from_u128(10));
-            let next =
-                Rollout { id, release: release(3), exposure_bps: 10_000, salt: "t".into(), is_all_sessions };
-            Route { rollout: Some(next), withdrawn: vec![release(CANARY).id], ..route(0, false) }
-        };
-        let kept = with(&next(false), true, |r| keep(session(1), &pins, false, r));
-        assert_eq!(kept[&shop()], Pin { release: release(STABLE), arm: None });
-        let moved = with(&next(true), true, |r| keep(session(1), &pins, false, r));
-        assert_eq!(served(&moved), Some(release(3).id));
-        assert_eq!(with(&next(true), true, |r| keep(session(1), &moved, false, r)), moved);
-    }
-
-    #[test]
-    fn without_the_lease_nobody_new_goes_to_the_canary_and_nobody_leaves_it() {
-        let pins = with(&route(10_000, false), true, |r| begin(session(1), &Pins::new(), r));
-        let (new, old) = with(&route(10_000, false), false, |r| {
-            (begin(session(2), &Pins::new(), r), begin(session(1), &pins, r))
-        });
-        assert_eq!(served(&new), Some(release(STABLE).id));
-        assert_eq!(served(&old), Some(release(CANARY).id));
-    }
-
-    #[test]
-    fn a_first_release_waits_for_its_exposure() {
-        let first = Route { stable: None, ..route(0, false) };
-        assert_eq!(with(&first, true, |r| begin(session(1), &Pins::new(), r)), Pins::new());
-    }
-
-    proptest! {
-        #[test]
-        fn exposure_that_grows_moves_nobody_off_the_canary(n: u32, low in 0_u32..=10_000, more in 0_u32..=10_000) {
-            let arm = |bps: u32| with(&route(bps.min(10_000), false), true, |r| served(&begin(session(n), &Pins::new(), r)));
-            if arm(low) == Some(release(CANARY).id) {
-                prop_assert_eq!(arm(low + more), Some(release(CANARY).id));
-            }
-        }
-
-        #[test]
-        fn the_share_of_sessions_on_the_canary_is_the_exposure(bps in 0_u32..=10_000) {
-            let on_canary = (0..4000).filter(|n| bucket("salt", session(*n)) < bps).count();
-            let expected = 4000.0 * f64::from(bps) / 10_000.0;
-            // Five standard deviations of a binomial.
-            let slack = 5.0 * (expected * (1.0 - f64::from(bps) / 10_000.0)).sqrt() + 1.0;
-            prop_assert!((f64::from(u32::try_from(on_canary).unwrap()) - expected).abs() <= slack);
-        }
-
-        #[test]
-        fn what_goes_on_is_pinned_as_before(n: u32, bps in 0_u32..=10_000, later in 0_u32..=10_000) {
-            let pins = with(&route(bps, false), true, |r| begin(session(n), &Pins::new(), r));
-            prop_assert_eq!(with(&route(later, false), true, |r| keep(session(n), &pins, false, r)), pins);
-        }
-    }
-}
+mod tests;

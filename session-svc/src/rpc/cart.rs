@@ -24,9 +24,11 @@ use uuid::Uuid;
 use self::batch::Answer;
 use self::convert::{cart_to_proto, empty_cart};
 use super::shopper::Shopper;
+use super::visit::outcome::record;
 use super::{App, abandonment, overtaken};
 use crate::OUTBOX;
 use crate::domain::cart::{Applied, Cart, Currency, Line, Visiting};
+use crate::domain::signal::Guard;
 use crate::domain::visit::Visit;
 use crate::store;
 use crate::store::cart::{Key, Place};
@@ -187,11 +189,13 @@ struct Outcome {
     lets_go: Option<SessionId>,
     /// Lines that are in the shopper's next cart.
     saved: Vec<Line>,
+    /// What rollouts may ask about.
+    guard: Option<Guard>,
 }
 
 impl Outcome {
     fn does_more(&self) -> bool {
-        self.holds || self.lets_go.is_some() || !self.saved.is_empty()
+        self.holds || self.lets_go.is_some() || !self.saved.is_empty() || self.guard.is_some()
     }
 }
 
@@ -306,12 +310,17 @@ impl App {
             return Err(overtaken());
         }
         let event = intent.event(cart, &outcome);
-        let Outcome { holds, lets_go, saved, .. } = outcome;
-        if holds
-            && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit)
-            && !store::visit::hold(&mut tx, tenant, seen.session.id, cart.id, &seen.stored, visit).await?
-        {
-            return Err(overtaken());
+        let Outcome { holds, lets_go, saved, guard, .. } = outcome;
+        if holds && let (Some((seen, _)), Some(visit)) = (&shopper.named_by, &visit) {
+            let id = seen.session.id;
+            if !store::visit::hold(&mut tx, tenant, id, cart.id, &seen.stored, visit).await? {
+                return Err(overtaken());
+            }
+            let units = self.pending_units(tenant, id);
+            store::signal::enrol(&mut tx, tenant, id, &units, visit.started_at).await?;
+        }
+        if let (Some(guard), Some(session)) = (guard, lets_go.or_else(|| shopper.session_id())) {
+            record(&self.routes, &mut tx, tenant, session, &guard, intent.now).await?;
         }
         if let Some(session) = lets_go {
             store::visit::release_hold(&mut tx, tenant, session, cart.id).await?;

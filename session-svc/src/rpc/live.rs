@@ -18,11 +18,11 @@ use crate::domain::lineage::{Grade, Lineage, Presented};
 use crate::domain::session::{RevokeReason, Session};
 use crate::domain::token::SessionToken;
 use crate::domain::touchpoint::Touchpoint;
-use crate::domain::visit::Visit;
+use crate::domain::visit::{Next, Unit, Visit};
 use crate::known::Known;
 use crate::store;
 use crate::store::session::Loaded;
-use crate::store::visit::Touch;
+use crate::store::visit::{Beginning, Touch};
 use crate::workers::system;
 
 /// A session as it is seen here, and the visit that its row has.
@@ -162,11 +162,18 @@ impl App {
             Presented::Unknown => return Err(unknown().into()),
         }
         let session = &seen.session;
-        let visit = self.visit(tenant, session, touchpoint, now);
+        let Next { visit, units } = self.visit(tenant, session, touchpoint, now);
         let begins = visit.started_at != session.visit.started_at;
-        self.touches
-            .note(tenant, session.id, now, begins.then(|| (visit.clone(), seen.stored.clone())));
+        let (stored, is_held) = (|| seen.stored.clone(), session.is_held(now));
+        let begun = begins.then(|| Beginning { visit: visit.clone(), stored: stored(), is_held, units });
+        self.touches.note(tenant, session.id, now, begun);
         Ok(if begins { visit } else { session.visit.clone() })
+    }
+
+    /// What a session becomes by its visit, as far as that is not written yet.
+    pub(super) fn pending_units(&self, tenant: &TenantId, session: SessionId) -> Vec<Unit> {
+        let begun = self.touches.peek(tenant, session).and_then(|touch| touch.visit);
+        begun.map(|begun| begun.units).unwrap_or_default()
     }
 
     /// The live session of a token.

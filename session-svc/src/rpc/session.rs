@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 use shared::auth::Caller;
-use shared::id::{SessionId, ShopperId};
+use shared::id::{SessionId, ShopperId, TenantId};
 use shared::mutation::{Begun, Call};
 use shared::page::{self, List};
 use shared::parse::{line, optional, parse};
@@ -18,14 +18,37 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
 use tonic::Request;
 
-use super::App;
 use super::convert::{parse_subject, pins_to_proto, session_to_proto, subject_to_proto, without_person};
+use super::{App, overtaken};
 use crate::domain::assurance::{Authentication, Level};
 use crate::domain::lineage::Lineage;
 use crate::domain::session::{Identity, Session, State, Subject};
 use crate::domain::touchpoint::Touchpoint;
-use crate::domain::visit::{self, Pins, Visit};
+use crate::domain::visit::{self, Next, Unit, Visit};
 use crate::store;
+use crate::store::session::create::{self, New};
+
+/// A new one may be tried so often, where releases are killed meanwhile.
+const ATTEMPTS: u32 = 3;
+
+/// A session that is to be made alone of what is asked, with what it becomes.
+#[derive(Clone)]
+pub struct Creation {
+    /// Whose.
+    pub tenant: TenantId,
+    /// The session.
+    pub session: Session,
+    /// By its first visit.
+    pub units: Vec<Unit>,
+}
+
+impl Creation {
+    /// As it is stored.
+    pub fn row(&self) -> New<'_> {
+        let Self { tenant, session, units } = self;
+        New { tenant, session, subject_digest: None, units }
+    }
+}
 
 /// A session that was asked for.
 struct Asked {
@@ -72,7 +95,7 @@ impl App {
         let id = SessionId::new(work.now, self.entropy.bytes());
         let token = self.session_token(&caller.tenant, id, &salt)?;
         let lineage = Lineage::new(token.hash());
-        let mut session = self.new_session(&caller, touchpoint, id, lineage, &asked, work.now);
+        let (mut session, units) = self.new_session(&caller, touchpoint, id, lineage, &asked, work.now);
         let mut evicted = vec![];
         let mut digest = None;
         if let Some(subject) = &asked.subject {
@@ -82,7 +105,11 @@ impl App {
             evicted = self.evict(&mut work, admitted.excess).await?;
             digest = Some(key);
         }
-        store::session::insert(&mut work.tx, &[(&caller.tenant, &session, digest.as_ref())]).await?;
+        let new =
+            New { tenant: &caller.tenant, session: &session, subject_digest: digest.as_ref(), units: &units };
+        if create::insert(&mut work.tx, &[new]).await? != [true] {
+            return Err(overtaken());
+        }
         // An anonymous session is one insert and no event, so that bots stay cheap.
         if session.identity.is_some() {
             let data = json!({"touchpoint": session.touchpoint.as_str()});
@@ -110,14 +137,22 @@ impl App {
         let now = self.clock.now();
         let id = SessionId::new(now, self.entropy.bytes());
         let token = self.session_token(&caller.tenant, id, &self.new_salt()?)?;
-        let session = self.new_session(caller, touchpoint, id, Lineage::new(token.hash()), asked, now);
-        let answer = pb::CreateSessionResponse {
-            session: Some(session_to_proto(&session, touchpoint, now)),
-            session_token: token.expose(),
-            pins: pins_to_proto(&session.visit.pins),
-        };
-        self.creations.ask((caller.tenant.clone(), session)).await?;
-        Ok(answer)
+        for _ in 0..ATTEMPTS {
+            let lineage = Lineage::new(token.hash());
+            let (session, units) = self.new_session(caller, touchpoint, id, lineage, asked, now);
+            let answer = pb::CreateSessionResponse {
+                session: Some(session_to_proto(&session, touchpoint, now)),
+                session_token: token.expose(),
+                pins: pins_to_proto(&session.visit.pins),
+            };
+            let tenant = caller.tenant.clone();
+            if self.creations.ask(Creation { tenant, session, units }).await? {
+                return Ok(answer);
+            }
+            // It would be on a release that was killed, which is not known here yet.
+            self.load_kills().await?;
+        }
+        Err(overtaken())
     }
 
     fn new_session(
@@ -128,14 +163,14 @@ impl App {
         lineage: Lineage,
         asked: &Asked,
         now: Time,
-    ) -> Session {
-        let pins = self
-            .routes
-            .view(now)
-            .with(&caller.tenant, &touchpoint.components, |routing| visit::begin(id, &Pins::new(), routing));
+    ) -> (Session, Vec<Unit>) {
+        let Next { visit, units } =
+            self.routes.view(now).with(&caller.tenant, &touchpoint.components, |routing| {
+                visit::next(id, &Visit::default(), true, false, now, routing)
+            });
         let authentication =
             Authentication { at: now, level: Level::One, acr: None, amr: vec![], upstream_session: None };
-        Session {
+        let session = Session {
             id,
             touchpoint: touchpoint.id.clone(),
             lineage,
@@ -152,10 +187,12 @@ impl App {
             created_at: now,
             last_seen_at: now,
             absolute_deadline: now + touchpoint.policy.timeouts(asked.is_remembered).absolute,
-            visit: Visit { started_at: now, pins },
+            visit,
             in_checkout: false,
+            held_until: None,
             state: State::Open,
-        }
+        };
+        (session, units)
     }
 
     /// The answer given before, with its token derived again, and the person from the request, which is the same.

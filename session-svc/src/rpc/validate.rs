@@ -20,10 +20,11 @@ use crate::domain::lineage::{Grade, Presented};
 use crate::domain::session::{Ended, Session};
 use crate::domain::token::{SessionToken, TokenHash};
 use crate::domain::touchpoint::Touchpoint;
-use crate::domain::visit::{self, Visit};
+use crate::domain::visit::{self, Next};
 use crate::known::Known;
 use crate::store;
 use crate::store::session::Loaded;
+use crate::store::visit::Beginning;
 use crate::workers::pinned;
 
 /// A write loses only to another write of the same session; after so many the caller tries again.
@@ -128,16 +129,15 @@ impl App {
     /// Whether a running visit is still on the releases that it should be on.
     fn stays(&self, tenant: &TenantId, known: &Known, touchpoint: &Touchpoint, now: Time) -> bool {
         let routes = self.routes.view(now);
-        // Neither comes round to an old value within the life of an entry.
-        let state = (routes.number << 20) ^ touchpoint.version.unsigned_abs();
+        let (session, is_held) = (&known.session, known.session.is_held(now));
+        // None comes round to an old value within the life of an entry.
+        let state = (routes.number << 21) ^ (u64::from(is_held) << 20) ^ touchpoint.version.unsigned_abs();
         if known.is_routed_by(state) {
             return true;
         }
-        let session = &known.session;
-        let pins = routes.with(tenant, &touchpoint.components, |routing| {
-            visit::keep(session.id, &session.visit.pins, session.in_checkout, routing)
+        let stays = routes.with(tenant, &touchpoint.components, |routing| {
+            visit::next(session.id, &session.visit, false, is_held, now, routing).visit == session.visit
         });
-        let stays = pins == session.visit.pins;
         if stays {
             known.routed_by(state);
         }
@@ -182,18 +182,19 @@ impl App {
                 Presented::Child | Presented::Current { .. } | Presented::InGrace => {}
             }
             let before = &seen.session.visit;
-            let mut visit = self.visit(tenant, &seen.session, touchpoint, now);
+            let Next { mut visit, units } = self.visit(tenant, &seen.session, touchpoint, now);
             let begins = visit.started_at != before.started_at;
+            let (stored, is_held) = (seen.stored, seen.session.is_held(now));
+            let next = Beginning { visit: visit.clone(), stored, is_held, units };
             if !begins && visit.pins != before.pins {
                 if seen.degraded {
                     // A checkout may have begun that is not known here.
                     visit = before.clone();
-                } else if !self.move_visit(tenant, &seen, &visit, now).await? {
+                } else if !self.move_visit(tenant, asked.session, &next, now).await? {
                     continue;
                 }
             }
-            self.touches
-                .note(tenant, asked.session, now, begins.then(|| (visit.clone(), seen.stored)));
+            self.touches.note(tenant, asked.session, now, begins.then_some(next));
             if begins {
                 self.sessions.invalidate(&(tenant.clone(), asked.session));
             }
@@ -264,31 +265,28 @@ impl App {
         session: &Session,
         touchpoint: &Touchpoint,
         now: Time,
-    ) -> Visit {
-        let is_new = now >= session.last_seen_at + touchpoint.policy.visit_gap;
-        let (before, in_checkout) = (&session.visit, session.in_checkout);
-        self.routes.view(now).with(tenant, &touchpoint.components, |routing| Visit {
-            started_at: if is_new { now } else { before.started_at },
-            pins: if is_new && !in_checkout {
-                visit::begin(session.id, &before.pins, routing)
-            } else {
-                visit::keep(session.id, &before.pins, in_checkout, routing)
-            },
+    ) -> Next {
+        let is_over = now >= session.last_seen_at + touchpoint.policy.visit_gap;
+        let (before, is_held) = (&session.visit, session.is_held(now));
+        self.routes.view(now).with(tenant, &touchpoint.components, |routing| {
+            visit::next(session.id, before, is_over, is_held, now, routing)
         })
     }
 
-    /// Moves a running visit to other releases, at once and only if no checkout was begun meanwhile; false if something
+    /// Moves a running visit to other releases, at once and only if nothing began to hold it meanwhile; false if something
     /// else came first.
     async fn move_visit(
         &self,
         tenant: &TenantId,
-        seen: &Seen,
-        next: &Visit,
+        id: SessionId,
+        next: &Beginning,
         now: Time,
     ) -> Result<bool, Failure> {
-        let id = seen.session.id;
         let mut tx = self.db.begin(None).await?;
-        if !store::visit::move_visit(&mut tx, tenant, id, &seen.stored, next).await? {
+        if !store::visit::move_visit(&mut tx, tenant, id, next, now).await? {
+            drop(tx);
+            // Perhaps one of the releases was killed, and that is not known here yet.
+            self.load_kills().await?;
             return Ok(false);
         }
         OUTBOX.append(&mut tx, &pinned(tenant, id, now)).await?;

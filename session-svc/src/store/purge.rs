@@ -90,6 +90,12 @@ pub async fn step(
         ), elevations as (
             delete from session.elevations elevation using dead
             where elevation.tenant_id = dead.tenant_id and elevation.session_id = dead.session_id
+        ), enrolments as (
+            delete from session.enrolments enrolment using dead
+            where enrolment.tenant_id = dead.tenant_id and enrolment.session_id = dead.session_id
+        ), outcomes as (
+            delete from session.outcomes outcome using dead
+            where outcome.tenant_id = dead.tenant_id and outcome.session_id = dead.session_id
         ), deleted as (
             delete from session.sessions session using dead
             where session.tenant_id = dead.tenant_id and session.session_id = dead.session_id

@@ -20,6 +20,9 @@ struct Row {
     salt: String,
     is_all_sessions: bool,
     withdrawn_release_ids: Vec<Uuid>,
+    ended_release_ids: Vec<Uuid>,
+    step: i32,
+    guards: Vec<String>,
 }
 
 /// Routes as they were kept, and the epoch of their revisions.
@@ -43,7 +46,7 @@ pub async fn load(db: &mut PgConnection, environment: &EnvironmentId) -> sqlx::R
     let rows = sqlx::query_as!(
         Row,
         "select tenant_id, component_id, revision, stable_release_id, stable_version, rollout_id, canary_release_id,
-            canary_version, exposure_bps, salt, is_all_sessions, withdrawn_release_ids
+            canary_version, exposure_bps, salt, is_all_sessions, withdrawn_release_ids, ended_release_ids, step, guards
         from session.routes"
     )
     .fetch_all(db)
@@ -76,7 +79,24 @@ pub async fn begin(db: &mut PgConnection, environment: &EnvironmentId, epoch: &s
     Ok(())
 }
 
-/// Keeps a route unless a later revision is kept already.
+/// Forgets the routes of a table that are not among these.
+#[tracing::instrument(name = "db.route.retain", skip_all)]
+pub async fn retain(db: &mut PgConnection, keys: &[(TenantId, ComponentId)]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from session.routes route
+        where not exists (
+            select from unnest($1::text[], $2::text[]) as kept (tenant_id, component_id)
+            where kept.tenant_id = route.tenant_id and kept.component_id = route.component_id
+        )",
+        &keys.iter().map(|(tenant, _)| tenant.to_string()).collect::<Vec<_>>(),
+        &keys.iter().map(|(_, component)| component.to_string()).collect::<Vec<_>>(),
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Keeps a route unless a later revision is kept already; the same one again, as an earlier build may have kept less of it.
 #[tracing::instrument(name = "db.route.save", skip_all)]
 pub async fn save(
     db: &mut PgConnection,
@@ -85,18 +105,20 @@ pub async fn save(
     route: &Route,
 ) -> sqlx::Result<()> {
     let rollout = route.rollout.as_ref();
-    let withdrawn: Vec<_> = route.withdrawn.iter().map(|id| id.uuid()).collect();
+    let ids = |releases: &[ReleaseId]| releases.iter().map(|id| id.uuid()).collect::<Vec<_>>();
     sqlx::query!(
         "insert into session.routes (tenant_id, component_id, revision, stable_release_id, stable_version, rollout_id,
-            canary_release_id, canary_version, exposure_bps, salt, is_all_sessions, withdrawn_release_ids)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            canary_release_id, canary_version, exposure_bps, salt, is_all_sessions, withdrawn_release_ids,
+            ended_release_ids, step, guards)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
         on conflict (tenant_id, component_id) do update
         set revision = excluded.revision, stable_release_id = excluded.stable_release_id,
             stable_version = excluded.stable_version, rollout_id = excluded.rollout_id,
             canary_release_id = excluded.canary_release_id, canary_version = excluded.canary_version,
             exposure_bps = excluded.exposure_bps, salt = excluded.salt, is_all_sessions = excluded.is_all_sessions,
-            withdrawn_release_ids = excluded.withdrawn_release_ids
-        where session.routes.revision < excluded.revision",
+            withdrawn_release_ids = excluded.withdrawn_release_ids, ended_release_ids = excluded.ended_release_ids,
+            step = excluded.step, guards = excluded.guards
+        where session.routes.revision <= excluded.revision",
         tenant.as_str(),
         component.as_str(),
         route.revision,
@@ -108,7 +130,10 @@ pub async fn save(
         rollout.map_or(0, |rollout| i32::try_from(rollout.exposure_bps).unwrap_or(0)),
         rollout.map_or("", |rollout| rollout.salt.as_str()),
         rollout.is_some_and(|rollout| rollout.is_all_sessions),
-        &withdrawn,
+        &ids(&route.withdrawn),
+        &ids(&route.ended),
+        rollout.map_or(0, |rollout| rollout.step),
+        rollout.map_or(&[][..], |rollout| &rollout.guards),
     )
     .execute(db)
     .await
@@ -129,15 +154,19 @@ fn read(row: Row) -> sqlx::Result<(TenantId, ComponentId, Route)> {
             exposure_bps,
             salt: row.salt,
             is_all_sessions: row.is_all_sessions,
+            step: row.step,
+            guards: row.guards,
         }),
         (None, None) => None,
         _ => return Err(bad("rollout_id")),
     };
+    let ids = |ids: Vec<Uuid>| ids.into_iter().map(ReleaseId::from_uuid).collect();
     let route = Route {
         revision: row.revision,
         stable: release(row.stable_release_id, row.stable_version),
         rollout,
-        withdrawn: row.withdrawn_release_ids.into_iter().map(ReleaseId::from_uuid).collect(),
+        withdrawn: ids(row.withdrawn_release_ids),
+        ended: ids(row.ended_release_ids),
     };
     let tenant = row.tenant_id.parse().map_err(|_| bad("tenant_id"))?;
     Ok((tenant, row.component_id.parse().map_err(|_| bad("component_id"))?, route))

@@ -11,6 +11,8 @@ use crate::domain::session::{Identity, RevokeReason, Session, State, Subject};
 use crate::domain::visit::Visit;
 use crate::store::{corrupt, lineage, visit};
 
+pub mod create;
+
 struct Row {
     session_id: Uuid,
     touchpoint_id: String,
@@ -34,6 +36,8 @@ struct Row {
     visit_started_at: Time,
     pins: Vec<u8>,
     in_checkout: bool,
+    pin_held_until: Option<Time>,
+    left_rollout_ids: Option<Vec<Uuid>>,
     revoked_at: Option<Time>,
     revoke_reason: Option<String>,
 }
@@ -85,8 +89,10 @@ impl TryFrom<Row> for Session {
             visit: Visit {
                 started_at: row.visit_started_at,
                 pins: visit::read_pins(&row.pins).ok_or_else(|| bad("pins"))?,
+                left: visit::read_left(row.left_rollout_ids),
             },
             in_checkout: row.in_checkout,
+            held_until: row.pin_held_until,
             state,
         })
     }
@@ -100,7 +106,8 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: SessionId) -> sq
         r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
             authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins,
-            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
+            checkout_cart_ids is not null as "in_checkout!", pin_held_until, left_rollout_ids,
+            revoked_at, revoke_reason
         from session.sessions
         where tenant_id = $1 and session_id = $2"#,
         tenant.as_str(),
@@ -137,7 +144,7 @@ pub async fn find_many(
             session.assurance_level, session.acr, session.amr, session.upstream_session, session.is_remembered,
             session.device, session.place, session.created_at, session.last_seen_at, session.absolute_deadline,
             session.visit_started_at, session.pins, session.checkout_cart_ids is not null as "in_checkout!",
-            session.revoked_at, session.revoke_reason, touchpoint.version, touchpoint.session_epoch
+            session.pin_held_until, session.left_rollout_ids, session.revoked_at, session.revoke_reason, touchpoint.version, touchpoint.session_epoch
         from unnest($1::text[], $2::uuid[]) with ordinality as asked (tenant_id, session_id, position)
         join session.sessions session using (tenant_id, session_id)
         join session.touchpoints touchpoint using (tenant_id, touchpoint_id)"#,
@@ -173,6 +180,8 @@ pub async fn find_many(
             visit_started_at: row.visit_started_at,
             pins: row.pins,
             in_checkout: row.in_checkout,
+            pin_held_until: row.pin_held_until,
+            left_rollout_ids: row.left_rollout_ids,
             revoked_at: row.revoked_at,
             revoke_reason: row.revoke_reason,
         };
@@ -223,7 +232,8 @@ async fn list_of_subject(
         r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
             authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins,
-            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
+            checkout_cart_ids is not null as "in_checkout!", pin_held_until, left_rollout_ids,
+            revoked_at, revoke_reason
         from session.sessions
         where tenant_id = $1
             and session_id > $2
@@ -256,7 +266,8 @@ async fn list_of_tenant(
         r#"select session_id, touchpoint_id, token_hash, lineage, epoch, shopper_id, subject_issuer, subject_sub,
             authenticated_at, assurance_level, acr, amr, upstream_session, is_remembered, device, place, created_at,
             last_seen_at, absolute_deadline, visit_started_at, pins,
-            checkout_cart_ids is not null as "in_checkout!", revoked_at, revoke_reason
+            checkout_cart_ids is not null as "in_checkout!", pin_held_until, left_rollout_ids,
+            revoked_at, revoke_reason
         from session.sessions
         where tenant_id = $1
             and session_id > $2
@@ -272,54 +283,6 @@ async fn list_of_tenant(
     )
     .fetch_all(db)
     .await
-}
-
-/// Adds some, in one statement: a session each, with its subject's digest. Its epoch is the touchpoint's at that moment, so
-/// that none made after a revocation is revoked by it.
-#[tracing::instrument(name = "db.session.insert", skip_all, fields(count = sessions.len()))]
-pub async fn insert(
-    db: &mut PgConnection,
-    sessions: &[(&TenantId, &Session, Option<&[u8; 32]>)],
-) -> sqlx::Result<()> {
-    let columns = || sessions.iter().map(|(_, session, _)| *session);
-    let identities = || columns().map(|session| session.identity.as_ref());
-    let authentications = || identities().map(|identity| identity.map(|identity| &identity.authentication));
-    sqlx::query!(
-        "insert into session.sessions (tenant_id, session_id, touchpoint_id, token_hash, epoch, shopper_id, subject_digest,
-            subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
-            last_seen_at, absolute_deadline, visit_started_at, pins)
-        select tenant_id, session_id, touchpoint_id, token_hash, touchpoint.session_epoch, shopper_id,
-            subject_digest, subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place,
-            session.created_at, session.created_at, absolute_deadline, session.created_at, pins
-        from unnest($1::text[], $2::uuid[], $3::text[], $4::bytea[], $5::uuid[], $6::bytea[], $7::text[],
-            $8::text[], $9::timestamptz[], $10::smallint[], $11::boolean[], $12::text[], $13::text[],
-            $14::timestamptz[], $15::timestamptz[], $16::bytea[])
-            as session (tenant_id, session_id, touchpoint_id, token_hash, shopper_id, subject_digest,
-                subject_issuer, subject_sub, authenticated_at, assurance_level, is_remembered, device, place, created_at,
-                absolute_deadline, pins)
-        join session.touchpoints touchpoint using (tenant_id, touchpoint_id)",
-        &sessions.iter().map(|(tenant, ..)| tenant.to_string()).collect::<Vec<_>>(),
-        &columns().map(|session| session.id.uuid()).collect::<Vec<_>>(),
-        &columns().map(|session| session.touchpoint.to_string()).collect::<Vec<_>>(),
-        &columns().map(|session| session.lineage.current.bytes().to_vec()).collect::<Vec<_>>(),
-        &columns().map(|session| session.shopper.map(ShopperId::uuid)).collect::<Vec<_>>() as &[Option<Uuid>],
-        &sessions.iter().map(|(.., digest)| digest.map(|digest| digest.to_vec())).collect::<Vec<_>>()
-            as &[Option<Vec<u8>>],
-        &identities().map(|identity| Some(identity?.subject.issuer.clone())).collect::<Vec<_>>()
-            as &[Option<String>],
-        &identities().map(|identity| Some(identity?.subject.sub.clone())).collect::<Vec<_>>() as &[Option<String>],
-        &authentications().map(|done| Some(done?.at)).collect::<Vec<_>>() as &[Option<Time>],
-        &authentications().map(|done| Some(done?.level.number())).collect::<Vec<_>>() as &[Option<i16>],
-        &columns().map(|session| session.is_remembered).collect::<Vec<_>>(),
-        &columns().map(|session| session.device.clone()).collect::<Vec<_>>() as &[Option<String>],
-        &columns().map(|session| session.place.clone()).collect::<Vec<_>>() as &[Option<String>],
-        &columns().map(|session| session.created_at).collect::<Vec<_>>(),
-        &columns().map(|session| session.absolute_deadline).collect::<Vec<_>>(),
-        &columns().map(|session| visit::write_pins(&session.visit.pins)).collect::<Vec<_>>(),
-    )
-    .execute(db)
-    .await
-    .map(drop)
 }
 
 /// Writes where a session's tokens stand, unless that changed meanwhile or it was revoked; false then.

@@ -17,8 +17,10 @@ use super::system;
 use crate::OUTBOX;
 use crate::domain::abandonment::{CartPolicy, Circumstances, Due, Kind, Next, look};
 use crate::domain::cart::{Cart, State};
+use crate::domain::signal::CHECKOUT;
 use crate::rpc::App;
 use crate::rpc::abandonment::told;
+use crate::rpc::visit::outcome::record;
 use crate::store;
 use crate::store::abandonment::{Fate, Found};
 
@@ -74,7 +76,7 @@ async fn look_at_batch(app: &App, in_checkout: bool, limit: i64) -> sqlx::Result
         return Ok(count);
     }
     let looked = look_at(&mut tx, found, now).await?;
-    let released = write(&mut tx, &looked, now).await?;
+    let released = write(app, &mut tx, &looked, now).await?;
     tx.commit().await?;
     for (tenant, session) in released {
         app.sessions.invalidate(&(tenant, session));
@@ -134,7 +136,12 @@ async fn policy(
 }
 
 /// Writes what is due, tells of it, and lets go of visits; answers of which.
-async fn write(tx: &mut Tx, looked: &[Looked], now: Time) -> sqlx::Result<Vec<(TenantId, SessionId)>> {
+async fn write(
+    app: &App,
+    tx: &mut Tx,
+    looked: &[Looked],
+    now: Time,
+) -> sqlx::Result<Vec<(TenantId, SessionId)>> {
     let (mut deleted, mut lasting) = (vec![], vec![]);
     for looked in looked {
         match looked.next {
@@ -154,6 +161,9 @@ async fn write(tx: &mut Tx, looked: &[Looked], now: Time) -> sqlx::Result<Vec<(T
     for looked in written.into_iter().filter_map(|position| lasting.get(position)) {
         let (key, due) = (&looked.found.key, &looked.due);
         events.extend(due.iter().map(|due| event(looked, *due, now)));
+        if let Some(session) = failed(&looked.cart, due) {
+            record(&app.routes, tx, &key.tenant, session, &CHECKOUT, now).await?;
+        }
         if let Some(session) = held(&looked.cart, due) {
             store::visit::release_hold(tx, &key.tenant, session, key.cart).await?;
             released.push((key.tenant.clone(), session));
@@ -186,14 +196,22 @@ fn abandoned(due: &[Due]) -> Option<Kind> {
 
 /// The session whose visit is held no longer.
 fn held(cart: &Cart, due: &[Due]) -> Option<SessionId> {
+    checking_out(cart).filter(|_| due.contains(&Due::CheckoutTimedOut))
+}
+
+/// The session whose checkout came to nothing.
+fn failed(cart: &Cart, due: &[Due]) -> Option<SessionId> {
+    let is_over = |due: &Due| matches!(due, Due::CheckoutTimedOut | Due::Abandoned(Kind::Checkout));
+    checking_out(cart).filter(|_| due.iter().any(is_over))
+}
+
+/// The session whose visit the checkout holds.
+fn checking_out(cart: &Cart) -> Option<SessionId> {
     match cart.state {
-        State::Checkout { session } if due.contains(&Due::CheckoutTimedOut) => session,
-        State::Checkout { .. }
-        | State::Active
-        | State::Ordered { .. }
-        | State::Merged { .. }
-        | State::Expired
-        | State::Discarded => None,
+        State::Checkout { session } => session,
+        State::Active | State::Ordered { .. } | State::Merged { .. } | State::Expired | State::Discarded => {
+            None
+        }
     }
 }
 

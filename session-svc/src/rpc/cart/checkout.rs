@@ -8,6 +8,7 @@ use tonic::Request;
 
 use super::{Change, Moment, Outcome};
 use crate::domain::cart::Cart;
+use crate::domain::signal::{CHECKOUT, PURCHASE};
 use crate::rpc::App;
 
 impl App {
@@ -40,7 +41,7 @@ impl App {
             let (total, currency) = (cart.total(), cart.currency.as_str());
             let data = json!({"order_ref": order_ref, "total_minor_units": total, "currency_code": currency});
             let (lets_go, saved) = cart.complete_checkout(order_ref.clone(), moment.now)?;
-            Ok(Outcome { data, lets_go, saved, ..Outcome::default() })
+            Ok(Outcome { data, lets_go, saved, guard: Some(PURCHASE), ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change, &currency_code, decide).await?;
         Ok(pb::CompleteCheckoutResponse { cart: Some(cart) })
@@ -57,7 +58,8 @@ impl App {
         let decide = move |cart: &mut Cart, moment: &Moment| {
             let by_shopper = reason == pb::CheckoutFailure::Cancelled;
             let lets_go = cart.fail_checkout(by_shopper, moment.now)?;
-            Ok(Outcome { data: json!({"reason": reason.as_str_name()}), lets_go, ..Outcome::default() })
+            let data = json!({"reason": reason.as_str_name()});
+            Ok(Outcome { data, lets_go, guard: Some(CHECKOUT), ..Outcome::default() })
         };
         let (cart, _) = self.change_cart(change.alone(), &currency_code, decide).await?;
         Ok(pb::FailCheckoutResponse { cart: Some(cart) })

@@ -1,0 +1,314 @@
+//! How rollouts go, as release-svc is told: every session that chance dealt an arm once, every outcome once, live visits, and
+//! all of it exact whoever is killed meanwhile.
+
+use chrono::TimeDelta;
+use session_svc::domain::visit::bucket;
+use session_svc::store::signal::source;
+use shared::pb::session as pb;
+use shared::pb::session::Arm;
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::harness::router::{Router, moving, rolled_back, rolling, rollout_id, stable, with_rollout};
+use crate::harness::shop::{
+    add_line, begin_checkout, complete_checkout, create_session, create_session_with_pins, owner, pin,
+    request_id, session_id, validate,
+};
+use crate::harness::{Answer as _, Caller, Stack, eventually};
+use crate::visit::{by_id, by_token, served, start};
+
+/// So many sessions that begin now, and their arms.
+async fn sessions(caller: &Caller, count: usize) -> Vec<(String, Arm)> {
+    let mut sessions = vec![];
+    for _ in 0..count {
+        let created = create_session_with_pins(caller).await;
+        let arm = pin(&created.pins).1;
+        let by_hash = bucket("salt", session_id(created.session.as_ref().unwrap())) < 5000;
+        assert_eq!(arm == Arm::Canary, by_hash);
+        sessions.push((created.session_token, arm));
+    }
+    sessions
+}
+
+fn count(sessions: &[(String, Arm)], arm: Arm) -> i64 {
+    i64::try_from(sessions.iter().filter(|session| session.1 == arm).count()).unwrap()
+}
+
+fn outcome(session: pb::SessionSelector, guard: &str) -> pb::RecordOutcomeRequest {
+    pb::RecordOutcomeRequest { session: Some(session), guard: guard.to_owned(), request_id: String::new() }
+}
+
+async fn record(caller: &Caller, token: &str, guard: &str) -> bool {
+    caller
+        .visits()
+        .record_outcome(outcome(by_token(token), guard))
+        .await
+        .answer()
+        .recorded
+}
+
+async fn fail_checkout(caller: &Caller, token: &str) {
+    let request = pb::FailCheckoutRequest {
+        owner: Some(owner(token)),
+        currency_code: "EUR".to_owned(),
+        reason: pb::CheckoutFailure::PaymentDeclined.into(),
+        request_id: String::new(),
+    };
+    caller.carts().fail_checkout(request).await.answer();
+}
+
+async fn check_out(caller: &Caller, token: &str) {
+    add_line(caller, token, "85123A", 1).await;
+    begin_checkout(caller, token).await;
+}
+
+#[tokio::test]
+async fn every_session_that_chance_dealt_an_arm_counts_once_and_so_does_what_becomes_of_it() {
+    let (_stack, router, caller) = start().await;
+    let (_, before) = create_session(&caller).await;
+    router.send(rolling(5000, &["checkout", "purchase", "slow"])).await;
+    let sessions = sessions(&caller, 24).await;
+    let tokens = |arm| {
+        let of = sessions.iter().filter(move |session| session.1 == arm);
+        of.map(|session| session.0.clone()).collect::<Vec<_>>()
+    };
+    let (canaries, controls) = (tokens(Arm::Canary), tokens(Arm::Control));
+    // One that fails twice and then buys has one outcome of each guard.
+    check_out(&caller, &canaries[0]).await;
+    fail_checkout(&caller, &canaries[0]).await;
+    begin_checkout(&caller, &canaries[0]).await;
+    fail_checkout(&caller, &canaries[0]).await;
+    begin_checkout(&caller, &canaries[0]).await;
+    complete_checkout(&caller, &canaries[0], "order-1").await;
+    check_out(&caller, &controls[0]).await;
+    complete_checkout(&caller, &controls[0], "order-2").await;
+    for token in &controls[..2] {
+        assert!(record(&caller, token, "slow").await);
+        assert!(record(&caller, token, "slow").await, "it counts since before");
+    }
+    assert!(!record(&caller, &controls[0], "fast").await, "nobody asks");
+    check_out(&caller, &before).await;
+    complete_checkout(&caller, &before, "order-3").await;
+    assert!(!record(&caller, &before, "slow").await, "chance dealt it nothing");
+    let (canary, control) = (count(&sessions, Arm::Canary), count(&sessions, Arm::Control));
+    let expected = [
+        (0, true, "", canary),
+        (0, false, "", control),
+        (0, true, "checkout", 1),
+        (0, true, "purchase", 1),
+        (0, false, "purchase", 1),
+        (0, false, "slow", 2),
+    ];
+    router.told_of(rollout_id(9), &expected).await;
+    // Whatever the rollout does later, they are what they were.
+    router.send(rolled_back()).await;
+    assert_eq!(served(&caller, &canaries[0]).await.0, "1.0");
+    router.told_of(rollout_id(9), &expected).await;
+}
+
+#[tokio::test]
+async fn outcomes_are_booked_in_the_step_of_assignment_or_of_their_own() {
+    let (_stack, router, caller) = start().await;
+    let at_step = |step, route| with_rollout(route, |rollout| rollout.step = step);
+    router.send(at_step(0, rolling(5000, &["slow"]))).await;
+    let early = sessions(&caller, 8).await;
+    router.send(at_step(1, rolling(5000, &["slow"]))).await;
+    let late = sessions(&caller, 8).await;
+    let one =
+        |sessions: &[(String, Arm)], arm| sessions.iter().find(|session| session.1 == arm).unwrap().0.clone();
+    assert!(record(&caller, &one(&early, Arm::Canary), "slow").await);
+    assert!(record(&caller, &one(&late, Arm::Canary), "slow").await);
+    let mut expected = vec![
+        (0, true, "", count(&early, Arm::Canary)),
+        (0, false, "", count(&early, Arm::Control)),
+        (1, true, "", count(&late, Arm::Canary)),
+        (1, false, "", count(&late, Arm::Control)),
+        (0, true, "slow", 1),
+        (1, true, "slow", 1),
+    ];
+    router.told_of(rollout_id(9), &expected).await;
+    // Where running visits move, too, it is the step and the arm of then.
+    router.send(at_step(2, moving(rolling(10_000, &["slow"])))).await;
+    let moved = one(&early, Arm::Control);
+    assert_eq!(served(&caller, &moved).await.1, Arm::Canary);
+    assert!(record(&caller, &moved, "slow").await);
+    expected.push((2, true, "slow", 1));
+    router.told_of(rollout_id(9), &expected).await;
+}
+
+#[tokio::test]
+async fn a_visit_that_moves_as_all_do_is_no_unit_and_its_next_one_is() {
+    let (stack, router, caller) = start().await;
+    let (_, running) = create_session(&caller).await;
+    router.send(moving(rolling(10_000, &["slow"]))).await;
+    assert_eq!(served(&caller, &running).await.1, Arm::Canary);
+    assert!(!record(&caller, &running, "slow").await);
+    stack.advance(TimeDelta::minutes(6));
+    eventually("the lease after the jump of the clock", || async {
+        (pin(&create_session_with_pins(&caller).await.pins).1 == Arm::Canary).then_some(())
+    })
+    .await;
+    assert_eq!(served(&caller, &running).await.1, Arm::Canary);
+    // Though its visit may not be written yet, it is known here.
+    assert!(record(&caller, &running, "slow").await);
+}
+
+#[tokio::test]
+async fn an_abandoned_checkout_is_a_failed_one() {
+    let (stack, router, caller) = start().await;
+    router.send(rolling(10_000, &["checkout"])).await;
+    let (_, token) = create_session(&caller).await;
+    check_out(&caller, &token).await;
+    stack.advance(TimeDelta::minutes(59));
+    stack.advance(TimeDelta::minutes(3));
+    router
+        .told_of(rollout_id(9), &[(0, true, "", 1), (0, true, "checkout", 1)])
+        .await;
+    // And stays one when it runs out.
+    stack.advance(TimeDelta::hours(24));
+    let failed = "select count(*) from session.events where kind = 'cart.checkout_failed'";
+    eventually("the end of the checkout", || async {
+        (stack.database.count(failed).await == 1).then_some(())
+    })
+    .await;
+    router
+        .told_of(rollout_id(9), &[(0, true, "", 1), (0, true, "checkout", 1)])
+        .await;
+}
+
+#[tokio::test]
+async fn an_outcome_is_refused_with_what_is_wrong_with_it_and_repeated_once() {
+    let (_stack, router, caller) = start().await;
+    router.send(rolling(10_000, &["slow"])).await;
+    let (session, token) = create_session(&caller).await;
+    let mut visits = caller.visits();
+    for guard in ["", "Slow", "a b", &"a".repeat(64)] {
+        let refused = visits.record_outcome(outcome(by_token(&token), guard)).await;
+        refused.refused(Code::InvalidArgument, "FIELD_INVALID");
+    }
+    let nameless = pb::RecordOutcomeRequest { session: None, ..outcome(by_token(&token), "slow") };
+    let refused = visits.record_outcome(nameless).await;
+    refused.refused(Code::InvalidArgument, "FIELD_INVALID");
+    let nobody = by_id("ses_00000000000000000000000000000000");
+    let refused = visits.record_outcome(outcome(nobody, "slow")).await;
+    refused.refused(Code::NotFound, "SESSION_NOT_FOUND");
+    let refused = visits.record_outcome(outcome(by_token("tds_x"), "slow")).await;
+    refused.refused(Code::FailedPrecondition, "SESSION_UNKNOWN");
+    let once =
+        pb::RecordOutcomeRequest { request_id: request_id(1), ..outcome(by_id(&session.session_id), "slow") };
+    for _ in 0..2 {
+        assert!(visits.record_outcome(once.clone()).await.answer().recorded);
+    }
+    // The token names the same session, so it is the same request.
+    let by_token = pb::RecordOutcomeRequest { session: Some(by_token(&token)), ..once.clone() };
+    assert!(visits.record_outcome(by_token).await.answer().recorded);
+    let other = pb::RecordOutcomeRequest { guard: "fast".to_owned(), ..once };
+    let refused = visits.record_outcome(other).await;
+    refused.refused(Code::AlreadyExists, "REQUEST_ID_REUSED");
+}
+
+/// Two replicas add up what either wrote; one is killed again and again.
+#[tokio::test]
+async fn sums_are_exact_though_replicas_are_killed_between_writing_and_adding_up() {
+    let (mut stack, router, caller) = start().await;
+    router.send(rolling(10_000, &["slow"])).await;
+    // Adding up takes a while, so that who is killed is so midway.
+    let slow = "create function session.dawdle() returns trigger language plpgsql as \
+                $$ begin perform pg_sleep(0.02); return new; end $$; \
+                create trigger dawdle before insert or update on session.signal_counts \
+                for each row execute function session.dawdle()";
+    sqlx::raw_sql(slow).execute(&mut stack.database.connect().await).await.unwrap();
+    for _ in 0..6 {
+        let replica = stack.session_svc(&router.linked());
+        let there = caller.at_session(&replica);
+        for asked in [&caller, &there, &caller, &there] {
+            let (_, token) = create_session(asked).await;
+            record(asked, &token, "slow").await;
+        }
+        // What it has not added up, somebody else does.
+        drop(replica);
+    }
+    stack.stop_session().await;
+    stack.session = Some(stack.session_svc(&router.linked()));
+    // A replica that has just begun deals nobody an arm until it hears of release-svc.
+    let units = stack.database.count("select count(*) from session.enrolments").await;
+    let outcomes = stack.database.count("select count(*) from session.outcomes").await;
+    assert!((12..=24).contains(&units) && outcomes == units, "{units} {outcomes}");
+    router
+        .told_of(rollout_id(9), &[(0, true, "", units), (0, true, "slow", outcomes)])
+        .await;
+}
+
+#[tokio::test]
+async fn live_visits_are_counted_by_the_release_that_they_are_on() {
+    let (stack, router, caller) = start().await;
+    let rollout = rollout_id(9);
+    let visits = |canary, control| {
+        let router = &router;
+        async move {
+            eventually("the count", || async {
+                (router.visits(rollout) == Some((canary, control))).then_some(())
+            })
+            .await;
+        }
+    };
+    let before = [create_session(&caller).await.1, create_session(&caller).await.1];
+    router.send(rolling(10_000, &[])).await;
+    let paying = create_session(&caller).await.1;
+    create_session(&caller).await;
+    visits(2, 2).await;
+    check_out(&caller, &paying).await;
+    stack.advance(TimeDelta::minutes(4));
+    validate(&caller, &before[0]).await;
+    stack.advance(TimeDelta::minutes(2));
+    // A checkout holds its visit on the release, however long ago it was seen.
+    visits(1, 1).await;
+}
+
+#[tokio::test]
+async fn of_a_rollout_that_ended_nothing_is_told_any_more_and_in_a_day_nothing_is_known() {
+    let (stack, router, caller) = start().await;
+    router.send(rolling(10_000, &[])).await;
+    create_session(&caller).await;
+    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
+    let ended = "select count(*) from session.signal_counts where ended_at is not null";
+    // Not while it is under way here.
+    router.end(rollout_id(9));
+    create_session(&caller).await;
+    router.told_of(rollout_id(9), &[(0, true, "", 2)]).await;
+    assert_eq!(stack.database.count(ended).await, 0);
+    router.send(stable()).await;
+    eventually("its end", || async { (stack.database.count(ended).await == 1).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_database_keeps_its_name_and_begins_an_epoch_when_it_is_restored_elsewhere() {
+    let stack = Stack::prepare();
+    let mut db = stack.database.connect().await;
+    let (drawn, now) = (Uuid::from_u128(1), stack.now());
+    let first = source(&mut db, "here", drawn, now).await.unwrap();
+    let later = now + TimeDelta::seconds(1);
+    let again = source(&mut db, "here", Uuid::from_u128(2), later).await.unwrap();
+    assert_eq!((first.id, &first), (drawn, &again));
+    let restored = source(&mut db, "there", Uuid::from_u128(3), later).await.unwrap();
+    assert_eq!(restored.id, drawn);
+    assert!(restored.epoch > first.epoch);
+}
+
+#[tokio::test]
+async fn reports_name_the_environment_and_the_database() {
+    let (stack, router, caller) = start().await;
+    let replica = stack.session_svc(&router.linked());
+    router.send_to(2, rolling(10_000, &[])).await;
+    create_session(&caller).await;
+    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
+    drop(replica);
+    let reports = router.reports();
+    let names = |report: &shared::pb::release::ReportSignalsRequest| {
+        (report.environment.clone(), report.source_id.clone(), report.source_epoch.clone())
+    };
+    assert!(reports.iter().all(|report| names(report) == names(&reports[0])));
+    assert_eq!(reports[0].environment, "local");
+    let told = |router: &Router| router.reports().len();
+    assert!(told(&router) > 0);
+}
