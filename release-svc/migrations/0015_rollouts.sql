@@ -24,7 +24,7 @@ alter table release.rollouts
     add constraint rollouts_superseded_by_fkey foreign key (tenant_id, superseded_by)
         references release.rollouts (tenant_id, rollout_id) deferrable initially deferred not valid,
     add constraint rollouts_phase_check check (
-        phase in ('DEPLOYING', 'EXPOSING', 'BAKING') and state in ('RUNNING', 'PAUSED')
+        phase is null or (phase in ('DEPLOYING', 'EXPOSING', 'BAKING') and state in ('RUNNING', 'PAUSED'))
     ) not valid,
     add constraint rollouts_pause_check check ((pause is not null) = (state = 'PAUSED')) not valid,
     add constraint rollouts_superseded_check check ((superseded_by is not null) = (state = 'SUPERSEDED')) not valid,

@@ -267,7 +267,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::VoteNotFound
         | R::BreakGlassNotFound
         | R::WebhookNotFound
-        | R::WindowNotFound => Code::NotFound,
+        | R::WindowNotFound
+        | R::TaskNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -316,7 +317,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::WebhookTargetRefused
         | R::EvidenceRevoked
         | R::RolloutWindowClosed
-        | R::LineStopped => Code::FailedPrecondition,
+        | R::LineStopped
+        | R::TaskLeaseLost => Code::FailedPrecondition,
     }
 }
 

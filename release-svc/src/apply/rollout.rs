@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
 use super::exposure::{self, Increase, Passage};
-use super::{evidence_blockers, expect_written, look, release, tell};
+use super::{evidence_blockers, expect_written, look, release, task, tell};
 use crate::domain::blocker::Blocker;
 use crate::domain::component::{Component, Environment};
 use crate::domain::release::{Ending, Facts, Release};
@@ -68,7 +68,8 @@ pub(crate) async fn rollout(
         "approval_id": rollout.approval.map(|id| id.to_string()),
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
-    follow(db, actor, rollout).await
+    follow(db, actor, rollout).await?;
+    task::follow(db, actor, rollout).await
 }
 
 /// What a rollout's state means to releases.
