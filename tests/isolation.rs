@@ -12,7 +12,7 @@ use crate::evidence::{submit_evidence, test_report};
 use crate::harness::govern::{emergency, hand_in};
 use crate::harness::shop::{
     add_line, create_catalog, create_component, create_policy, create_release, create_session,
-    create_touchpoint, draft, known_device, log_in, owner, set_alias, ship, validate, web,
+    create_touchpoint, draft, known_device, log_in, owner, set_alias, ship, start, submit, validate, web,
 };
 use crate::harness::{Answer as _, Caller, START, Stack, person, raw, reason_of};
 use crate::history::{append, list, view};
@@ -71,6 +71,7 @@ const NAMING_NOTHING: &[&str] = &[
     "ListPendingForMe",
     "ListBreakGlasses",
     "ListRollouts",
+    "ListTasks",
     "ListAudit",
     "GetAuditHead",
     "VerifyAudit",
@@ -148,6 +149,7 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("break_glass_id", break_glass_of(caller).await),
         ("version", "9.0".to_owned()),
         ("rollout_id", rollout.rollout_id),
+        ("task_id", task_of(caller).await),
         ("reason", "because".to_owned()),
         ("guard", "checkout".to_owned()),
         ("webhook_id", webhook),
@@ -155,6 +157,27 @@ async fn open(caller: &Caller) -> Vec<(&'static str, String)> {
         ("window_override_id", lifted),
         ("url", url),
     ]
+}
+
+/// A task of an executor.
+async fn task_of(caller: &Caller) -> String {
+    let environment = rpb::Environment {
+        environment: "deployed".to_owned(),
+        needs_executor: Some(true),
+        ..rpb::Environment::default()
+    };
+    let request = rpb::CreateEnvironmentRequest { environment: Some(environment), ..Default::default() };
+    caller.catalog().create_environment(request).await.answer();
+    let release = submit(caller, &create_release(caller, "1.3").await).await;
+    let request = rpb::StartRolloutRequest { environment: "deployed".to_owned(), ..start(&release, &[]) };
+    caller.rollouts().start_rollout(request).await.answer();
+    let tasks = caller
+        .executors()
+        .list_tasks(rpb::ListTasksRequest::default())
+        .await
+        .answer()
+        .tasks;
+    tasks[0].task_id.clone()
 }
 
 /// That somebody approved a release alone.

@@ -78,6 +78,8 @@ mod event_types;
 #[cfg(test)]
 mod evidence;
 #[cfg(test)]
+mod executor;
+#[cfg(test)]
 mod facts;
 mod failover;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::domain::dependency::Dependency;
 use crate::domain::identity::IdentityAlias;
 use crate::domain::policy::ApprovalPolicy;
 use crate::domain::release::{self, Facts, Release};
+use crate::store::observed::Place;
 use crate::{EXPOSURE_LEASE, OUTBOX, REPLICA_MARGIN, store};
 
 pub(crate) mod control;
@@ -22,9 +23,11 @@ pub(crate) mod dependency;
 pub(crate) mod exposure;
 mod facts;
 mod rollout;
+mod task;
 
 pub(crate) use facts::{evidence_blockers, facts, person_of, retain_awaiting};
 pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, roll_back, rollout};
+pub(crate) use task::task;
 
 /// A write found its row changed, which the row locks should have kept from happening.
 pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
@@ -73,6 +76,23 @@ pub(crate) async fn tell_component(
     tell(db, actor, kind, component.name.to_string(), data).await
 }
 
+/// Tells that other versions of a component were found running than those that should.
+pub(crate) async fn tell_drift(
+    db: &mut PgConnection,
+    actor: &Actor,
+    place: &Place<'_>,
+    wanted: &[String],
+    found: &[String],
+) -> sqlx::Result<()> {
+    let data = json!({
+        "component": place.component.as_str(),
+        "environment": place.environment.as_str(),
+        "wanted_versions": wanted,
+        "observed_versions": found,
+    });
+    tell(db, actor, "component.drift_observed", place.component.to_string(), data).await
+}
+
 /// Tells of an environment that was made or changed.
 pub(crate) async fn tell_environment(
     db: &mut PgConnection,
@@ -89,6 +109,7 @@ pub(crate) async fn tell_environment(
         "requires_promotion": requirements.requires_promotion,
         "min_bake_seconds": requirements.min_bake.num_seconds(),
         "required_evidence": requirements.evidence,
+        "needs_executor": environment.needs_executor,
     });
     tell(db, actor, kind, environment.name.to_string(), data).await
 }

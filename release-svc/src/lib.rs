@@ -41,6 +41,7 @@ pub mod domain {
     pub mod route;
     pub mod signal;
     pub mod snapshot;
+    pub mod task;
     pub mod version;
     pub mod window;
 }

@@ -19,6 +19,7 @@ use shared::pb::release::approval_service_server::ApprovalServiceServer;
 use shared::pb::release::audit_service_server::AuditServiceServer;
 use shared::pb::release::catalog_service_server::CatalogServiceServer;
 use shared::pb::release::evidence_service_server::EvidenceServiceServer;
+use shared::pb::release::executor_service_server::ExecutorServiceServer;
 use shared::pb::release::insight_service_server::InsightServiceServer;
 use shared::pb::release::release_service_server::ReleaseServiceServer;
 use shared::pb::release::rollout_service_server::RolloutServiceServer;
@@ -42,6 +43,7 @@ use crate::domain::blocker::{Blocked, Blocker as Hold, Kind};
 use crate::domain::break_glass::ReviewRefused;
 use crate::domain::release::{AbandonRefused, SubmitRefused, WrongState as WrongReleaseState};
 use crate::domain::rollout::WrongState as WrongRolloutState;
+use crate::domain::task::LeaseLost;
 use crate::domain::version::NotGreater;
 
 mod approval;
@@ -49,6 +51,7 @@ mod audit;
 mod catalog;
 mod denial;
 mod evidence;
+mod executor;
 mod insight;
 mod release;
 mod rollout;
@@ -62,6 +65,7 @@ pub const SERVICES: &[&str] = &[
     "tandem.release.v1.ApprovalService",
     "tandem.release.v1.EvidenceService",
     "tandem.release.v1.RolloutService",
+    "tandem.release.v1.ExecutorService",
     "tandem.release.v1.RoutingService",
     "tandem.release.v1.AuditService",
     "tandem.release.v1.WindowService",
@@ -121,6 +125,10 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
         .send_compressed(Gzip);
+    let executor = ExecutorServiceServer::from_arc(Arc::clone(app))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let routing = RoutingServiceServer::new(routing::Routing(Arc::clone(app)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .accept_compressed(Gzip)
@@ -150,6 +158,7 @@ pub fn routes(app: &Arc<App>, webhooks: Arc<Webhooks>) -> Routes {
         .add_service(approval)
         .add_service(evidence)
         .add_service(rollout)
+        .add_service(executor)
         .add_service(routing)
         .add_service(audit)
         .add_service(window)
@@ -244,6 +253,12 @@ impl From<WrongRolloutState> for Failure {
             .with("state", error.state)
             .blocked_by([blocker])
             .into()
+    }
+}
+
+impl From<LeaseLost> for Failure {
+    fn from(error: LeaseLost) -> Self {
+        Refusal::new(Reason::TaskLeaseLost, error.to_string()).into()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Rows are locked in this order: components, by name; then of one component, which one transaction at a time has: a release,
 //! a rollout, the tenant's calendar, which whoever raises exposure shares, the route, the releases that the transition means
-//! something to. Whoever exposes more of a component locks those that it needs, too, in one statement; whoever rolls one
+//! something to, tasks of executors, which those who work at them lock alone. Whoever exposes more of a component locks those that it needs, too, in one statement; whoever rolls one
 //! back, those that go back before it; whoever changes what one needs, those that it will need, and then all dependencies
 //! of the tenant. Whoever changes a window, an override or the line locks the calendar alone. The tenant's audit head comes
 //! after all of these: the database itself locks it when a transaction commits that tells of something. Each guard of the
@@ -18,12 +18,14 @@ pub mod environment;
 pub mod evidence;
 pub mod identity;
 pub mod insight;
+pub mod observed;
 pub mod policy;
 pub mod release;
 pub mod rollout;
 pub mod route;
 pub mod signal;
 pub mod snapshot;
+pub mod task;
 pub mod window;
 pub mod window_override;
 pub mod window_proposal;

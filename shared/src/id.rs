@@ -96,6 +96,8 @@ ids! {
     WindowId "wnd";
     /// One person's word that a window does not hold for a while.
     WindowOverrideId "wov";
+    /// Something for an executor to do.
+    TaskId "tsk";
 }
 
 macro_rules! names {

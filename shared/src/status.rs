@@ -269,7 +269,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::BreakGlassNotFound
         | R::WebhookNotFound
         | R::WindowNotFound
-        | R::WindowOverrideNotFound => Code::NotFound,
+        | R::WindowOverrideNotFound
+        | R::TaskNotFound => Code::NotFound,
         R::ResumeTokenExpired
         | R::SessionUnknown
         | R::SessionIdleExpired
@@ -318,7 +319,8 @@ pub const fn code(reason: Reason) -> Code {
         | R::WebhookTargetRefused
         | R::EvidenceRevoked
         | R::RolloutWindowClosed
-        | R::LineStopped => Code::FailedPrecondition,
+        | R::LineStopped
+        | R::TaskLeaseLost => Code::FailedPrecondition,
     }
 }
 

@@ -6,6 +6,7 @@ use shared::pb::release::approval_service_client::ApprovalServiceClient;
 use shared::pb::release::audit_service_client::AuditServiceClient;
 use shared::pb::release::catalog_service_client::CatalogServiceClient;
 use shared::pb::release::evidence_service_client::EvidenceServiceClient;
+use shared::pb::release::executor_service_client::ExecutorServiceClient;
 use shared::pb::release::insight_service_client::InsightServiceClient;
 use shared::pb::release::release_service_client::ReleaseServiceClient;
 use shared::pb::release::rollout_service_client::RolloutServiceClient;
@@ -90,6 +91,7 @@ impl Caller {
         approvals: ApprovalServiceClient of release;
         evidence: EvidenceServiceClient of release;
         rollouts: RolloutServiceClient of release;
+        executors: ExecutorServiceClient of release;
         routing: RoutingServiceClient of release;
         audit: AuditServiceClient of release;
         insight: InsightServiceClient of release;

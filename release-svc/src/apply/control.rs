@@ -188,7 +188,8 @@ impl Controller<'_> {
             return Ok(true);
         }
         if blockers.is_empty() {
-            let decisions = rollout.begin(&release, stable, actor.now);
+            let plan = rollout.plan.clone().deployed_by(&environment);
+            let decisions = Rollout { plan, ..rollout }.begin(&release, stable, actor.now);
             go_on(db, actor, decisions, &overrides).await?;
             return Ok(true);
         }
@@ -287,6 +288,7 @@ async fn observe(
     }
     let visits = store::signal::list_visits(db, &tenants, &ids, super::lease_began_at(now)).await?;
     let visits: HashMap<_, _> = visits.into_iter().collect();
+    let mut ends: HashMap<_, _> = store::task::list_ends(db, &tenants, &ids).await?.into_iter().collect();
     let seen = rollouts.into_iter().map(|rollout| {
         let id = rollout.id;
         let counts = counts.remove(&id).unwrap_or_default();
@@ -296,7 +298,7 @@ async fn observe(
         let visits = visits.get(&id).copied();
         let seen = Observation {
             is_applied: is_applied.get(&id).copied().unwrap_or(false),
-            task: None,
+            task: ends.remove(&id),
             guards: readings.iter().map(Into::into).collect(),
             old_visits: visits.filter(|visits| visits.counted_at >= since).map(|visits| visits.control),
         };

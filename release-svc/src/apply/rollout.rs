@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
 use super::exposure::{self, Increase, Passage};
-use super::{expect_written, look, release, tell};
+use super::{expect_written, look, release, task, tell};
 use crate::domain::blocker::Blocker;
 use crate::domain::release::{Ending, Release};
 use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
@@ -68,7 +68,8 @@ pub(crate) async fn rollout(
         "approval_id": rollout.approval.map(|id| id.to_string()),
     });
     tell(db, actor, kind, rollout.id.to_string(), data).await?;
-    follow(db, actor, rollout).await
+    follow(db, actor, rollout).await?;
+    task::follow(db, actor, rollout).await
 }
 
 /// What a rollout's state means to releases.

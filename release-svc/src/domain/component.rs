@@ -37,6 +37,8 @@ pub struct Environment {
     /// Whether real people are served.
     pub is_production: bool,
     pub requirements: Requirements,
+    /// Whether rollouts that begin here wait for an executor at each step.
+    pub needs_executor: bool,
     pub created_at: Time,
     pub row_version: i64,
 }

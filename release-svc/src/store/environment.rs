@@ -21,6 +21,7 @@ struct Row {
     requires_promotion: bool,
     min_bake_seconds: i64,
     required_evidence: Vec<String>,
+    needs_executor: bool,
     created_at: Time,
     version: i64,
 }
@@ -47,6 +48,7 @@ impl TryFrom<Row> for Environment {
                 min_bake: TimeDelta::seconds(row.min_bake_seconds),
                 evidence,
             },
+            needs_executor: row.needs_executor,
             created_at: row.created_at,
             row_version: row.version,
         })
@@ -67,8 +69,8 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, environment: &Envi
     sqlx::query!(
         "insert into release.environments
             (tenant_id, environment, display_name, promotion_order, region, is_production, requires_promotion,
-            min_bake_seconds, required_evidence, created_at, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            min_bake_seconds, required_evidence, created_at, version, needs_executor)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         tenant.as_str(),
         environment.name.as_str(),
         environment.display_name,
@@ -80,6 +82,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, environment: &Envi
         &evidence_texts(requirements),
         environment.created_at,
         environment.row_version,
+        environment.needs_executor,
     )
     .execute(db)
     .await?;
@@ -95,7 +98,7 @@ pub async fn find(
     let row = sqlx::query_as!(
         Row,
         r#"select environment as "environment: EnvironmentId", display_name, promotion_order, region, is_production,
-            requires_promotion, min_bake_seconds, required_evidence, created_at, version
+            requires_promotion, min_bake_seconds, required_evidence, needs_executor, created_at, version
         from release.environments
         where tenant_id = $1 and environment = $2"#,
         tenant.as_str(),
@@ -117,7 +120,7 @@ pub async fn list(
     let rows = sqlx::query_as!(
         Row,
         r#"select environment as "environment: EnvironmentId", display_name, promotion_order, region, is_production,
-            requires_promotion, min_bake_seconds, required_evidence, created_at, version
+            requires_promotion, min_bake_seconds, required_evidence, needs_executor, created_at, version
         from release.environments
         where tenant_id = $1 and environment > $2
         order by environment
@@ -215,7 +218,7 @@ pub async fn lock(
     let row = sqlx::query_as!(
         Row,
         r#"select environment as "environment: EnvironmentId", display_name, promotion_order, region, is_production,
-            requires_promotion, min_bake_seconds, required_evidence, created_at, version
+            requires_promotion, min_bake_seconds, required_evidence, needs_executor, created_at, version
         from release.environments
         where tenant_id = $1 and environment = $2
         for no key update"#,
@@ -238,7 +241,7 @@ pub async fn update(
     let done = sqlx::query!(
         "update release.environments
         set display_name = $3, promotion_order = $4, region = $5, is_production = $6, requires_promotion = $7,
-            min_bake_seconds = $8, required_evidence = $9, version = $10
+            min_bake_seconds = $8, required_evidence = $9, version = $10, needs_executor = $11
         where tenant_id = $1 and environment = $2 and version + 1 = $10",
         tenant.as_str(),
         environment.name.as_str(),
@@ -250,6 +253,7 @@ pub async fn update(
         requirements.min_bake.num_seconds(),
         &evidence_texts(requirements),
         environment.row_version,
+        environment.needs_executor,
     )
     .execute(db)
     .await?;

@@ -364,12 +364,13 @@ pub async fn find_waiting(
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decision) -> sqlx::Result<bool> {
     let Decision { rollout, from, kind: _, reason: _ } = decision;
     let Changing { state, phase, waiting_for, pause, harms, superseded_by } = Changing::of(rollout)?;
+    let plan = serde_json::to_string(&rollout.plan).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     let previous = rollout.previous.as_ref();
     let done = sqlx::query!(
         "update release.rollouts
         set state = $4, step = $5, exposure_bps = $6, rollback_reason = $7, ended_at = $8, version = $9, phase = $10,
             entered_at = $11, waiting_for = $12, pause = $13, harms = $14, superseded_by = $15, previous_release_id = $16,
-            previous_semver = $17, step_exposures_bps = $18, started_at = $19, approval_id = $20
+            previous_semver = $17, step_exposures_bps = $18, started_at = $19, approval_id = $20, plan = $21
         where tenant_id = $1 and rollout_id = $2 and state = $3 and version + 1 = $9
             and state not in ('SUCCEEDED', 'ROLLED_BACK', 'CANCELLED', 'SUPERSEDED')
             and ($4 in ('ROLLING_BACK', 'ROLLBACK_FAILED', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))
@@ -407,6 +408,7 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
         rollout.steps.as_slice(),
         rollout.started_at,
         rollout.approval.map(ApprovalId::uuid) as Option<Uuid>,
+        plan,
     )
     .execute(db)
     .await?;

@@ -61,26 +61,42 @@ pub async fn enter(db: &mut PgConnection, source: &Source, now: Time) -> sqlx::R
     Ok(done.rows_affected() == 1)
 }
 
-/// Whether a rollout of this environment still takes counts.
-#[tracing::instrument(name = "db.signal.is_live", skip_all)]
-pub async fn is_live(
+/// What is still to be counted of a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    All,
+    /// It has ended; but a release of it is retired only once no visit is on it.
+    Visits,
+    Nothing,
+}
+
+/// What is still to be counted of a rollout of this environment.
+#[tracing::instrument(name = "db.signal.interest", skip_all)]
+pub async fn interest(
     db: &mut PgConnection,
     tenant: &TenantId,
     environment: &EnvironmentId,
     rollout: RolloutId,
-) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"select exists (
+) -> sqlx::Result<Interest> {
+    let row = sqlx::query!(
+        r#"select ended_at is null as "is_live!", exists (
             select
-            from release.rollouts
-            where tenant_id = $1 and rollout_id = $2 and environment = $3 and ended_at is null
-        ) as "is_live!""#,
+            from release.tasks
+            where tenant_id = $1 and counted_rollout_id = $2 and state in ('QUEUED', 'LEASED')
+        ) as "is_waited_for!"
+        from release.rollouts
+        where tenant_id = $1 and rollout_id = $2 and environment = $3"#,
         tenant.as_str(),
         rollout.uuid(),
         environment.as_str(),
     )
-    .fetch_one(db)
-    .await
+    .fetch_optional(db)
+    .await?;
+    Ok(match row {
+        Some(row) if row.is_live => Interest::All,
+        Some(row) if row.is_waited_for => Interest::Visits,
+        Some(_) | None => Interest::Nothing,
+    })
 }
 
 /// Takes counts in; smaller ones of the same epoch change nothing.

@@ -164,8 +164,11 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
 }
 
 fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
-    // Without it, people go on.
-    let min_bake = rollout.plan.min_bake?;
+    let Some(min_bake) = rollout.plan.min_bake else {
+        // People go on; but where everyone is exposed at once there is nothing to go on to.
+        let is_all = rollout.steps.is_last(0) && rollout.plan.drain_deadline.is_none();
+        return is_all.then_some(Next::Advance);
+    };
     let mut unsure = unsure(rollout, seen).peekable();
     if now >= since + min_bake && unsure.peek().is_none() {
         return Some(Next::Advance);

@@ -5,6 +5,7 @@ use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 
 use super::EVERYONE_BPS;
+use crate::domain::component::Environment;
 use crate::domain::guard::Guards;
 
 /// Most steps that may be asked for.
@@ -73,6 +74,12 @@ pub enum BadSteps {
 }
 
 impl Plan {
+    /// As the environment has it deployed when a rollout begins there.
+    #[must_use]
+    pub fn deployed_by(self, environment: &Environment) -> Self {
+        Self { needs_executor: environment.needs_executor, ..self }
+    }
+
     /// Whether a step that everyone sees has nothing left to be waited for.
     pub const fn waits_for_nothing(&self) -> bool {
         self.min_bake.is_none() && self.drain_deadline.is_none() && !self.needs_executor

@@ -31,6 +31,8 @@ struct Settings {
     /// None leaves it as it is.
     is_production: Option<bool>,
     requirements: Requirements,
+    /// None leaves it as it is.
+    needs_executor: Option<bool>,
     etag: String,
 }
 
@@ -44,6 +46,7 @@ fn parse_environment(environment: Option<pb::Environment>) -> Result<Settings, R
         region,
         is_production,
         requirements,
+        needs_executor,
     } = required("environment", environment)?;
     // A region is no object, but its label has the form of names.
     let region = optional::<EnvironmentId>("environment.region", &region)?;
@@ -54,6 +57,7 @@ fn parse_environment(environment: Option<pb::Environment>) -> Result<Settings, R
         region: region.map(|region| region.to_string()),
         is_production,
         requirements: parse_requirements(requirements.unwrap_or_default())?,
+        needs_executor,
         etag,
     })
 }
@@ -97,6 +101,7 @@ impl From<&Environment> for pb::Environment {
             region: environment.region.clone().unwrap_or_default(),
             is_production: Some(environment.is_production),
             requirements: Some((&environment.requirements).into()),
+            needs_executor: Some(environment.needs_executor),
         }
     }
 }
@@ -124,6 +129,7 @@ impl App {
             region: settings.region,
             is_production: settings.is_production.unwrap_or(true),
             requirements: settings.requirements,
+            needs_executor: settings.needs_executor.unwrap_or(false),
             created_at: work.now,
             row_version: 1,
         };
@@ -199,6 +205,7 @@ impl App {
             region: settings.region,
             is_production: settings.is_production.unwrap_or(stored.is_production),
             requirements: settings.requirements,
+            needs_executor: settings.needs_executor.unwrap_or(stored.needs_executor),
             created_at: stored.created_at,
             row_version: stored.row_version + 1,
         };

@@ -45,6 +45,7 @@ async fn start(
     let can_wait = wait && !release.state.is_final() && !serves;
     if blockers.is_empty() || !can_wait {
         blocker::require_none(blockers)?;
+        let asked = Asked { plan: asked.plan.deployed_by(&environment), ..asked };
         let decisions = Rollout::start(asked, &release, stable, now);
         return apply::go_on(db, actor, decisions, &overrides).await;
     }

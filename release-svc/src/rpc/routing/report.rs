@@ -19,7 +19,7 @@ use crate::domain::guard::Name;
 use crate::rpc::App;
 use crate::store;
 use crate::store::route::Applied;
-use crate::store::signal::{Counts, Source, Visits};
+use crate::store::signal::{Counts, Interest, Source, Visits};
 
 /// Rollouts and kills that a report names at most.
 const REPORTED_MAX: usize = 100;
@@ -152,11 +152,14 @@ impl App {
         }
         let mut ended_rollout_ids = Vec::new();
         for (tenant, counts, visits) in &signals {
-            if !store::signal::is_live(&mut tx, tenant, &source.environment, counts.rollout).await? {
-                ended_rollout_ids.push(counts.rollout.to_string());
-                continue;
+            match store::signal::interest(&mut tx, tenant, &source.environment, counts.rollout).await? {
+                Interest::All => store::signal::upsert_counts(&mut tx, tenant, &source, counts).await?,
+                Interest::Visits => {}
+                Interest::Nothing => {
+                    ended_rollout_ids.push(counts.rollout.to_string());
+                    continue;
+                }
             }
-            store::signal::upsert_counts(&mut tx, tenant, &source, counts).await?;
             if let Some(visits) = visits {
                 store::signal::upsert_visits(&mut tx, tenant, &source, counts.rollout, visits).await?;
             }
