@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::domain::visit::{Pins, Route};
 use crate::rpc::App;
+use crate::store::signal;
 use crate::store::signal::scan::{self, Visits};
-use crate::store::signal::{add_enrolments, add_outcomes, forget};
 
 /// How often what was written since is added up.
 pub const ADD_INTERVAL: Duration = Duration::from_millis(500);
@@ -38,8 +38,8 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
     let mut db = app.db.connection().await?;
     let mut added = 0;
     for _ in 0..ADD_BATCHES {
-        let enrolments = add_enrolments(&mut db, ADD_BATCH).await?;
-        let outcomes = add_outcomes(&mut db, ADD_BATCH).await?;
+        let enrolments = signal::add_enrolments(&mut db, ADD_BATCH).await?;
+        let outcomes = signal::add_outcomes(&mut db, ADD_BATCH).await?;
         added += (enrolments + outcomes).unsigned_abs();
         if enrolments < ADD_BATCH && outcomes < ADD_BATCH {
             break;
@@ -50,7 +50,8 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
 
 /// Forgets sums that nobody asks for.
 pub async fn forget_signals(app: &App) -> sqlx::Result<u64> {
-    let forgotten = forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
+    let forgotten =
+        signal::forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
     Ok(forgotten.unsigned_abs())
 }
 
