@@ -362,7 +362,7 @@ async fn a_drift_is_told_of_once_for_each_set_of_versions() {
         let answer = caller.executors().report_observed(request).await.answer();
         assert_eq!(answer.wanted_versions, ["1.0"]);
         let told = crate::audit::list_all(&caller).await;
-        let told = told.iter().filter(|event| event.r#type == "component.drift_observed");
+        let told = told.iter().filter(|event| event.kind == "component.drift_observed");
         (answer.is_drift, told.count())
     };
     assert_eq!(observe(&["1.0"]).await, (false, 0));
