@@ -382,8 +382,8 @@ async fn executors_deploy_what_their_groups_own() {
         owner_groups: vec!["finance".to_owned()],
         ..Default::default()
     };
-    create_component(&caller, component).await;
     let owner = stack.caller(&Grant { groups: vec!["finance".to_owned()], ..person("fin") });
+    create_component(&owner, component).await;
     let draft = pb::CreateReleaseRequest {
         component: "ledger".to_owned(),
         version: "1.0".to_owned(),
