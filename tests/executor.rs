@@ -362,7 +362,7 @@ async fn a_drift_is_told_of_once_for_each_set_of_versions() {
         let answer = caller.executors().report_observed(request).await.answer();
         assert_eq!(answer.wanted_versions, ["1.0"]);
         let told = crate::audit::list_all(&caller).await;
-        let told = told.iter().filter(|event| event.r#type == "component.drift_observed");
+        let told = told.iter().filter(|event| event.kind == "component.drift_observed");
         (answer.is_drift, told.count())
     };
     assert_eq!(observe(&["1.0"]).await, (false, 0));
@@ -382,8 +382,8 @@ async fn executors_deploy_what_their_groups_own() {
         owner_groups: vec!["finance".to_owned()],
         ..Default::default()
     };
-    create_component(&caller, component).await;
     let owner = stack.caller(&Grant { groups: vec!["finance".to_owned()], ..person("fin") });
+    create_component(&owner, component).await;
     let draft = pb::CreateReleaseRequest {
         component: "ledger".to_owned(),
         version: "1.0".to_owned(),

@@ -5,6 +5,7 @@ mod audit;
 mod check;
 mod client;
 mod error;
+mod executor;
 mod history;
 mod init;
 mod insight;
@@ -55,6 +56,8 @@ enum Command {
     /// Advance, roll back or show a component's newest rollout
     #[command(subcommand)]
     Rollout(rollout::Command),
+    /// Deploy: run a command for each task that rollouts have for an executor
+    Executor(executor::Args),
     /// Sign or check the audit trail of release-svc
     #[command(subcommand)]
     Audit(audit::Command),
@@ -87,6 +90,7 @@ async fn main() -> ExitCode {
         Command::Release(command) => Box::pin(release::run(command)).await,
         Command::Approve(command) => Box::pin(approve::run(command)).await,
         Command::Rollout(command) => Box::pin(rollout::run(command)).await,
+        Command::Executor(args) => Box::pin(executor::run(args)).await,
         Command::Audit(command) => Box::pin(audit::run(command)).await,
         Command::Insight(args) => Box::pin(insight::run(args)).await,
         Command::History(command) => Box::pin(history::run(command)).await,

@@ -2,6 +2,7 @@
 //! ports and in a folder that is gone afterwards. What no test inside one process can show is shown here: signals, kills,
 //! exit codes, pasted commands, and what an independent collector of telemetry sees.
 
+mod executor;
 mod fault;
 mod govern;
 mod harness;

@@ -189,10 +189,8 @@ impl Task {
 
     /// Where it stands at an instant: a lease that has run out is none.
     pub fn state_at(&self, now: Time) -> State {
-        match self.state {
-            State::Leased { until } if until <= now => State::Queued,
-            state => state,
-        }
+        let has_run_out = matches!(self.state, State::Leased { until } if until <= now);
+        if has_run_out { State::Queued } else { self.state }
     }
 
     fn passed_to(self, state: State, kind: Option<&'static str>) -> Decision {
