@@ -1,4 +1,5 @@
-//! `cargo bench -p tests`: measures what session-svc promises of its speed, and writes docs/benchmarks.md.
+//! `cargo bench -p tests`: measures what session-svc promises of its speed, and how often guards of rollouts err, and writes
+//! docs/benchmarks.md.
 //!
 //! Needs Linux, and a machine with nothing else to do. The servers that it measures are processes of this binary.
 
@@ -30,7 +31,7 @@ use stand::{Plan, Stand, note};
 /// Whatever went wrong, told on the page or on stderr; nothing here is handled.
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Measures session-svc and writes the page of it
+/// Measures session-svc and the guards of rollouts, and writes the page of it
 #[derive(Parser)]
 #[command(name = "figures", args_conflicts_with_subcommands = true)]
 struct Cli {

@@ -10,6 +10,7 @@ mod authenticate;
 mod cart;
 mod create;
 mod growth;
+mod guards;
 mod lone;
 mod memory;
 mod purge;
@@ -33,6 +34,7 @@ pub(crate) enum Row {
     Space,
     Memory,
     Start,
+    Guards,
 }
 
 impl Row {
@@ -57,6 +59,7 @@ impl Row {
             Self::Space => space::space(stand).await,
             Self::Memory => memory::memory(stand).await,
             Self::Start => start::start(stand).await,
+            Self::Guards => guards::guards(stand).await,
         }
     }
 }

@@ -78,24 +78,36 @@ fn arm(visit: &Visit) -> Option<Arm> {
     visit.pins.get(&shop()).and_then(|pin| pin.arm).map(|(_, arm)| arm)
 }
 
-/// flagd's own test bed, gherkin/targeting.feature: `fractional-flag` with four variants of weight 25.
+/// flagd's own test bed, gherkin/targeting.feature: `fractional-flag` with four variants of weight 25, and
+/// `fractional-flag-shorthand` with two of weight 1.
 #[test]
 fn the_hash_is_flagds_fractional_v2() {
+    let hash = |key: &str| murmur3::murmur3_32(&mut key.as_bytes(), 0).unwrap();
     let suits = ["clubs", "diamonds", "hearts", "spades"];
-    for (name, suit) in
-        [("jack", "hearts"), ("queen", "spades"), ("ten", "clubs"), ("nine", "diamonds"), ("3", "clubs")]
-    {
-        let bucket = scale(&format!("fractional-flag{name}"), 100);
-        assert_eq!(suits[bucket as usize / 25], suit, "{name}");
+    for (name, hashed, suit) in [
+        ("jack", 2_682_799_072, "hearts"),
+        ("queen", 4_278_517_551, "spades"),
+        ("ten", 801_845_258, "clubs"),
+        ("nine", 1_406_129_861, "diamonds"),
+        ("3", 604_371_928, "clubs"),
+    ] {
+        let key = format!("fractional-flag{name}");
+        assert_eq!((hash(&key), suits[scale(&key, 100) as usize / 25]), (hashed, suit), "{name}");
     }
-    for (key, hash) in [
+    for (name, hashed, side) in
+        [("jon@company.com", 618_039_204, "heads"), ("jane@company.com", 2_316_038_310, "tails")]
+    {
+        let key = format!("fractional-flag-shorthand{name}");
+        assert_eq!((hash(&key), ["heads", "tails"][scale(&key, 2) as usize]), (hashed, side), "{name}");
+    }
+    for (key, hashed) in [
         ("ejOoVL", 0_u32),
         ("bY9fO-", 1),
         ("SI7p-", 2_147_483_647),
         ("6LvT0", 2_147_483_648),
         ("ceQdGm", u32::MAX),
     ] {
-        assert_eq!(murmur3::murmur3_32(&mut key.as_bytes(), 0).unwrap(), hash);
+        assert_eq!(hash(key), hashed);
     }
 }
 
