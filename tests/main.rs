@@ -112,6 +112,7 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+mod pair;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::harness::shop::{
 use crate::harness::{Caller, Options, Stack, eventually, person};
 
 /// Both services, linked; a touchpoint whose visits end after five minutes; and `storefront` 1.0 everywhere.
-async fn start() -> (Stack, Caller) {
+pub(crate) async fn start() -> (Stack, Caller) {
     let stack = Stack::pair();
     let caller = stack.caller(&person("ada"));
     create_catalog(&caller).await;
