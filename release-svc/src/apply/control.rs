@@ -23,7 +23,7 @@ use crate::domain::rollout::control::{Next, Observation, decide};
 use crate::domain::rollout::{Harm, Pause, Rollout};
 use crate::domain::signal;
 use crate::store;
-use crate::store::rollout::Live;
+use crate::store::rollout::live::Live;
 
 /// Rollouts that a pass takes on.
 const BATCH: i64 = 1000;
@@ -74,7 +74,7 @@ impl Controller<'_> {
         let now = self.clock.now();
         let mut db = self.db.connection().await?;
         let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
-        let live = store::rollout::list_live(&mut db, began_at, margin, None, BATCH).await?;
+        let live = store::rollout::live::list_live(&mut db, began_at, margin, None, BATCH).await?;
         let seen = observe(&mut db, &live, now).await?;
         let next = live.into_iter().filter_map(|Live { tenant, id, .. }| {
             let (rollout, seen) = seen.get(&id)?;
@@ -197,7 +197,7 @@ impl Controller<'_> {
         reasons.sort_unstable();
         reasons.dedup();
         // It still waits; the note of what for is no transition.
-        store::rollout::update_waiting(db, tenant, rollout.id, &reasons).await?;
+        store::rollout::live::update_waiting(db, tenant, rollout.id, &reasons).await?;
         Ok(false)
     }
 
@@ -252,7 +252,7 @@ async fn next_of(
     now: Time,
 ) -> sqlx::Result<Option<(Rollout, Next)>> {
     let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
-    let live = store::rollout::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
+    let live = store::rollout::live::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
     let seen = observe(db, &live, now).await?.remove(&id);
     Ok(seen.and_then(|(rollout, seen)| {
         let next = decide(&rollout, &seen, now)?;
@@ -267,7 +267,8 @@ pub(crate) async fn observed(
     rollout: &Rollout,
 ) -> sqlx::Result<Observation> {
     let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
-    let live = store::rollout::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
+    let live =
+        store::rollout::live::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
     let seen = observe(db, &live, actor.now).await?.remove(&rollout.id);
     Ok(seen.map(|(_, seen)| seen).unwrap_or_default())
 }
@@ -281,7 +282,7 @@ async fn observe(
     let (tenants, ids): (Vec<_>, Vec<_>) =
         live.iter().map(|live| (live.tenant.to_string(), live.id.uuid())).unzip();
     let is_applied: HashMap<_, _> = live.iter().map(|live| (live.id, live.is_applied)).collect();
-    let rollouts = store::rollout::list_named(db, &tenants, &ids).await?;
+    let rollouts = store::rollout::live::list_named(db, &tenants, &ids).await?;
     let mut counts: HashMap<_, Vec<_>> = HashMap::new();
     for (id, count) in store::signal::list_counts(db, &tenants, &ids, COUNTS_MAX).await? {
         counts.entry(id).or_default().push(count);

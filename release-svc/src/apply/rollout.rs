@@ -305,6 +305,7 @@ pub(super) async fn is_applied(
         return Ok(false);
     }
     let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
-    let live = store::rollout::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
+    let live =
+        store::rollout::live::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
     Ok(live.first().is_some_and(|live| live.is_applied))
 }

@@ -49,7 +49,7 @@ async fn retire_before(
     previous: ReleaseId,
 ) -> Result<(), Failure> {
     let (tenant, Rollout { component, environment, .. }) = (&actor.tenant, rollout);
-    let brought = store::rollout::find_exposing(db, tenant, component, environment, previous).await?;
+    let brought = store::rollout::live::find_exposing(db, tenant, component, environment, previous).await?;
     let Some(id) = brought else { return Ok(()) };
     let brought = store::rollout::find(db, tenant, id).await?;
     match brought.as_ref().and_then(|brought| Some((brought, brought.previous.as_ref()?))) {

@@ -9,6 +9,8 @@ use super::corrupt;
 use crate::domain::blocker::Kind;
 use crate::domain::rollout::{Assignment, Decision, Mode, Phase, Rollout, ServedRelease, State, Steps};
 
+pub mod live;
+
 struct Row {
     rollout_id: RolloutId,
     seq: i64,
@@ -269,31 +271,6 @@ pub async fn find_under_way(
     .await
 }
 
-/// The newest rollout that puts visits of an environment on a release, or has put them there.
-#[tracing::instrument(name = "db.rollout.find_exposing", skip_all)]
-pub async fn find_exposing(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    component: &ComponentId,
-    environment: &EnvironmentId,
-    release: ReleaseId,
-) -> sqlx::Result<Option<RolloutId>> {
-    sqlx::query_scalar!(
-        r#"select rollout_id as "rollout_id: RolloutId"
-        from release.rollouts
-        where tenant_id = $1 and component = $2 and environment = $3 and release_id = $4
-            and state in ('RUNNING', 'PAUSED', 'DRAINING', 'SUCCEEDED')
-        order by seq desc
-        limit 1"#,
-        tenant.as_str(),
-        component.as_str(),
-        environment.as_str(),
-        release.uuid(),
-    )
-    .fetch_optional(db)
-    .await
-}
-
 /// What a list is narrowed by; empty selects all.
 pub struct Filter {
     pub component: Option<ComponentId>,
@@ -336,26 +313,6 @@ pub async fn list(
     .fetch_all(db)
     .await?;
     rows.into_iter().map(|row| Ok((row.seq, row.try_into()?))).collect()
-}
-
-/// The rollout of a component that waits for an environment.
-#[tracing::instrument(name = "db.rollout.find_waiting", skip_all)]
-pub async fn find_waiting(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    component: &ComponentId,
-    environment: &EnvironmentId,
-) -> sqlx::Result<Option<RolloutId>> {
-    sqlx::query_scalar!(
-        r#"select rollout_id as "rollout_id: RolloutId"
-        from release.rollouts
-        where tenant_id = $1 and component = $2 and environment = $3 and state = 'WAITING'"#,
-        tenant.as_str(),
-        component.as_str(),
-        environment.as_str(),
-    )
-    .fetch_optional(db)
-    .await
 }
 
 /// Carries a transition out, if the rollout still is where it was when it was decided and, forward, loses no exposure, nor
@@ -447,135 +404,6 @@ pub async fn list_ended(
     )
     .fetch_all(db)
     .await
-}
-
-/// Rollouts of the named components whose environment's session services are to confirm their route, in the order in which
-/// their components are to be locked.
-#[tracing::instrument(name = "db.rollout.list_unconfirmed", skip_all)]
-pub async fn list_unconfirmed(
-    db: &mut PgConnection,
-    environment: &EnvironmentId,
-    tenants: &[String],
-    components: &[String],
-) -> sqlx::Result<Vec<(TenantId, RolloutId)>> {
-    let rows = sqlx::query!(
-        r#"select tenant_id as "tenant_id: TenantId", rollout_id as "rollout_id: RolloutId"
-        from release.rollouts
-        where environment = $1
-            and (state = 'ROLLING_BACK' or state = 'RUNNING' and coalesce(phase, 'EXPOSING') = 'EXPOSING')
-            and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
-        order by tenant_id, component
-        limit 2 * cardinality($2::text[])"#,
-        environment.as_str(),
-        tenants,
-        components,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.tenant_id, row.rollout_id)).collect())
-}
-
-/// A rollout that goes on by itself, as far as another table knows it.
-pub struct Live {
-    pub tenant: TenantId,
-    pub id: RolloutId,
-    /// Every session service acts on its route.
-    pub is_applied: bool,
-}
-
-/// Rollouts that go on by themselves, of every tenant, or one of them. A route is acted on by all where every replica that
-/// may know of the rollout, because it was seen since `lease_began_at` and since the rollout started (less `margin_secs`,
-/// as a replica with an open watch is written down only now and then), has applied its present revision.
-///
-/// The present revision is that of the rollout's last step back or forward, or a later one.
-#[tracing::instrument(name = "db.rollout.list_live", skip_all)]
-pub async fn list_live(
-    db: &mut PgConnection,
-    lease_began_at: Time,
-    margin_secs: f64,
-    only: Option<(&TenantId, RolloutId)>,
-    limit: i64,
-) -> sqlx::Result<Vec<Live>> {
-    let rows = sqlx::query!(
-        r#"select rollout.tenant_id as "tenant_id: TenantId", rollout.rollout_id as "rollout_id: RolloutId",
-            not exists (
-                select
-                from release.routes route
-                join release.route_replicas replica using (environment)
-                left join release.routes_applied applied
-                    on applied.tenant_id = rollout.tenant_id and applied.component = rollout.component
-                    and applied.environment = replica.environment and applied.replica_id = replica.replica_id
-                where route.tenant_id = rollout.tenant_id and route.component = rollout.component
-                    and route.environment = rollout.environment
-                    and replica.seen_at >= greatest($1, rollout.started_at - make_interval(secs => $2))
-                    and coalesce(applied.revision, 0) < route.revision
-            ) as "is_applied!"
-        from release.rollouts rollout
-        where rollout.state in ('WAITING', 'RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK')
-            and ($3::text is null or rollout.tenant_id = $3 and rollout.rollout_id = $4)
-        order by rollout.tenant_id, rollout.rollout_id
-        limit $5"#,
-        lease_began_at,
-        margin_secs,
-        only.map(|(tenant, _)| tenant.as_str()),
-        only.map(|(_, id)| id.uuid()),
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    let live = rows.into_iter().map(|row| Live {
-        tenant: row.tenant_id,
-        id: row.rollout_id,
-        is_applied: row.is_applied,
-    });
-    Ok(live.collect())
-}
-
-/// These rollouts, of whichever tenants. Those that are not there are left out.
-#[tracing::instrument(name = "db.rollout.list_named", skip_all)]
-pub async fn list_named(
-    db: &mut PgConnection,
-    tenants: &[String],
-    ids: &[Uuid],
-) -> sqlx::Result<Vec<Rollout>> {
-    let rows = sqlx::query_as!(
-        Row,
-        r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
-            environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
-            previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
-            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
-            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
-            approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
-        from release.rollouts
-        where (tenant_id, rollout_id) in (select * from unnest($1::text[], $2::uuid[]))
-        limit cardinality($2::uuid[])"#,
-        tenants,
-        ids,
-    )
-    .fetch_all(db)
-    .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
-}
-
-/// Notes what holds back a rollout that waits, which is no transition of it.
-#[tracing::instrument(name = "db.rollout.update_waiting", skip_all)]
-pub async fn update_waiting(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    id: RolloutId,
-    reasons: &[Kind],
-) -> sqlx::Result<()> {
-    let names: Vec<_> = reasons.iter().map(|kind| kind.name().to_owned()).collect();
-    sqlx::query!(
-        "update release.rollouts set waiting_for = $3
-        where tenant_id = $1 and rollout_id = $2 and state = 'WAITING' and waiting_for <> $3",
-        tenant.as_str(),
-        id.uuid(),
-        &names,
-    )
-    .execute(db)
-    .await
-    .map(drop)
 }
 
 fn step(rollout: &Rollout) -> i32 {

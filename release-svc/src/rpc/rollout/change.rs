@@ -53,7 +53,7 @@ async fn start(
     reasons.sort_unstable();
     reasons.dedup();
     let decision = Rollout::wait(asked, &release, reasons, now);
-    let before = store::rollout::find_waiting(db, &tenant, &component.name, &environment.name).await?;
+    let before = store::rollout::live::find_waiting(db, &tenant, &component.name, &environment.name).await?;
     if let Some(before) = before
         && let Some(waiting) = store::rollout::lock(db, &tenant, before).await?
     {

@@ -114,7 +114,8 @@ impl App {
         if is_current && !applied.tenants.is_empty() {
             store::route::upsert_applied(&mut tx, &environment, replica, &applied, now).await?;
             let Applied { tenants, components, revisions: _ } = &applied;
-            waiting = store::rollout::list_unconfirmed(&mut tx, &environment, tenants, components).await?;
+            waiting =
+                store::rollout::live::list_unconfirmed(&mut tx, &environment, tenants, components).await?;
         }
         // Before anything is confirmed, so that of several replicas that report at once one sees what the others wrote.
         tx.commit().await?;
@@ -202,7 +203,8 @@ impl App {
     ) -> Result<(), Failure> {
         let mut tx = self.db.begin(None).await?;
         let found =
-            store::rollout::find_exposing(&mut tx, &actor.tenant, component, environment, release).await?;
+            store::rollout::live::find_exposing(&mut tx, &actor.tenant, component, environment, release)
+                .await?;
         if let Some(id) = found
             && let Some(rollout) = store::rollout::find(&mut tx, &actor.tenant, id).await?
         {
