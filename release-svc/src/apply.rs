@@ -25,7 +25,7 @@ pub(crate) mod dependency;
 pub(crate) mod exposure;
 mod facts;
 
-pub(crate) use facts::{evidence_blockers, facts, person_of, retain_awaiting};
+pub(crate) use facts::{awaiting, evidence_blockers, facts, person_of, require_another};
 
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
