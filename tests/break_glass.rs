@@ -9,13 +9,11 @@ use shared::pb::release::ReleaseState;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::govern::{
-    Size, approve, blockers, change, emergency, govern, hand_in, quarantine, revise,
-};
-use crate::harness::shop::{advance, get_release, roll_back, rollback, start, submit};
+use crate::harness::govern::{Size, approve, blockers, change, emergency, govern, hand_in, quarantine};
+use crate::harness::shop::{advance, get_release, roll_back, rollback, start};
 use crate::harness::{Answer as _, Caller, person, workload};
 
-fn review(used: &pb::BreakGlass, verdict: pb::BreakGlassVerdict) -> pb::ReviewBreakGlassRequest {
+pub(crate) fn review(used: &pb::BreakGlass, verdict: pb::BreakGlassVerdict) -> pb::ReviewBreakGlassRequest {
     pb::ReviewBreakGlassRequest {
         break_glass_id: used.break_glass_id.clone(),
         verdict: verdict.into(),
@@ -24,7 +22,7 @@ fn review(used: &pb::BreakGlass, verdict: pb::BreakGlassVerdict) -> pb::ReviewBr
     }
 }
 
-async fn break_glass(caller: &Caller, release: &pb::Release) -> pb::UseBreakGlassResponse {
+pub(crate) async fn break_glass(caller: &Caller, release: &pb::Release) -> pb::UseBreakGlassResponse {
     caller.approvals().use_break_glass(emergency(release)).await.answer()
 }
 
@@ -119,15 +117,13 @@ async fn what_was_a_violation_approves_nothing_any_more() {
         .await
         .answer();
     assert_eq!(get_release(&author, &release).await.state(), ReleaseState::PendingApproval);
-    // Nor does it when it is used again, by whomever, before the release is another one.
+    // Nor does it when it is used again, by whomever.
     for again in [&author, &boss] {
         let refused = again.approvals().use_break_glass(emergency(&release)).await;
         let status = refused.refused(Code::FailedPrecondition, "BREAK_GLASS_REVIEWED");
         let named = &status.get_details_error_info().unwrap().metadata["break_glass_id"];
         assert_eq!(*named, used.break_glass_id);
     }
-    let revised = submit(&author, &revise(&author, &release).await).await;
-    break_glass(&author, &revised).await;
 }
 
 #[tokio::test]
@@ -144,11 +140,11 @@ async fn the_database_takes_no_second_break_glass_after_a_violation() {
         .await
         .unwrap()
         .unwrap();
-    for (revision, expected) in [(1, false), (2, true)] {
+    for revision in [1, 2] {
         let id = BreakGlassId::new(stack.now(), stack.entropy.bytes());
         let next = BreakGlass { id, revision, review: None, ..stored.clone() };
         let inserted = release_svc::store::break_glass::insert(&mut db, &tenant, &next).await.unwrap();
-        assert_eq!(inserted, expected, "revision {revision}");
+        assert!(!inserted, "revision {revision}");
     }
 }
 

@@ -12,7 +12,9 @@ use shared::time::{Time, to_proto};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::shop::{create_catalog, create_component, create_release, draft, request_id, ship};
+use crate::harness::shop::{
+    create_catalog, create_component, create_release, draft, request_id, ship, submit,
+};
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Stack, person, workload};
 use crate::insight::{asked, metrics, ratio};
 
@@ -287,6 +289,14 @@ async fn a_version_of_the_past_is_no_release_and_new_ones_follow_it() {
     assert_eq!(imported(&caller, import(&[past(&stack, "2.0.4", 9), past(&stack, "0.9", 9)])).await, (1, 1));
     stack.advance(TimeDelta::seconds(1));
     assert_eq!(deployments(&caller).await, 5);
+}
+
+#[tokio::test]
+async fn a_draft_is_not_stranded_by_a_past_that_is_imported_after_it() {
+    let (stack, caller) = start().await;
+    let draft = create_release(&caller, "1.0").await;
+    imported(&caller, import(&[past(&stack, "2.0", 9)])).await;
+    submit(&caller, &draft).await;
 }
 
 #[tokio::test]

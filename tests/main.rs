@@ -86,6 +86,7 @@ mod failover;
 mod floors;
 #[cfg(test)]
 mod governance;
+mod governance_guards;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]

@@ -208,12 +208,12 @@ async fn increases_and_edits_of_windows_do_not_deadlock() {
     }
 }
 
-async fn commit(db: &mut sqlx::PgConnection) {
+pub(crate) async fn commit(db: &mut sqlx::PgConnection) {
     sqlx::raw_sql("commit").execute(db).await.unwrap();
 }
 
 /// Comes back when a statement on the test's database waits for a row that another one has locked.
-async fn someone_waits(stack: &Stack) {
+pub(crate) async fn someone_waits(stack: &Stack) {
     let waiting = "select count(*) from pg_locks join pg_stat_activity using (pid)
         where not granted and datname = current_database()";
     eventually("a lock that is waited for", || async {

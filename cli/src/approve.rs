@@ -86,8 +86,10 @@ pub(crate) enum Verdict {
     Violation,
 }
 
-/// At most so many of a list.
+/// At most so many of a page.
 const LISTED_MAX: i32 = 200;
+/// Pages are asked for until there are so many.
+const LISTED_ENOUGH: usize = 200;
 
 /// Does it, and shows what came of it.
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
@@ -106,13 +108,31 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
 }
 
 async fn pending(common: &Common) -> Result<(), Error> {
-    let request = ListPendingForMeRequest { page_size: LISTED_MAX, page_token: String::new() };
-    let answer = common.clients(true)?.approvals.list_pending_for_me(request).await?.into_inner();
-    if common.output.json {
-        return output::json_list("tandem.release.v1.Release", &answer.releases);
+    let mut clients = common.clients(true)?;
+    let (mut releases, mut page_token) = (Vec::new(), String::new());
+    // Pages may be short, even empty, before the last one.
+    while releases.len() < LISTED_ENOUGH {
+        let request = ListPendingForMeRequest { page_size: LISTED_MAX, page_token };
+        let page = clients.approvals.list_pending_for_me(request).await?.into_inner();
+        releases.extend(page.releases);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
     }
-    show::list(&answer.releases, "nothing waits for your vote");
+    note_more(&page_token);
+    if common.output.json {
+        return output::json_list("tandem.release.v1.Release", &releases);
+    }
+    show::list(&releases, "nothing waits for your vote");
     Ok(())
+}
+
+/// Says that a list was cut off, where there is a page after it.
+fn note_more(page_token: &str) {
+    if !page_token.is_empty() {
+        term::note("there are more than are shown");
+    }
 }
 
 /// The snapshot keeps the vote from falling on a revision that comes meanwhile.
@@ -173,7 +193,9 @@ async fn debts(all: bool, common: &Common) -> Result<(), Error> {
     let request =
         ListBreakGlassesRequest { open_only: !all, page_size: LISTED_MAX, page_token: String::new() };
     let mut clients = common.clients(true)?;
-    let debts = clients.approvals.list_break_glasses(request).await?.into_inner().break_glasses;
+    let page = clients.approvals.list_break_glasses(request).await?.into_inner();
+    note_more(&page.next_page_token);
+    let debts = page.break_glasses;
     if common.output.json {
         return output::json_list("tandem.release.v1.BreakGlass", &debts);
     }

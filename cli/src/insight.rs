@@ -68,11 +68,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     if deployments(&metrics) == 0
         && let Some(start) = metrics.start_time.and_then(from_proto)
     {
-        let newest = newest_before(&mut insight, &request, start).await?;
-        term::note(newest.map_or_else(
-            || "no earlier deployment is known either; `tandem history import` enters past ones".to_owned(),
-            |day| format!("the newest deployment before it was on {day}: --since {day} shows it"),
-        ));
+        match newest_before(&mut insight, &request, start).await? {
+            Earlier::On(day) => {
+                term::note(format_args!(
+                    "the newest deployment before it was on {day}: --since {day} shows it"
+                ));
+            }
+            Earlier::None => {
+                term::note("no earlier deployment is known either; `tandem history import` enters past ones");
+            }
+            Earlier::Unknown => term::note("too much happened since to look for an earlier deployment"),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -81,50 +87,61 @@ fn deployments(metrics: &DeliveryMetrics) -> i64 {
     metrics.deployment_frequency.map_or(0, |frequency| frequency.deployments)
 }
 
-/// The day of the newest deployment before an instant, found by asking about longer and then shorter periods that end
-/// there. None where none is known as far back as can be asked.
+/// What is known of deployments before an instant.
+enum Earlier {
+    /// The newest was on that day.
+    On(NaiveDate),
+    None,
+    /// More happened than is looked at.
+    Unknown,
+}
+
+/// Looks for the newest deployment before an instant by asking about longer and then shorter periods that end there.
 async fn newest_before(
     insight: &mut Insight,
     request: &GetDeliveryMetricsRequest,
     end: Time,
-) -> Result<Option<NaiveDate>, Error> {
+) -> Result<Earlier, Error> {
     let day = |days| end.date_naive() - TimeDelta::days(days);
     // Deployments are never older.
     let longest = (end - DateTime::UNIX_EPOCH).num_days().max(FIRST_LOOK_DAYS);
     let (mut none, mut some) = (-1, FIRST_LOOK_DAYS);
-    while !is_any(insight, request, day(some), end).await? {
-        if some == longest {
-            return Ok(None);
+    loop {
+        match is_any(insight, request, day(some), end).await? {
+            Some(true) => break,
+            Some(false) if some == longest => return Ok(Earlier::None),
+            Some(false) => {}
+            None => return Ok(Earlier::Unknown),
         }
         (none, some) = (some, (some * 2).min(longest));
     }
     while some - none > 1 {
         let days = i64::midpoint(none, some);
-        if is_any(insight, request, day(days), end).await? {
-            some = days;
-        } else {
-            none = days;
+        match is_any(insight, request, day(days), end).await? {
+            Some(true) => some = days,
+            Some(false) => none = days,
+            None => return Ok(Earlier::Unknown),
         }
     }
-    Ok(Some(day(some)))
+    Ok(Earlier::On(day(some)))
 }
 
-/// Whether there are deployments from a day on. A period in which too much happened is refused, and shows none.
+/// Whether there are deployments from a day on. None where so much happened that the period is refused.
 async fn is_any(
     insight: &mut Insight,
     request: &GetDeliveryMetricsRequest,
     day: NaiveDate,
     end: Time,
-) -> Result<bool, Error> {
+) -> Result<Option<bool>, Error> {
     let start = day.and_time(NaiveTime::MIN).and_utc();
     if start >= end {
-        return Ok(false);
+        return Ok(Some(false));
     }
     let (start_time, end_time) = (Some(to_proto(start)), Some(to_proto(end)));
     let request = GetDeliveryMetricsRequest { start_time, end_time, ..request.clone() };
     match insight.get_delivery_metrics(request).await {
-        Ok(answer) => Ok(deployments(&answer.into_inner().metrics.unwrap_or_default()) > 0),
-        Err(status) if client::reason(&status) == Some(Reason::FieldInvalid) => Ok(false),
+        Ok(answer) => Ok(Some(deployments(&answer.into_inner().metrics.unwrap_or_default()) > 0)),
+        Err(status) if client::reason(&status) == Some(Reason::FieldInvalid) => Ok(None),
         Err(status) => Err(status.into()),
     }
 }

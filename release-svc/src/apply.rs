@@ -25,7 +25,7 @@ mod facts;
 mod rollout;
 mod task;
 
-pub(crate) use facts::{evidence_blockers, facts, person_of, retain_awaiting};
+pub(crate) use facts::{awaiting, evidence_blockers, facts, person_of, require_another};
 pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, roll_back, rollout};
 pub(crate) use task::task;
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::SecondsFormat;
@@ -315,7 +316,11 @@ fn state_names(
 
 /// Where the next page of a list begins that is ordered by falling numbers.
 fn before(key: Option<String>) -> Result<i64, Refusal> {
-    let Some(key) = key else { return Ok(i64::MAX) };
-    key.parse()
-        .map_err(|_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list"))
+    Ok(parsed(key)?.unwrap_or(i64::MAX))
+}
+
+/// The key that a page token holds.
+fn parsed<Key: FromStr>(key: Option<String>) -> Result<Option<Key>, Refusal> {
+    let invalid = |_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list");
+    key.map(|key| key.parse().map_err(invalid)).transpose()
 }

@@ -181,10 +181,7 @@ async fn evidence(clients: &mut ReleaseClients, release: &Release) -> Result<(),
 }
 
 /// Evidence on its artifact that counts.
-pub(crate) async fn counting(
-    clients: &mut ReleaseClients,
-    release: &Release,
-) -> Result<Vec<Evidence>, Error> {
+async fn counting(clients: &mut ReleaseClients, release: &Release) -> Result<Vec<Evidence>, Error> {
     let request = ListEvidenceRequest {
         component: release.component.clone(),
         artifact_digest: release.artifact_digest.clone(),

@@ -4,21 +4,19 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use release_svc::domain::identity::{Alias, is_principal};
+use release_svc::domain::release::UNKNOWN_COMMITTERS;
 use serde_json::{Value, json};
 use shared::pb::release::{
-    ApprovalRules, Component, EvidenceOutcome, EvidenceRequirement, GetApprovalPolicyRequest,
-    GetComponentRequest, GetEnvironmentRequest, ListIdentityAliasesRequest, Release,
+    ApprovalRules, Blocker, Component, EvidenceRequirement, GetApprovalPolicyRequest, GetComponentRequest,
+    GetEnvironmentRequest, Release,
 };
 
 use crate::client::ReleaseClients;
 use crate::error::Error;
-use crate::release::{explain, show};
+use crate::release::explain;
 use crate::term;
 use crate::up::hints::Shell;
 
-/// Aliases of one page.
-const ALIASES_MAX: i32 = 1000;
 /// People that examples name.
 const PEOPLE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 /// Groups that examples name.
@@ -39,17 +37,17 @@ pub(super) async fn tell(
     let is_held_by = |kind: &str| blockers.iter().any(|blocker| blocker.r#type == kind);
     if is_held_by("EVIDENCE") {
         term::say("as soon as they are true, hand in as evidence:");
-        for body in missing_evidence(clients, release, environment, &rules).await? {
+        for body in missing_evidence(clients, release, environment, &rules, &blockers).await? {
             let method = "tandem.release.v1.EvidenceService/SubmitEvidence";
             term::say(format_args!("  {}", shell.call(address, method, &body.to_string())));
         }
     }
-    let strangers = strangers(clients, release).await?;
+    let strangers = strangers(&blockers);
     if !strangers.is_empty() {
         term::say("say who committed, such as:");
     }
     for alias in strangers {
-        let person = principal(release, alias.split('@').next().unwrap_or_default());
+        let person = likely(release, alias);
         let body = json!({ "identityAlias": { "alias": alias, "person": person } });
         let method = "tandem.release.v1.CatalogService/SetIdentityAlias";
         term::say(format_args!("  {}", shell.call(address, method, &body.to_string())));
@@ -74,48 +72,54 @@ async fn rules(clients: &mut ReleaseClients, release: &Release) -> Result<Approv
     Ok(policy.and_then(|policy| policy.rules).unwrap_or_default())
 }
 
-/// Names of committers that are nobody's. While there are any, nobody votes.
-async fn strangers(clients: &mut ReleaseClients, release: &Release) -> Result<BTreeSet<String>, Error> {
-    let commits = release.change.iter().flat_map(|change| &change.commits);
-    let names = commits.map(|commit| commit.author.as_str()).filter(|name| !is_principal(name));
-    let mut strangers: BTreeSet<_> = names.map(Alias::folded).collect();
-    let mut page_token = String::new();
-    while !strangers.is_empty() {
-        let request =
-            ListIdentityAliasesRequest { person: String::new(), page_size: ALIASES_MAX, page_token };
-        let page = clients.catalog.list_identity_aliases(request).await?.into_inner();
-        for known in &page.identity_aliases {
-            strangers.remove(&known.alias);
-        }
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    Ok(strangers)
+/// Committers whom the service says that nobody knows. While there are any, nobody votes.
+fn strangers(blockers: &[Blocker]) -> BTreeSet<&str> {
+    let named = blockers
+        .iter()
+        .filter_map(|blocker| blocker.description.strip_prefix(UNKNOWN_COMMITTERS));
+    named.flat_map(|names| names.split(", ")).collect()
 }
 
-/// A `SubmitEvidenceRequest` for all that policy and environment ask for and that does not stand.
+/// Whom a stranger may be: the issuer that the author is of knows people by such names.
+fn likely(release: &Release, stranger: &str) -> String {
+    let sub = stranger.rsplit('|').next().unwrap_or_default();
+    principal(release, sub.split('@').next().unwrap_or_default())
+}
+
+/// A `SubmitEvidenceRequest` for all that policy and environment ask for and that the service says does not stand.
 async fn missing_evidence(
     clients: &mut ReleaseClients,
     release: &Release,
     environment: &str,
     rules: &ApprovalRules,
+    blockers: &[Blocker],
 ) -> Result<Vec<Value>, Error> {
     let request = GetEnvironmentRequest { environment: environment.to_owned() };
     let environment = clients.catalog.get_environment(request).await?.into_inner().environment;
     let requirements = environment.and_then(|environment| environment.requirements);
-    let mut required = requirements.unwrap_or_default().required_evidence;
-    required.extend(rules.required_evidence.iter().cloned());
-    let standing = show::counting(clients, release).await?;
-    required.retain(|EvidenceRequirement { kind, suite }| {
-        !standing.iter().any(|evidence| {
-            evidence.outcome() == EvidenceOutcome::Passed
-                && evidence.kind().as_str_name().ends_with(kind)
-                && (suite.is_empty() || *suite == evidence.suite)
-        })
-    });
+    let mut required = Vec::new();
+    for asked in rules
+        .required_evidence
+        .iter()
+        .chain(&requirements.unwrap_or_default().required_evidence)
+    {
+        if !required.contains(asked) && is_missing(asked, blockers) {
+            required.push(asked.clone());
+        }
+    }
     Ok(required.iter().map(|required| evidence(release, required)).collect())
+}
+
+/// Whether a blocker is about this piece of evidence.
+fn is_missing(EvidenceRequirement { kind, suite }: &EvidenceRequirement, blockers: &[Blocker]) -> bool {
+    let named = if suite.is_empty() { kind.clone() } else { format!("{kind} of suite {suite}") };
+    blockers.iter().filter(|blocker| blocker.r#type == "EVIDENCE").any(|blocker| {
+        let text = blocker.description.as_str();
+        let said = text.strip_prefix("no ").unwrap_or(text).strip_prefix(&named);
+        said.is_some_and(|said| {
+            [" stands ", " failed ", " can stand"].iter().any(|verb| said.starts_with(verb))
+        })
+    })
 }
 
 fn evidence(release: &Release, EvidenceRequirement { kind, suite }: &EvidenceRequirement) -> Value {
@@ -238,5 +242,37 @@ mod tests {
         assert_eq!(asked["evidence"]["review"]["reviewer"], "tandem-local|alice");
         assert_eq!(asked["evidence"]["review"]["authors"][0], "tandem-local|bob");
         assert_eq!(asked["evidence"]["suite"], Value::Null);
+    }
+
+    fn blocker(kind: &str, description: &str) -> Blocker {
+        Blocker { r#type: kind.to_owned(), description: description.to_owned(), ..Blocker::default() }
+    }
+
+    #[test]
+    fn strangers_are_those_whom_the_service_names_whatever_issuer_they_are_of() {
+        let text = format!("{UNKNOWN_COMMITTERS}https://old.example|ada, bob@example.com");
+        let blockers = [blocker("APPROVAL", "0 of 2 people approved it"), blocker("APPROVAL", &text)];
+        let strangers = Vec::from_iter(strangers(&blockers));
+        assert_eq!(strangers, ["bob@example.com", "https://old.example|ada"]);
+        let likely: Vec<_> = strangers.iter().map(|name| likely(&release(1, &[]), name)).collect();
+        assert_eq!(likely, ["tandem-local|bob", "tandem-local|ada"]);
+    }
+
+    #[test]
+    fn evidence_is_missing_where_the_service_says_so() {
+        let required =
+            |kind: &str, suite: &str| EvidenceRequirement { kind: kind.to_owned(), suite: suite.to_owned() };
+        for (text, kind, suite, expected) in [
+            ("no SCAN stands on the artifact", "SCAN", "", true),
+            ("no SCAN stands on the artifact, as production asks for", "SCAN", "", true),
+            ("no SCAN of suite sast stands on the artifact", "SCAN", "", false),
+            ("no SCAN of suite sast stands on the artifact", "SCAN", "sast", true),
+            ("TEST_REPORT of suite unit failed on the artifact", "TEST_REPORT", "unit", true),
+            ("TEST_REPORT of suite units failed on the artifact", "TEST_REPORT", "unit", false),
+            ("no REVIEW can stand, as the release names no artifact", "REVIEW", "", true),
+        ] {
+            assert_eq!(is_missing(&required(kind, suite), &[blocker("EVIDENCE", text)]), expected, "{text}");
+        }
+        assert!(!is_missing(&required("SCAN", ""), &[blocker("STATE", "no SCAN stands on the artifact")]));
     }
 }

@@ -99,12 +99,12 @@ pub(crate) async fn promotion_blocker(
     let before =
         store::environment::list_before(db, tenant, environment, &release.component, release.id).await?;
     let hold = environment.requirements.promotion_hold(&release.version, &before, actor.now);
-    Ok(hold.map(|description| Blocker {
+    Ok(hold.map(|(description, next_open)| Blocker {
         kind: Kind::State,
         subject: release.id.to_string(),
         description,
         lifted_by: "a rollout of it that has succeeded there for as long".to_owned(),
-        next_open: None,
+        next_open,
     }))
 }
 

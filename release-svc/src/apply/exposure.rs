@@ -1,6 +1,7 @@
 //! Whether exposure may be raised now. Only what raises it asks, and `ExplainRelease`; a rollback never does.
 //!
-//! Under locks the answer holds until the end of the transaction, as the tenant's calendar is shared until then.
+//! Under locks the answer holds until the end of the transaction, as the environment and the tenant's calendar are shared
+//! until then.
 
 use shared::id::{ReleaseId, WindowOverrideId};
 use shared::mutation::Actor;
@@ -73,7 +74,9 @@ pub(crate) async fn first_step(
     actor: &Actor,
     increase: &Increase<'_>,
 ) -> Result<Passage, Failure> {
-    let Increase { environment, release, facts, .. } = *increase;
+    let environment = &kept(db, actor, increase).await?;
+    let increase = &Increase { environment, ..*increase };
+    let Increase { release, facts, .. } = *increase;
     let mut passage = passage(db, actor, increase).await?;
     let promotion = dependency::promotion_blocker(db, actor, release, environment).await?;
     passage.blockers.extend(promotion);
@@ -92,7 +95,9 @@ pub(crate) async fn next_step(
     if rollout.exposure_bps == EVERYONE_BPS {
         return Ok(Passage::default());
     }
-    let Increase { environment, release, facts, .. } = *increase;
+    let environment = &kept(db, actor, increase).await?;
+    let increase = &Increase { environment, ..*increase };
+    let Increase { release, facts, .. } = *increase;
     let mut passage = passage(db, actor, increase).await?;
     let began_under = match rollout.approval {
         Some(id) => store::approval::find(db, &actor.tenant, id).await?,
@@ -101,6 +106,17 @@ pub(crate) async fn next_step(
     passage.blockers.extend(super::evidence_blockers(release, facts, environment));
     passage.blockers.extend(release.holds_under(began_under.as_ref(), facts));
     Ok(passage)
+}
+
+/// The environment as it stays until the end of the transaction, where what is answered shall hold until then. What was read
+/// before may have changed since.
+async fn kept(db: &mut PgConnection, actor: &Actor, increase: &Increase<'_>) -> Result<Environment, Failure> {
+    let environment = increase.environment;
+    if increase.locked.is_none() {
+        return Ok(environment.clone());
+    }
+    let found = store::environment::share(db, &actor.tenant, &environment.name).await?;
+    found.ok_or_else(|| Failure::Bug(format!("environment {} is not there any more", environment.name)))
 }
 
 /// Looks at dependencies, the line and the windows.

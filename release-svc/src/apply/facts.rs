@@ -1,12 +1,10 @@
 //! The facts that governance goes by, read in the transaction that acts on them.
 
-use std::collections::BTreeSet;
-
 use chrono::TimeDelta;
 use shared::auth::Authenticator;
 use shared::id::{ApprovalId, TenantId};
 use shared::mutation::Actor;
-use shared::status::Failure;
+use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
 use sqlx::PgConnection;
 
@@ -15,10 +13,11 @@ use crate::domain::approval::{Owners, Vote};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::{Component, Environment};
 use crate::domain::evidence::{self, Evidence, Requirement, Review, Standing};
+use crate::domain::identity::is_by;
 use crate::domain::policy::Terms;
 use crate::domain::release::{Facts, Release};
 use crate::domain::risk::{
-    self, Calendar, Features, Floors, Impact, Prior, Reversibility, Weights, assess, is_hurried,
+    self, Band, Calendar, Features, Floors, Impact, Prior, Reversibility, Weights, assess, is_hurried,
 };
 use crate::domain::snapshot::{Change, People};
 use crate::domain::window;
@@ -116,29 +115,50 @@ pub(crate) async fn person_of(
     Ok(persons.into_values().flatten().next().unwrap_or_else(|| principal.to_owned()))
 }
 
-/// Leaves those releases that wait for votes and that this one would bring nearer to their approval.
-pub(crate) async fn retain_awaiting(
+/// Refuses whoever proposed a change, as principal and person of then, under whatever name; else the confirmer's person.
+pub(crate) async fn require_another(
     db: &mut PgConnection,
     tenant: &TenantId,
-    authenticator: &Authenticator,
-    releases: &mut Vec<(i64, Release)>,
-    vote: &Vote,
-) -> Result<(), Failure> {
-    let mut names = BTreeSet::from([vote.voter.clone()]);
-    let mut components = BTreeSet::new();
-    for (_, release) in releases.iter() {
-        let submitter = release.state.submission().map_or("", |submission| &submission.submitter);
-        names.extend(release.identities(submitter));
-        names.extend(release.votes.iter().map(|vote| vote.voter.clone()));
-        components.insert(release.component.to_string());
+    [author, then]: [&str; 2],
+    confirmer: &str,
+) -> Result<String, Failure> {
+    let now = person_of(db, tenant, author).await?;
+    let person = person_of(db, tenant, confirmer).await?;
+    if is_by([author, then, &now], [confirmer, &person]) {
+        let text = "whoever proposed a change does not confirm it";
+        return Err(Refusal::new(Reason::SodViolation, text).into());
     }
-    let people = people(db, tenant, authenticator, &Vec::from_iter(names)).await?;
-    let owners = store::component::owners(db, tenant, &Vec::from_iter(components)).await?;
-    releases.retain(|(_, release)| {
-        let owners = owners.get(&release.component);
-        owners.is_some_and(|owners| release.would_count(vote, &people, owners))
-    });
-    Ok(())
+    Ok(person)
+}
+
+/// Of these releases, as the facts of now make them, those that wait for votes and that this one would bring nearer to their
+/// approval. Nothing of that is written down.
+pub(crate) async fn awaiting(
+    db: &mut PgConnection,
+    actor: &Actor,
+    releases: Vec<Release>,
+    vote: &Vote,
+    approval_id: ApprovalId,
+    authenticator: &Authenticator,
+) -> Result<Vec<Release>, Failure> {
+    let mut awaiting = Vec::new();
+    for found in releases {
+        let terms = found.terms();
+        if Band::ALL.iter().all(|band| terms.rule(*band).quorum == 0) {
+            continue;
+        }
+        let component = store::component::find(db, &actor.tenant, &found.component).await?;
+        let component = component.ok_or_else(|| {
+            Failure::Bug(format!("component {} of a release is not there", found.component))
+        })?;
+        let facts = facts(db, actor, &component, &found, &terms, approval_id, authenticator).await?;
+        let decisions = found.clone().reassess(&facts);
+        let seen = decisions.into_iter().next_back().map_or(found, |decision| decision.release);
+        if seen.would_count(vote, &facts) {
+            awaiting.push(seen);
+        }
+    }
+    Ok(awaiting)
 }
 
 /// What is so now of a release that is, or is about to be, submitted under these terms.
@@ -160,7 +180,8 @@ pub(crate) async fn facts(
     let authors = release.identities(submitter);
     let voters = release.votes.iter().map(|vote| vote.voter.as_str());
     let others = voters.chain(evidence.iter().filter_map(reviewer)).map(str::to_owned);
-    let names: Vec<_> = authors.iter().cloned().chain(others).collect();
+    let caller = actor.principal.clone();
+    let names: Vec<_> = authors.iter().cloned().chain(others).chain([caller]).collect();
     let people = people(db, tenant, authenticator, &names).await?;
     // A review by one of the release's authors, under whatever name, counts for nothing.
     let is_author = |reviewer: &str| {

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use shared::id::{BreakGlassId, ReleaseId};
 use shared::time::Time;
 
+use crate::domain::identity::is_by;
+
 /// That somebody approved a release alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakGlass {
@@ -78,9 +80,15 @@ impl BreakGlass {
         }
     }
 
-    /// Takes in what somebody says who neither used it nor wrote the release.
-    pub fn review(self, review: Review, authors: &BTreeSet<String>) -> Result<Self, ReviewRefused> {
-        let is_own = review.reviewer == self.principal || review.person == self.person;
+    /// Takes in what somebody says who neither used it nor wrote the release. `person` is whom its principal stands for
+    /// now.
+    pub fn review(
+        self,
+        review: Review,
+        person: &str,
+        authors: &BTreeSet<String>,
+    ) -> Result<Self, ReviewRefused> {
+        let is_own = is_by([&self.principal, &self.person, person], [&review.reviewer, &review.person]);
         if is_own || authors.contains(&review.reviewer) || authors.contains(&review.person) {
             return Err(ReviewRefused::Own);
         }
@@ -121,17 +129,20 @@ mod tests {
     fn it_is_overdue_from_its_due_time_until_it_is_reviewed() {
         assert_eq!(used().state(at(99)), State::UnderReview);
         assert_eq!(used().state(at(100)), State::Overdue);
-        let reviewed = used().review(by("i|bob", "bob"), &BTreeSet::new()).unwrap();
+        let reviewed = used().review(by("i|bob", "bob"), "ada", &BTreeSet::new()).unwrap();
         assert_eq!(reviewed.state(at(100)), State::Reviewed(Verdict::Violation));
-        let again = reviewed.clone().review(by("i|eve", "eve"), &BTreeSet::new());
+        let again = reviewed.clone().review(by("i|eve", "eve"), "ada", &BTreeSet::new());
         assert_eq!(again, Err(ReviewRefused::Again(reviewed.id)));
     }
 
     #[test]
     fn neither_who_used_it_nor_who_wrote_the_release_reviews_it() {
         let authors = BTreeSet::from(["carol".to_owned()]);
-        for (reviewer, person) in [("i|ada", "ada"), ("other|ada", "ada"), ("i|carol", "carol")] {
-            assert_eq!(used().review(by(reviewer, person), &authors), Err(ReviewRefused::Own));
+        let later = "ada|later";
+        for (reviewer, person) in
+            [("i|ada", "ada"), ("other|ada", "ada"), ("i|carol", "carol"), ("i|dan", later)]
+        {
+            assert_eq!(used().review(by(reviewer, person), later, &authors), Err(ReviewRefused::Own));
         }
     }
 }

@@ -111,13 +111,21 @@ impl Component {
 }
 
 impl Requirements {
-    /// What keeps a version from an environment, by how it stayed in those before it; of several one is enough.
+    /// Whether they ask for all that the others do.
+    fn meet(&self, others: &Self) -> bool {
+        self.requires_promotion >= others.requires_promotion
+            && self.min_bake >= others.min_bake
+            && others.evidence.iter().all(|required| self.evidence.contains(required))
+    }
+
+    /// What keeps a version from an environment, by how it stayed in those before it, and until when where that is known; of
+    /// several one is enough.
     pub fn promotion_hold(
         &self,
         version: &Version,
         before: &[(EnvironmentId, Option<Stay>)],
         now: Time,
-    ) -> Option<String> {
+    ) -> Option<(String, Option<Time>)> {
         if !self.requires_promotion || before.is_empty() {
             return None;
         }
@@ -126,13 +134,16 @@ impl Requirements {
         let mut stays = before.iter().filter_map(|(_, stay)| stay.as_ref()).peekable();
         let was_there = stays.peek().is_some();
         match stays.filter_map(|stay| stay.ripe_at(version, self.min_bake)).min() {
-            None if was_there => Some(format!(
-                "the release was taken out of {names} again, by an older one or too early, and must succeed there anew"
-            )),
-            None => Some(format!("the release must succeed in {names} first")),
+            None if was_there => {
+                let text = format!(
+                    "the release was taken out of {names} again, by an older one or too early, and must succeed there anew"
+                );
+                Some((text, None))
+            }
+            None => Some((format!("the release must succeed in {names} first"), None)),
             Some(ripe_at) if now < ripe_at => {
-                let ripe_at = ripe_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-                Some(format!("the release must be a success in {names} until {ripe_at}"))
+                let until = ripe_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+                Some((format!("the release must be a success in {names} until {until}"), Some(ripe_at)))
             }
             Some(_) => None,
         }
@@ -150,6 +161,13 @@ impl Stay {
 }
 
 impl Environment {
+    /// Whether it asks for all that the other one does. Where promotion is asked for, its place says from where.
+    pub fn asks_no_less(&self, other: &Self) -> bool {
+        let is_in_place =
+            self.promotion_order == other.promotion_order || !other.requirements.requires_promotion;
+        is_in_place && self.requirements.meet(&other.requirements)
+    }
+
     /// Whether both ask the same of releases.
     pub fn asks_as(&self, other: &Self) -> bool {
         self.is_production == other.is_production
@@ -232,12 +250,45 @@ mod tests {
         let hold = |before: &[_], now| requirements.promotion_hold(&version, before, at(now));
         assert_eq!(hold(&[], 0), None);
         let text = "the release must succeed in staging-east or staging-west first";
-        assert_eq!(hold(&before(None, None), 0).as_deref(), Some(text));
+        assert_eq!(hold(&before(None, None), 0), Some((text.to_owned(), None)));
         let text = "the release must be a success in staging-east or staging-west until 1970-01-01T00:01:40Z";
-        assert_eq!(hold(&before(Some(90), Some(40)), 99).as_deref(), Some(text));
+        assert_eq!(hold(&before(Some(90), Some(40)), 99), Some((text.to_owned(), Some(at(100)))));
         assert_eq!(hold(&before(Some(90), Some(40)), 100), None);
         let lax = Requirements { requires_promotion: false, ..requirements.clone() };
         assert_eq!(lax.promotion_hold(&version, &before(None, None), at(0)), None);
+    }
+
+    #[test]
+    fn an_environment_asks_no_less_if_no_requirement_falls_and_promotion_stays_in_place() {
+        let suite =
+            |suite: &str| evidence::Requirement { kind: evidence::Kind::TestReport, suite: suite.to_owned() };
+        let environment = |promotion_order, requires_promotion, bake, suites: &[&str]| Environment {
+            name: "production".parse().unwrap(),
+            display_name: String::new(),
+            promotion_order,
+            region: None,
+            is_production: true,
+            requirements: Requirements {
+                requires_promotion,
+                min_bake: TimeDelta::seconds(bake),
+                evidence: suites.iter().map(|name| suite(name)).collect(),
+            },
+            created_at: at(0),
+            row_version: 1,
+        };
+        let strict = environment(2, true, 60, &["a", "b"]);
+        for (changed, asks_no_less) in [
+            (strict.clone(), true),
+            (environment(2, true, 61, &["b", "a", "c"]), true),
+            (environment(2, true, 59, &["a", "b"]), false),
+            (environment(2, false, 60, &["a", "b"]), false),
+            (environment(2, true, 60, &["a"]), false),
+            (environment(1, true, 60, &["a", "b"]), false),
+        ] {
+            assert_eq!(changed.asks_no_less(&strict), asks_no_less, "{changed:?}");
+        }
+        let lax = environment(2, false, 0, &[]);
+        assert!(environment(1, false, 0, &[]).asks_no_less(&lax) && strict.asks_no_less(&lax));
     }
 
     #[test]

@@ -61,6 +61,12 @@ pub fn is_principal(name: &str) -> bool {
         .is_some_and(|(issuer, sub)| !issuer.is_empty() && !sub.is_empty())
 }
 
+/// Whether a caller, by principal and person, is the one who did something: by the name that they called under, and by
+/// the persons that this stood for then and stands for now.
+pub fn is_by(doer: [&str; 3], caller: [&str; 2]) -> bool {
+    doer.iter().any(|name| caller.contains(name))
+}
+
 fn is_mail(name: &str) -> bool {
     name.contains('@') && !name.contains('|')
 }
@@ -104,6 +110,20 @@ mod tests {
             let alias: Alias = text.parse().unwrap();
             assert_eq!((alias.as_str(), alias.is_mail()), (folded, is_mail));
             assert_eq!(Alias::folded(text), folded);
+        }
+    }
+
+    #[test]
+    fn a_doer_is_known_under_every_name() {
+        let doer = ["idp|ada", "idp|ada.then", "idp|ada.now"];
+        for (principal, person, is_own) in [
+            ("idp|ada", "idp|x", true),
+            ("idp|x", "idp|ada", true),
+            ("idp|ada.then", "idp|x", true),
+            ("idp|x", "idp|ada.now", true),
+            ("idp|bob", "idp|bob", false),
+        ] {
+            assert_eq!(is_by(doer, [principal, person]), is_own, "{principal}");
         }
     }
 

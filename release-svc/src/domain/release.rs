@@ -15,7 +15,7 @@ use crate::domain::version::{Latest, NotGreater, Version};
 mod reassess;
 mod risk;
 
-pub use reassess::Facts;
+pub use reassess::{Facts, UNKNOWN_COMMITTERS};
 pub use risk::Risk;
 
 /// One version of one component.

@@ -23,7 +23,7 @@ mod timetable;
 use timetable::Timetable;
 
 pub use past::{Denied, Past, Told};
-pub use proposal::{Change, Proposed};
+pub use proposal::{Change, Proposed, looser};
 pub use record::{Corrupt, Record};
 pub use schedule::{BadSchedule, End, Parts, Recurrence, Schedule, Span, local_text};
 
@@ -186,6 +186,17 @@ impl Action {
 }
 
 impl Scope {
+    /// Whether it may be about something of which this is known; what is not said may be anything.
+    fn may_cover(&self, target: &Target) -> bool {
+        let may_hold = |names: &[String], name: Option<&str>| {
+            names.is_empty() || name.is_none_or(|name| names.iter().any(|listed| listed == name))
+        };
+        may_hold(&self.tiers, target.tier)
+            && may_hold(&self.components, target.component)
+            && may_hold(&self.environments, target.environment)
+            && may_hold(&self.regions, target.region)
+    }
+
     fn covers(&self, target: &Target) -> bool {
         let holds = |names: &[String], name: Option<&str>| {
             names.is_empty() || name.is_some_and(|name| names.iter().any(|listed| listed == name))
@@ -201,7 +212,8 @@ impl Override {
     /// As it is once somebody took it back, which only ever makes it shorter.
     #[must_use]
     pub fn ended(self, at: Time, ending: Ending) -> Self {
-        let span = Span { end: self.span.end.min(at), ..self.span };
+        // The clock of whoever made it may be ahead.
+        let span = Span { end: self.span.end.min(at.max(self.span.start)), ..self.span };
         Self { span, ending: Some(ending), ..self }
     }
 

@@ -3,8 +3,8 @@
 use serde_json::Map;
 use shared::auth::Caller;
 use shared::db::broken_constraint;
-use shared::id::ReleaseId;
-use shared::mutation::{Begun, Call, Mutation};
+use shared::id::{ApprovalId, ReleaseId};
+use shared::mutation::{Actor, Begun, Call, Mutation};
 use shared::page::{self, List};
 use shared::parse::{etag, optional, parse, text_of};
 use shared::pb::release as pb;
@@ -13,8 +13,8 @@ use shared::status::{Failure, Reason, Refusal};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::App;
 use super::release::{REASON_MAX, because, look};
+use super::{App, parsed};
 use crate::apply::{self, expect_written};
 use crate::domain::approval::{Vote, VoteRefused};
 use crate::domain::release::Release;
@@ -161,13 +161,12 @@ impl App {
         caller.require_person()?;
         let list = List { name: "ListPendingForMe", tenant: &caller.tenant, filter: &caller.principal };
         let (size, after) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
-        let invalid = |_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list");
-        let after = after.map(|key| key.parse().map_err(invalid)).transpose()?.unwrap_or(0);
+        let after = parsed(after)?.unwrap_or(0);
         let (tenant, now) = (&caller.tenant, self.clock.now());
         let mut db = self.db.connection().await?;
         let person = apply::person_of(&mut db, tenant, &caller.principal).await?;
         let names = [caller.principal.clone(), person.clone()];
-        let mut rows = store::release::list_pending(&mut db, tenant, &names, after, now, size + 1).await?;
+        let mut rows = store::release::list_pending(&mut db, tenant, &names, after, size + 1).await?;
         let next_page_token = list.cut(&self.keys, &mut rows, size, now, |(seq, _)| seq.to_string())?;
         let vote = Vote {
             voter: caller.principal.clone(),
@@ -180,9 +179,12 @@ impl App {
             at: now,
             expires_at: None,
         };
-        apply::retain_awaiting(&mut db, tenant, &self.authenticator, &mut rows, &vote).await?;
+        let actor = Actor { tenant: tenant.clone(), principal: caller.principal.clone(), now };
+        let approval = ApprovalId::new(now, self.entropy.bytes());
+        let found = rows.into_iter().map(|(_, release)| release).collect();
+        let awaiting = apply::awaiting(&mut db, &actor, found, &vote, approval, &self.authenticator).await?;
         Ok(pb::ListPendingForMeResponse {
-            releases: rows.iter().map(|(_, release)| release.into()).collect(),
+            releases: awaiting.iter().map(Into::into).collect(),
             next_page_token,
         })
     }

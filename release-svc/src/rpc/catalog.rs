@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::App;
 use crate::domain::evidence::{Kind, Requirement};
 
+mod care;
 mod component;
 mod dependency;
 mod environment;

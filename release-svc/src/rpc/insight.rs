@@ -18,9 +18,9 @@ use tonic::{Request, Response, Status};
 
 use super::{App, absent};
 use crate::apply::exposure;
-use crate::domain::component::Component;
+use crate::domain::component::{Component, Environment};
 use crate::domain::insight::{IMPORTED, Metrics, Pace, PastDeployment, Period, Ratio, Spread, stamp};
-use crate::domain::window::{Denied, Span};
+use crate::domain::window::{Denied, Past, Span};
 use crate::store;
 
 /// The period where none is asked for.
@@ -76,22 +76,20 @@ async fn require_environment(
 }
 
 /// When windows, as they stood then, denied rollouts of the component in one of these environments.
-async fn denied(
-    db: &mut PgConnection,
-    tenant: &TenantId,
+fn denied(
+    past: &Past,
     component: &Component,
+    known: &[Environment],
     environments: &BTreeSet<EnvironmentId>,
     period: &Period,
-) -> Result<Denied, Failure> {
-    let past = store::insight::past(db, tenant, period.start, FACTS_MAX).await?;
-    let known = store::environment::list(db, tenant, "", KNOWN_MAX).await?;
+) -> Denied {
     let targets: Vec<_> = known
         .iter()
         .filter(|environment| environments.contains(&environment.name))
         .map(|environment| exposure::target(Some(component), Some(environment), None))
         .collect();
     let within = Span { start: period.start, end: period.end };
-    Ok(past.denied(exposure::actions(component), &targets, within))
+    past.denied(exposure::actions(component), &targets, within)
 }
 
 fn spread_to_proto(spread: Spread) -> pb::Spread {
@@ -269,13 +267,15 @@ impl App {
         let since = period.start - LOOK_BACK;
         let (history, whole_since) =
             store::insight::history(&mut tx, tenant, &component, &environments, since, FACTS_MAX).await?;
-        let denied = denied(&mut tx, tenant, &found, &environments, &period).await?;
+        let past = store::insight::past(&mut tx, tenant, period.start, FACTS_MAX).await?;
+        let known = store::environment::list(&mut tx, tenant, "", KNOWN_MAX).await?;
         tx.commit().await?;
         if whole_since > period.start {
             let problem =
                 format_args!("must be {} or later: before it too much happened", stamp(whole_since));
             return Err(Refusal::field("start_time", problem).into());
         }
+        let denied = denied(&past, &found, &known, &environments, &period);
         let metrics = history.metrics(&period, &denied);
         let metrics = Some(to_message(&component, &environments, &period, &metrics));
         Ok(pb::GetDeliveryMetricsResponse { metrics })

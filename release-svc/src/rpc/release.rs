@@ -70,15 +70,18 @@ pub(super) async fn look(
     Ok((component, release, facts))
 }
 
-/// What a version must follow: of a hotfix, those of its line only.
+/// What a version must follow: of a hotfix, those of its line only. A new draft follows drafts and what was imported, too; one
+/// that is submitted is not stranded by what came after it.
 async fn latest(
     db: &mut PgConnection,
     caller: &Caller,
     release: &Release,
-    with_drafts: bool,
+    imported: Option<Vec<Version>>,
 ) -> Result<Latest, Failure> {
     let Release { component, version, change, .. } = release;
+    let with_drafts = imported.is_some();
     let latest = store::release::latest(db, &caller.tenant, component, version, with_drafts).await?;
+    let latest = latest.with(version, imported.unwrap_or_default());
     Ok(if change.is_hotfix { Latest { of_all: None, ..latest } } else { latest })
 }
 
@@ -98,7 +101,7 @@ async fn submit(
     let tenant = work.actor.tenant.clone();
     let policy = store::policy::find(&mut work.tx, &tenant, &component.approval_policy).await?;
     let policy = policy.ok_or_else(|| Failure::Bug(format!("component {} has no policy", component.name)))?;
-    let latest = latest(&mut work.tx, &work.caller, &draft, false).await?;
+    let latest = latest(&mut work.tx, &work.caller, &draft, None).await?;
     let approval = ApprovalId::new(work.now, app.entropy.bytes());
     let terms = &policy.terms;
     let facts =
@@ -171,6 +174,8 @@ impl App {
             Begun::Replayed(before) => return Ok(before.answer),
         };
         let tenant = &work.actor.tenant;
+        // There may be many, so they are read before anybody waits for the lock.
+        let imported = store::release::list_imported(&mut work.tx, tenant, &component).await?;
         let owner = store::component::lock(&mut work.tx, tenant, &component).await?;
         let owner = owner.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &component))?;
         work.caller.require_owner(&owner.owner_groups)?;
@@ -192,7 +197,7 @@ impl App {
             quarantine: None,
             row_version: 1,
         };
-        latest(&mut work.tx, &work.caller, &release, true)
+        latest(&mut work.tx, &work.caller, &release, Some(imported))
             .await?
             .admit(&release.version)?;
         store::release::insert(&mut work.tx, tenant, &release).await.map_err(

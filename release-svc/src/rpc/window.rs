@@ -11,7 +11,7 @@ use shared::status::{Failure, Reason, Refusal};
 use tonic::{Request, Response, Status};
 
 use super::release::REASON_MAX;
-use super::{App, absent};
+use super::{App, absent, parsed};
 use crate::domain::window::{Change, Window};
 use crate::store;
 use crate::store::window::WINDOWS_MAX;
@@ -108,8 +108,7 @@ impl App {
         let filter = show_deleted.to_string();
         let list = List { name: "ListWindows", tenant: &caller.tenant, filter: &filter };
         let (size, before) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
-        let invalid = |_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list");
-        let before = before.map(|key| key.parse().map_err(invalid)).transpose()?;
+        let before = parsed(before)?;
         let mut db = self.db.connection().await?;
         let mut rows = store::window::list(&mut db, &caller.tenant, show_deleted, before, size + 1).await?;
         let next_page_token =

@@ -54,7 +54,7 @@ impl TryFrom<Row> for BreakGlass {
     }
 }
 
-/// A new one, unless one on this revision was a violation.
+/// A new one, unless one on the release was a violation.
 #[tracing::instrument(name = "db.break_glass.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass) -> sqlx::Result<bool> {
     let done = sqlx::query!(
@@ -64,7 +64,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass)
         where not exists (
             select
             from release.break_glasses
-            where tenant_id = $1 and release_id = $3 and revision = $4 and verdict = 'VIOLATION'
+            where tenant_id = $1 and release_id = $3 and verdict = 'VIOLATION'
         )",
         tenant.as_str(),
         used.id.uuid(),
@@ -82,28 +82,26 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, used: &BreakGlass)
     Ok(done.rows_affected() == 1)
 }
 
-/// One on this revision of a release that was a violation.
+/// One on a release that was a violation.
 #[tracing::instrument(name = "db.break_glass.find_violation", skip_all)]
 pub async fn find_violation(
     db: &mut PgConnection,
     tenant: &TenantId,
     release: ReleaseId,
-    revision: i32,
 ) -> sqlx::Result<Option<BreakGlassId>> {
     sqlx::query_scalar!(
         r#"select break_glass_id as "break_glass_id: BreakGlassId"
         from release.break_glasses
-        where tenant_id = $1 and release_id = $2 and revision = $3 and verdict = 'VIOLATION'
+        where tenant_id = $1 and release_id = $2 and verdict = 'VIOLATION'
         limit 1"#,
         tenant.as_str(),
         release.uuid(),
-        revision,
     )
     .fetch_optional(db)
     .await
 }
 
-/// One that is overdue, of this person, or of this caller while they went by another name.
+/// One that is overdue, of this person, by the aliases of then or of now, or of this caller while they went by another name.
 #[tracing::instrument(name = "db.break_glass.find_overdue", skip_all)]
 pub async fn find_overdue(
     db: &mut PgConnection,
@@ -114,7 +112,15 @@ pub async fn find_overdue(
     sqlx::query_scalar!(
         r#"select break_glass_id as "break_glass_id: BreakGlassId"
         from release.break_glasses
-        where tenant_id = $1 and (person in ($2, $3) or principal in ($2, $3)) and verdict is null and due_at <= $4
+        where tenant_id = $1 and verdict is null and due_at <= $4
+            and (
+                person in ($2, $3) or principal in ($2, $3)
+                or exists (
+                    select
+                    from release.identity_aliases alias
+                    where alias.tenant_id = $1 and alias.alias = principal and alias.person = $2
+                )
+            )
         order by due_at
         limit 1"#,
         tenant.as_str(),

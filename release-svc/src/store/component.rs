@@ -1,13 +1,10 @@
 //! Components.
 
-use std::collections::HashMap;
-
 use shared::id::{ApprovalPolicyId, ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 
 use super::corrupt;
-use crate::domain::approval::Owners;
 use crate::domain::component::{Component, DataScope, Kind, Tier};
 
 /// Constraints that callers' input may break.
@@ -208,30 +205,6 @@ pub async fn try_lock_of_rollout(
     .fetch_optional(db)
     .await?;
     Ok(row.is_some())
-}
-
-/// Who answers for the named components.
-#[tracing::instrument(name = "db.component.owners", skip_all)]
-pub async fn owners(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    components: &[String],
-) -> sqlx::Result<HashMap<ComponentId, Owners>> {
-    let rows = sqlx::query!(
-        r#"select component as "component: ComponentId", owner_groups, business_owner_groups
-        from release.components
-        where tenant_id = $1 and component = any($2)
-        limit cardinality($2)"#,
-        tenant.as_str(),
-        components,
-    )
-    .fetch_all(db)
-    .await?;
-    let owners = rows.into_iter().map(|row| {
-        let owners = Owners { groups: row.owner_groups, business_groups: row.business_owner_groups };
-        (row.component, owners)
-    });
-    Ok(owners.collect())
 }
 
 /// By name, beginning after `after`.

@@ -209,6 +209,28 @@ pub async fn list_before(
     stays.collect()
 }
 
+/// Keeps the environment as it is until the end of the transaction.
+#[tracing::instrument(name = "db.environment.share", skip_all)]
+pub async fn share(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    name: &EnvironmentId,
+) -> sqlx::Result<Option<Environment>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"select environment as "environment: EnvironmentId", display_name, promotion_order, region, is_production,
+            requires_promotion, min_bake_seconds, required_evidence, needs_executor, created_at, version
+        from release.environments
+        where tenant_id = $1 and environment = $2
+        for share"#,
+        tenant.as_str(),
+        name.as_str(),
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
 #[tracing::instrument(name = "db.environment.lock", skip_all)]
 pub async fn lock(
     db: &mut PgConnection,

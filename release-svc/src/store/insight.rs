@@ -119,7 +119,7 @@ async fn imported(
 }
 
 /// What windows said at each time since an instant, by the newest changes of them and by those overrides that may have held
-/// since then.
+/// since then. Ids are drawn under the lock of the calendar, and clocks differ: their order is that of the changes.
 #[tracing::instrument(name = "db.insight.past", skip_all)]
 pub async fn past(db: &mut PgConnection, tenant: &TenantId, since: Time, limit: i64) -> sqlx::Result<Past> {
     let rows = sqlx::query_as!(
@@ -130,7 +130,7 @@ pub async fn past(db: &mut PgConnection, tenant: &TenantId, since: Time, limit: 
             and kind in ('window.created', 'window.deleted', 'window.overridden', 'window.override_ended',
                 'window.updated')
             and (kind in ('window.created', 'window.deleted', 'window.updated') or occurred_at >= $2)
-        order by occurred_at desc, event_id desc
+        order by event_id desc
         limit $3",
         tenant.as_str(),
         since - OVERRIDE_MAX,

@@ -237,16 +237,15 @@ pub async fn list(
         .collect()
 }
 
-/// Releases that wait for votes, but for those that these names wrote or voted on as it stands; oldest first, beginning
-/// after `after`, each with what the next page begins after. It spares looking at most of what does not wait for a
-/// person; what is left is for the domain to say.
+/// Releases that may wait for votes, whatever was made of them when they were last looked at, but for those that these
+/// names wrote, and those that serve everyone everywhere; oldest first, beginning after `after`, each with what the next
+/// page begins after. What they wait for now is for the domain to say.
 #[tracing::instrument(name = "db.release.list_pending", skip_all)]
 pub async fn list_pending(
     db: &mut PgConnection,
     tenant: &TenantId,
     names: &[String],
     after: i64,
-    now: Time,
     limit: i64,
 ) -> sqlx::Result<Vec<(i64, Release)>> {
     let rows = sqlx::query_as!(
@@ -255,7 +254,22 @@ pub async fn list_pending(
             artifact_digest, notes, change, author, editors, submitter, submitted_at, quorum, band, risk, quarantine_reason,
             quarantined_by, quarantined_at, created_at, version
         from release.releases release
-        where tenant_id = $1 and state = 'PENDING_APPROVAL' and quorum > 0 and seq > $3
+        where tenant_id = $1 and seq > $3
+            and state in ('ASSESSING', 'PENDING_APPROVAL', 'APPROVED', 'ACTIVE', 'RELEASED')
+            and (
+                state <> 'RELEASED'
+                or exists (
+                    select
+                    from release.environments environment
+                    where environment.tenant_id = $1 and not exists (
+                        select
+                        from release.routes route
+                        where route.tenant_id = $1 and route.component = release.component
+                            and route.environment = environment.environment
+                            and route.stable_release_id = release.release_id
+                    )
+                )
+            )
             and not author = any($2) and not coalesce(submitter = any($2), false) and not editors && $2
             and not exists (
                 select
@@ -263,21 +277,11 @@ pub async fn list_pending(
                 where snapshot.tenant_id = $1 and snapshot.release_id = release.release_id
                     and snapshot.revision = release.revision and (authors && $2 or identities && $2)
             )
-            and not exists (
-                select
-                from release.votes vote
-                where vote.tenant_id = $1 and vote.release_id = release.release_id
-                    and vote.revision = release.revision and coalesce(person, voter) = any($2) and ended_at is null
-                    and coalesce(expires_at > $4, true)
-                    and array_position(array['LOW', 'MEDIUM', 'HIGH', 'CRITICAL'], vote.band)
-                        >= array_position(array['LOW', 'MEDIUM', 'HIGH', 'CRITICAL'], coalesce(release.band, 'LOW'))
-            )
         order by seq
-        limit $5"#,
+        limit $4"#,
         tenant.as_str(),
         names,
         after,
-        now,
         limit,
     )
     .fetch_all(&mut *db)
@@ -288,8 +292,7 @@ pub async fn list_pending(
         .collect()
 }
 
-/// The greatest versions of a component, with what was deployed before anybody wrote it down here, but for those that
-/// were rejected or cancelled: of all, and of the line of `version`. Drafts count where somebody asks for a new
+/// The greatest versions of a component, but for those that were rejected or cancelled: of all, and of the line of `version`. Drafts count where somebody asks for a new
 /// version, not where one of them is submitted.
 #[tracing::instrument(name = "db.release.latest", skip_all)]
 pub async fn latest(
@@ -317,6 +320,21 @@ pub async fn latest(
     )
     .fetch_one(&mut *db)
     .await?;
+    let parse = |text: Option<String>| {
+        text.map(|text| text.parse().map_err(|_| corrupt("releases", "semver", component)))
+            .transpose()
+    };
+    Ok(Latest { of_line: parse(row.of_line)?, of_all: parse(row.of_all)? })
+}
+
+/// Versions of a component that were deployed before anybody wrote it down here, the newest. The past may have had other
+/// names for its versions; those are left out.
+#[tracing::instrument(name = "db.release.list_imported", skip_all)]
+pub async fn list_imported(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    component: &ComponentId,
+) -> sqlx::Result<Vec<Version>> {
     let imported = sqlx::query_scalar!(
         r#"select data::jsonb ->> 'version' as "version!"
         from release.events
@@ -329,14 +347,7 @@ pub async fn latest(
     )
     .fetch_all(db)
     .await?;
-    // The past may have had other names for its versions.
-    let imported = imported.iter().filter_map(|text| text.parse().ok());
-    let parse = |text: Option<String>| {
-        text.map(|text| text.parse().map_err(|_| corrupt("releases", "semver", component)))
-            .transpose()
-    };
-    let latest = Latest { of_line: parse(row.of_line)?, of_all: parse(row.of_all)? };
-    Ok(latest.with(version, imported))
+    Ok(imported.iter().filter_map(|text| text.parse().ok()).collect())
 }
 
 /// In how many environments it is stable, in how many it is being rolled out or back, and whether all environments with

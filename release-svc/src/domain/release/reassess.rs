@@ -13,6 +13,9 @@ use crate::domain::evidence::Evidence;
 use crate::domain::risk::{Assessment, Band};
 use crate::domain::snapshot::People;
 
+/// How a blocker begins that names committers who are nobody.
+pub const UNKNOWN_COMMITTERS: &str = "nobody knows who committed as ";
+
 /// What is so now, beside the release itself.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -175,9 +178,15 @@ impl Release {
         authors
     }
 
-    /// Whether it waits for votes, and this one would bring it nearer to its approval.
-    pub fn would_count(&self, vote: &Vote, people: &People, owners: &Owners) -> bool {
-        let State::PendingApproval(submission) = &self.state else { return false };
+    /// Whether it waits for votes, be it for the first time or as its approval is gone, and this one would bring it nearer
+    /// to its approval.
+    pub fn would_count(&self, vote: &Vote, facts: &Facts) -> bool {
+        let Facts { people, owners, .. } = facts;
+        let is_lapsed = self.state.is_cleared() && self.approval.is_none();
+        if !is_lapsed && !matches!(self.state, State::PendingApproval(_)) {
+            return false;
+        }
+        let Some(submission) = self.state.submission() else { return false };
         let (rule, band) = (submission.terms().rule(submission.band), submission.band);
         let authors = self.authors(people);
         let lacks_by =
@@ -265,7 +274,7 @@ impl Release {
         let mut sentences: Vec<_> = lacking.iter().map(sentence).collect();
         let unmapped = facts.people.unmapped(&self.identities(&submission.submitter));
         if rule.quorum > 0 && !unmapped.is_empty() {
-            let text = format!("nobody knows who committed as {}", unmapped.join(", "));
+            let text = format!("{UNKNOWN_COMMITTERS}{}", unmapped.join(", "));
             sentences.push((text, "whoever sets an identity alias with scope policy.write".to_owned()));
         }
         let blocker = |(text, lifted_by)| self.blocker(Kind::Approval, text, lifted_by);

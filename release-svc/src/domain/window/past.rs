@@ -120,11 +120,14 @@ impl Told {
 }
 
 impl Past {
-    /// Takes in what was told, in the order of its times. Live windows of which nothing is told have stood as they are since
+    /// Takes in what was told, in the order in which it came about. Clocks differ, so what came later is not earlier. Live windows of which nothing is told have stood as they are since
     /// they were made.
     pub fn of(told: impl IntoIterator<Item = (Time, Told)>, live: Vec<Window>) -> Self {
         let (mut past, mut known) = (Self::default(), BTreeSet::new());
+        let mut last = Time::MIN_UTC;
         for (at, told) in told {
+            let at = at.max(last);
+            last = at;
             match told {
                 Told::Set(window, terms) => {
                     known.insert(window);
@@ -166,9 +169,15 @@ impl Past {
     /// When windows denied one of the actions to one of the targets within that time.
     pub fn denied(&self, actions: &[Action], targets: &[Target], within: Span) -> Denied {
         let mut by_window = Vec::new();
-        for target in targets {
-            for version in &self.versions {
-                let spans = self.lifted_at(target, version.window, version.denied(actions, target, within));
+        for version in &self.versions {
+            let held: Vec<_> = targets
+                .iter()
+                .filter(|target| version.terms.hold_for(target, actions))
+                .collect();
+            // Schedules take long to expand, and say the same to all.
+            let denied = if held.is_empty() { Vec::new() } else { version.denied(within) };
+            for target in held {
+                let spans = self.lifted_at(target, version.window, denied.clone());
                 if !spans.is_empty() {
                     by_window.push((version.window, spans));
                 }
@@ -194,10 +203,10 @@ impl Past {
 }
 
 impl Version {
-    fn denied(&self, actions: &[Action], target: &Target, within: Span) -> Vec<Span> {
+    fn denied(&self, within: Span) -> Vec<Span> {
         let Self { terms, stood, .. } = self;
         let within = Span { start: within.start.max(stood.start), end: within.end.min(stood.end) };
-        if terms.effect != Effect::Deny || within.start >= within.end || !terms.hold_for(target, actions) {
+        if terms.effect != Effect::Deny || within.start >= within.end {
             return Vec::new();
         }
         let spans = terms.spans(within).into_iter();

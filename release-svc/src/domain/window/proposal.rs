@@ -2,7 +2,7 @@
 
 use shared::time::Time;
 
-use super::{Effect, Terms, Window};
+use super::{Action, Effect, Target, Terms, Window};
 
 /// A change that waits for its second person. It is of the window's present version: whatever else happens to the window
 /// ends it.
@@ -27,15 +27,6 @@ pub enum Change {
     },
 }
 
-impl Proposed {
-    /// Whether they are the one who proposed it, under whatever name.
-    pub fn is_by(&self, principal: &str, person: &str) -> bool {
-        [&self.author, &self.person]
-            .iter()
-            .any(|author| *author == principal || *author == person)
-    }
-}
-
 impl Terms {
     /// Whether more would be allowed once they hold beside these windows. What denies never allows more, and neither does
     /// what allows an action that was open at all times until then.
@@ -44,6 +35,30 @@ impl Terms {
         let shares = |other: &Window| self.actions.iter().any(|action| other.terms.actions.contains(action));
         allows(self) && live.iter().any(|other| allows(&other.terms) && shares(other))
     }
+}
+
+/// A live window that would hold less once something that is seen so, and does these actions, is seen otherwise and does
+/// those: one that would not hold it any more, or one that would allow it beside another.
+pub fn looser<'a>(
+    live: &'a [Window],
+    from: (&Target, &[Action]),
+    to: (&Target, &[Action]),
+) -> Option<&'a Window> {
+    let holds = |window: &Window, (target, actions): (&Target, &[Action])| {
+        let terms = &window.terms;
+        terms.actions.iter().any(|action| actions.contains(action)) && terms.scope.may_cover(target)
+    };
+    let was_allowed = |window: &Window| {
+        live.iter().any(|other| {
+            let shares = other.terms.actions.iter().any(|action| window.terms.actions.contains(action));
+            other.id != window.id && other.terms.effect == Effect::Allow && shares && holds(other, from)
+        })
+    };
+    live.iter().find(|window| match (holds(window, from), holds(window, to)) {
+        (true, holds_still) => !holds_still,
+        (false, true) => window.terms.effect == Effect::Allow && was_allowed(window),
+        (false, false) => false,
+    })
 }
 
 impl Window {
@@ -80,8 +95,8 @@ impl Window {
 mod tests {
     use shared::time::at;
 
+    use super::super::Terms;
     use super::super::tests::recurring;
-    use super::super::{Action, Terms};
     use super::*;
 
     fn nightly(effect: Effect) -> Window {
@@ -110,6 +125,39 @@ mod tests {
     }
 
     #[test]
+    fn what_leaves_a_window_or_enters_one_that_allows_beside_another_is_freer() {
+        let window = |effect, n: u8, actions: &[Action], tier: &str| {
+            let mut window = nightly(effect);
+            window.id = shared::id::WindowId::new(at(0), [n; 10]);
+            window.terms.actions = actions.to_vec();
+            window.terms.scope.tiers = vec![tier.to_owned()];
+            window
+        };
+        let all = &Action::ALL[..];
+        let freeze = window(Effect::Deny, 1, all, "TIER_1");
+        let schema = window(Effect::Deny, 2, &[Action::Schema], "TIER_1");
+        let allows = window(Effect::Allow, 3, all, "TIER_2");
+        let other = window(Effect::Allow, 4, all, "TIER_1");
+        let seen = |tier: &'static str| Target { tier: Some(tier), ..Target::default() };
+        let (one, two, usual) = (seen("TIER_1"), seen("TIER_2"), &[Action::Deploy, Action::Expose][..]);
+        for (live, from, to, is_looser) in [
+            (vec![&freeze], (&one, all), (&two, all), true),
+            (vec![&freeze], (&two, all), (&one, all), false),
+            (vec![&freeze], (&one, all), (&one, usual), false),
+            (vec![&schema], (&one, all), (&one, usual), true),
+            (vec![&allows], (&two, all), (&one, all), true),
+            (vec![&allows], (&one, all), (&two, all), false),
+            (vec![&allows, &other], (&one, all), (&two, all), true),
+            // What is not known of it may be as the window says.
+            (vec![&freeze], (&Target::default(), all), (&one, all), false),
+            (vec![&freeze], (&Target::default(), all), (&two, all), true),
+        ] {
+            let live: Vec<_> = live.into_iter().cloned().collect();
+            assert_eq!(looser(&live, from, to).is_some(), is_looser, "{from:?} to {to:?}");
+        }
+    }
+
+    #[test]
     fn a_proposal_changes_nothing_until_it_is_confirmed() {
         let window = nightly(Effect::Deny);
         let terms = Terms { name: "other".to_owned(), ..window.terms.clone() };
@@ -124,19 +172,6 @@ mod tests {
             let done = waits.changed(change, at(9));
             assert_eq!((done.deleted_at, done.terms.name.as_str(), done.row_version), (deleted_at, name, 3));
             assert_eq!(done.proposed, None);
-        }
-    }
-
-    #[test]
-    fn its_author_is_known_under_either_name() {
-        let proposed = proposed(Change::Creation);
-        for (principal, person, is_own) in [
-            ("idp|ada", "idp|ada", true),
-            ("idp|other", "idp|ada.b", true),
-            ("idp|ada.b", "idp|x", true),
-            ("idp|bob", "idp|bob", false),
-        ] {
-            assert_eq!(proposed.is_by(principal, person), is_own, "{principal}");
         }
     }
 }

@@ -42,7 +42,7 @@ fn to_proto_at(used: &BreakGlass, now: Time) -> pb::BreakGlass {
     }
 }
 
-/// Approves a release alone, unless the caller owes a review that is overdue, or this revision was approved so before
+/// Approves a release alone, unless the caller owes a review that is overdue, or the release was approved so before
 /// and that was a violation.
 async fn break_glass(
     work: &mut Mutation,
@@ -58,13 +58,11 @@ async fn break_glass(
         let refusal = Refusal::new(Reason::BreakGlassReviewOverdue, text);
         return Err(refusal.with("break_glass_id", overdue).into());
     }
-    let violation =
-        store::break_glass::find_violation(&mut work.tx, &tenant, release.id, release.revision).await?;
+    let violation = store::break_glass::find_violation(&mut work.tx, &tenant, release.id).await?;
     if let Some(violation) = violation {
         let text = format!(
-            "break-glass {violation} on revision {} was a violation, which stands: what approves it now is votes, \
-            or break-glass after a revision",
-            release.revision,
+            "break-glass {violation} on release {} was a violation, which stands: what approves it now is votes",
+            release.id,
         );
         return Err(Refusal::new(Reason::BreakGlassReviewed, text)
             .with("break_glass_id", violation)
@@ -99,7 +97,7 @@ async fn break_glass(
     Ok((used, decision.release))
 }
 
-/// Takes a review in. What was wrong approves nothing any more.
+/// Takes a review in. After a violation no break-glass approves the release any more, neither this one nor a later one.
 async fn review(
     app: &App,
     work: &mut Mutation,
@@ -119,17 +117,18 @@ async fn review(
     let unknown = facts.people.unmapped(&release.identities(submitter));
     let person = apply::person_of(&mut work.tx, &tenant, &principal).await?;
     let review = Review { verdict, reviewer: principal, person, reason, at: work.now };
-    let reviewed = used.review(review.clone(), &release.authors(&facts.people))?;
+    let now_person = apply::person_of(&mut work.tx, &tenant, &used.principal).await?;
+    let reviewed = used.review(review.clone(), &now_person, &release.authors(&facts.people))?;
     if !unknown.is_empty() {
         return Err(unmapped(&unknown).into());
     }
     expect_written(store::break_glass::review(&mut work.tx, &tenant, id, &review).await?)?;
     apply::tell_review(&mut work.tx, &work.actor, &reviewed).await?;
-    let rests_on_it = release
+    let rests_on_one = release
         .approval
         .as_ref()
-        .is_some_and(|approval| approval.basis == Basis::BreakGlass(id));
-    if rests_on_it && verdict == Verdict::Violation {
+        .is_some_and(|approval| matches!(approval.basis, Basis::BreakGlass(_)));
+    if rests_on_one && verdict == Verdict::Violation {
         apply::release(&mut work.tx, &work.actor, &release.lapse(), Map::new()).await?;
     }
     Ok(reviewed)

@@ -11,8 +11,9 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::Request;
 
+use super::care::{require_component_held, require_same_care};
 use super::dependency::{parse_dependencies, replace_dependencies};
-use super::policy::{POLICY_SCOPE, give_policy, no_policy, require_same_care};
+use super::policy::{POLICY_SCOPE, give_policy, no_policy};
 use crate::apply::{self, expect_written};
 use crate::domain::component::{Component, DataScope, Kind, Tier};
 use crate::domain::dependency::{Dependency, Edge};
@@ -299,6 +300,7 @@ impl App {
         }
         give_policy(&mut work.tx, &work.actor, &component.approval_policy).await?;
         require_same_care(&mut work.tx, &work.actor.tenant, &stored, &component).await?;
+        require_component_held(&mut work, &stored, &component).await?;
         let is_written = store::component::update(&mut work.tx, &work.actor.tenant, &component)
             .await
             .map_err(|error| component_failure(&component, error))?;

@@ -12,6 +12,7 @@ use shared::status::{Failure, Reason, Refusal};
 use shared::time::to_proto;
 use tonic::Request;
 
+use super::care::{require_environment_held, require_same_requirements};
 use super::parse_evidence;
 use super::policy::POLICY_SCOPE;
 use crate::apply::{self, expect_written};
@@ -212,6 +213,9 @@ impl App {
         if !environment.asks_as(&stored) {
             work.caller.require_scope(POLICY_SCOPE)?;
         }
+        require_same_requirements(&mut work, &stored, &environment).await?;
+        require_environment_held(&mut work, &stored, &environment).await?;
+        let tenant = &work.actor.tenant;
         expect_written(store::environment::update(&mut work.tx, tenant, &environment).await?)?;
         apply::tell_environment(&mut work.tx, &work.actor, "environment.updated", &environment).await?;
         work.answer(pb::UpdateEnvironmentResponse { environment: Some((&environment).into()) })

@@ -14,7 +14,6 @@ use tonic::Request;
 
 use super::parse_evidence;
 use crate::apply::{self, expect_written};
-use crate::domain::component::Component;
 use crate::domain::policy::{ApprovalPolicy, BandRule, Profile, Proposed, Rules, Terms};
 use crate::domain::risk::Weights;
 use crate::rpc::{App, absent};
@@ -218,36 +217,6 @@ pub(super) async fn give_policy(
     Ok(())
 }
 
-/// Where a component's policy takes two people to change, one person does not take the component to a laxer one, nor make it
-/// seem to need less care.
-pub(super) async fn require_same_care(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    from: &Component,
-    to: &Component,
-) -> Result<(), Failure> {
-    let (name, other) = (&from.approval_policy, &to.approval_policy);
-    let policy = store::policy::find(db, tenant, name).await?;
-    let Some(policy) = policy.filter(|policy| policy.terms.rules.two_people) else { return Ok(()) };
-    let laxer = |text: String| Err(Refusal::new(Reason::ApprovalPolicyLaxer, text).into());
-    if name != other {
-        let other_terms = store::policy::find(db, tenant, other).await?.map(|other| other.terms);
-        // One that is not there is refused as that.
-        if other_terms.is_some_and(|terms| !terms.meet(&policy.terms)) {
-            return laxer(format!(
-                "policy {name} takes two people to change, and {other} asks for less: change {name} first"
-            ));
-        }
-    }
-    if to.needs_care_of(from) {
-        return Ok(());
-    }
-    laxer(format!(
-        "policy {name} takes two people to change, and so would a lower tier, fewer data scopes or other business owners: \
-         change {name} first"
-    ))
-}
-
 pub(super) fn no_policy(name: &ApprovalPolicyId) -> Refusal {
     absent(Reason::ApprovalPolicyNotFound, "approval policy", name)
 }
@@ -388,14 +357,8 @@ impl App {
             let text = format!("no version {version} of policy {name} waits for a second person");
             Refusal::new(Reason::ProposalNotPending, text)
         })?;
-        let person = apply::person_of(&mut work.tx, &tenant, &confirmer).await?;
-        if [&proposed.author, &proposed.person]
-            .iter()
-            .any(|author| **author == confirmer || **author == person)
-        {
-            let text = "whoever proposed a change of a policy does not confirm it";
-            return Err(Refusal::new(Reason::SodViolation, text).into());
-        }
+        let author = [proposed.author.as_str(), proposed.person.as_str()];
+        let person = apply::require_another(&mut work.tx, &tenant, author, &confirmer).await?;
         let policy = ApprovalPolicy { terms: proposed.terms, row_version: version, proposed: None, ..stored };
         let is_written =
             store::policy::confirm(&mut work.tx, &tenant, &policy, &confirmer, &person, work.now).await?;

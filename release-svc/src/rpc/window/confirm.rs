@@ -121,11 +121,8 @@ impl App {
             let text = format!("no change of window {id} waits for a second person in version {version}");
             Refusal::new(Reason::ProposalNotPending, text)
         })?;
-        let person = apply::person_of(&mut work.tx, &tenant, &confirmer).await?;
-        if proposed.is_by(&confirmer, &person) {
-            let text = "whoever proposed a change of a window does not confirm it";
-            return Err(Refusal::new(Reason::SodViolation, text).into());
-        }
+        let author = [proposed.author.as_str(), proposed.person.as_str()];
+        apply::require_another(&mut work.tx, &tenant, author, &confirmer).await?;
         let Proposed { change, author, .. } = proposed;
         let window = stored.changed(change.clone(), work.now);
         if window.is_live() {

@@ -18,7 +18,7 @@ use super::{live, no_window};
 use crate::apply::expect_written;
 use crate::domain::window::{Ending, OVERRIDE_MAX, Override, OverrideSubject, Span};
 use crate::rpc::release::{REASON_MAX, no_release};
-use crate::rpc::{App, absent};
+use crate::rpc::{App, absent, parsed};
 use crate::store;
 use crate::store::window_override::{COMPONENT_KEY, ENVIRONMENT_KEY, RELEASE_KEY};
 
@@ -138,8 +138,7 @@ impl App {
         let filter = format!("{window_id} {show_ended}");
         let list = List { name: "ListWindowOverrides", tenant: &caller.tenant, filter: &filter };
         let (size, before) = (page::size(page_size)?, list.after(&self.keys, &page_token)?);
-        let invalid = |_| Refusal::new(Reason::PageTokenInvalid, "not a page token of this list");
-        let before = before.map(|key| key.parse().map_err(invalid)).transpose()?;
+        let before = parsed(before)?;
         let ending_after = (!show_ended).then_some(now);
         let mut db = self.db.connection().await?;
         let mut rows =
