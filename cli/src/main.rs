@@ -53,8 +53,8 @@ enum Command {
     /// Vote on releases, as a person
     #[command(subcommand, after_help = approve::EXAMPLES)]
     Approve(approve::Command),
-    /// Advance, roll back or show a component's newest rollout
-    #[command(subcommand)]
+    /// Move a release into an environment step by step, follow it, or take it back
+    #[command(subcommand, after_help = rollout::EXAMPLES)]
     Rollout(rollout::Command),
     /// Deploy: run a command for each task that rollouts have for an executor
     Executor(executor::Args),

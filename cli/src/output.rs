@@ -26,6 +26,13 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], none:
     if rows.is_empty() {
         return term::say(none);
     }
+    for line in columns(head, rows) {
+        term::say(line);
+    }
+}
+
+/// The lines of a table.
+pub(crate) fn columns<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     let mut widths = head.map(measure_text_width);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -39,15 +46,21 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], none:
             .map(|(cell, width)| pad_str(cell, width, Alignment::Left, None));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    term::say(Style::new().dim().apply_to(line(head)));
-    for row in rows {
-        term::say(line(row.each_ref().map(String::as_str)));
-    }
+    let head = Style::new().dim().apply_to(line(head)).to_string();
+    let rows = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
+    std::iter::once(head).chain(rows).collect()
 }
 
 /// A message of that full name, as protobuf's JSON.
 pub(crate) fn json(name: &str, message: &impl Message) -> Result<(), Error> {
     write(&dynamic(&descriptor(name)?, message)?)
+}
+
+/// The same in one line, as one of many that are told one after the other.
+pub(crate) fn json_line(name: &str, message: &impl Message) -> Result<(), Error> {
+    let message = dynamic(&descriptor(name)?, message)?;
+    term::say(serde_json::to_string(&message).map_err(|error| in_json(&error))?);
+    Ok(())
 }
 
 /// Messages of that full name, as an array, which is empty where there are none.
@@ -102,7 +115,15 @@ mod tests {
     #[test]
     fn every_message_that_is_shown_is_known_by_its_name() {
         let pool = DescriptorPool::decode(pb::DESCRIPTORS).unwrap();
-        for name in ["Release", "ExplainReleaseResponse", "BreakGlass"] {
+        for name in [
+            "Release",
+            "ExplainReleaseResponse",
+            "BreakGlass",
+            "Rollout",
+            "GetRolloutResponse",
+            "WatchRolloutResponse",
+            "RollBackRolloutResponse",
+        ] {
             assert!(pool.get_message_by_name(&format!("tandem.release.v1.{name}")).is_some(), "{name}");
         }
     }

@@ -1,140 +1,342 @@
-//! `tandem rollout`: moves a component's newest rollout on, or takes it back.
+//! `tandem rollout`: a release on its way into an environment. Each command names the rollout itself, or a component for its
+//! newest one that is not final.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use shared::pb::release::{
-    AdvanceRolloutRequest, GetRolloutRequest, RollBackRolloutRequest, Rollout, RolloutState,
+    AdvanceRolloutRequest, GetComponentRequest, GetReleaseRequest, GetRolloutRequest, GetRolloutResponse,
+    ListRolloutsRequest, PauseRolloutRequest, ReleaseRef, ResolveRolloutRequest, ResumeRolloutRequest,
+    RollBackRolloutRequest, Rollout, RolloutState, SkipStepRequest, get_release_request,
 };
+use shared::time::Clock;
 
 use crate::client::ReleaseClients;
 use crate::error::Error;
-use crate::percent::Percent;
+use crate::output::{self, Output};
+use crate::release::Common;
 use crate::ship::{self, ENVIRONMENT};
-use crate::stack::{self, Stack};
 use crate::term;
-use crate::token::Identity;
+
+pub(crate) mod plan;
+mod show;
+mod watch;
+
+/// What people try first.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  tandem rollout start storefront 1.1 --steps 10%,50% --bake 10m --guard checkout --guard slow:pause
+  tandem rollout watch storefront
+  tandem rollout show storefront
+  tandem rollout pause storefront --reason 'somebody calls about it'
+  tandem rollout resume storefront --reason 'it was something else' --sub alice
+  tandem rollout advance storefront
+  tandem rollout skip storefront --reason 'urgent, and watched by hand'
+  tandem rollout back storefront --reason 'loses orders'
+  tandem rollout list storefront --state rolled_back --json
+  tandem rollout resolve rlo_01a2069747dc7d6282a6459e52cdca40 --reason 'that host is off' --sub alice
+
+NAME is a component, for its newest rollout that is not final, else its newest; or a rollout's `rlo_...`.
+See also: `tandem ship`, which starts one; `tandem release explain`.";
 
 /// How long session services are waited for to confirm a rollback.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 const CONFIRM_POLL: Duration = Duration::from_millis(200);
 
+/// States that something comes after.
+const NOT_FINAL: [RolloutState; 6] = [
+    RolloutState::Waiting,
+    RolloutState::Running,
+    RolloutState::Paused,
+    RolloutState::Draining,
+    RolloutState::RollingBack,
+    RolloutState::RollbackFailed,
+];
+
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Begin to expose visits to an approved release
+    Start(Box<Start>),
+    /// List rollouts, newest first
+    List(List),
+    /// Show where it stands: its plan, visits, guards, and what holds its next step back
+    Show(Which),
+    /// Follow it to its end; exits with 0 if it succeeds, with 1 if it ends in any other way
+    Watch(Which),
     /// Go to the next step
-    Advance(Args),
-    /// Take exposure to 0; visits with an open checkout stay until it ends
-    Rollback {
-        /// Why
-        #[arg(long, default_value = "by hand", value_name = "TEXT")]
-        reason: String,
-        #[command(flatten)]
-        args: Args,
-    },
-    /// Show where it stands
-    Show(Args),
+    Advance(Which),
+    /// Go to the next step without waiting for the time and the guards of this one
+    Skip(Reasoned),
+    /// Keep it at its exposure
+    Pause(Reasoned),
+    /// Go on with a paused one, as a person; after harm, as one who had no part in the release
+    Resume(Reasoned),
+    /// Take exposure to 0, whatever state it is in; what has succeeded is taken back, too
+    #[command(visible_alias = "rollback")]
+    Back(Reasoned),
+    /// Say, as a person, that a rollback that failed is done
+    Resolve(Reasoned),
 }
 
-/// Which rollout: the component's newest in the environment.
+/// What to start.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The component
-    #[arg(value_name = "NAME")]
-    component: String,
-    /// Where
+pub(crate) struct Start {
+    /// The release, `rel_...`, or its component
+    #[arg(value_name = "RELEASE|NAME")]
+    release: String,
+    /// Its version, such as 1.1, after a component
+    version: Option<String>,
+    /// Where to
     #[arg(long, default_value = ENVIRONMENT, value_name = "NAME")]
     environment: String,
     #[command(flatten)]
-    identity: Identity,
+    plan: plan::Plan,
+    /// Wait for what holds it back instead of being refused
+    #[arg(long)]
+    wait: bool,
     #[command(flatten)]
-    stack: stack::Args,
+    common: Common,
 }
 
-/// Does it, and shows where the rollout stands then.
+/// Which rollouts.
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Only this component's
+    #[arg(value_name = "NAME")]
+    component: Option<String>,
+    /// Only in this environment
+    #[arg(long, value_name = "NAME")]
+    environment: Option<String>,
+    /// Only those in this state, such as PAUSED; may be given again
+    #[arg(long = "state", value_name = "STATE", value_parser = state)]
+    states: Vec<RolloutState>,
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(1..=1000))]
+    limit: i32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Which rollout.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Which {
+    /// The rollout, `rlo_...`, or its component
+    name: String,
+    /// Only the component's in this environment
+    #[arg(long, value_name = "NAME")]
+    environment: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Which rollout, and why.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reasoned {
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    which: Which,
+}
+
+fn state(text: &str) -> Result<RolloutState, String> {
+    let name = format!("ROLLOUT_STATE_{}", text.to_ascii_uppercase());
+    RolloutState::from_str_name(&name)
+        .filter(|state| *state != RolloutState::Unspecified)
+        .ok_or_else(|| format!("there is no state {text}"))
+}
+
+/// Does it, and shows what came of it.
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
-    let (Command::Advance(args) | Command::Rollback { args, .. } | Command::Show(args)) = &command;
-    let stack = Stack::open(&args.stack)?;
-    let token = stack.sign(&args.identity.grant(), chrono::TimeDelta::minutes(10))?;
-    let mut clients = ReleaseClients::new(stack.state()?.release.address, &token);
-    let rollout = newest(&mut clients, args).await?;
-    let rollout = match &command {
-        Command::Show(_) => rollout,
-        Command::Advance(_) => advance(&mut clients, rollout).await?,
-        Command::Rollback { reason, .. } => roll_back(&mut clients, rollout, reason).await?,
-    };
-    show(&rollout);
-    if matches!(command, Command::Rollback { .. }) && rollout.state() == RolloutState::RollingBack {
-        return Err(Error::Failed(format!(
-            "exposure is 0, but that was not confirmed within {} s; `tandem rollout show` tells when it is",
-            CONFIRM_LIMIT.as_secs()
-        )));
+    match command {
+        Command::Start(asked) => start(*asked).await?,
+        Command::List(list) => show_list(list).await?,
+        Command::Show(which) => show_one(&which).await?,
+        Command::Watch(which) => return watch::run(&which).await,
+        Command::Advance(which) => advance(&which).await?,
+        Command::Skip(asked) => skip(asked).await?,
+        Command::Pause(asked) => pause(asked).await?,
+        Command::Resume(asked) => resume(asked).await?,
+        Command::Back(asked) => back(asked).await?,
+        Command::Resolve(asked) => resolve(asked).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn newest(clients: &mut ReleaseClients, args: &Args) -> Result<Rollout, Error> {
-    let Args { component, environment, .. } = args;
-    ship::newest_rollout(clients, component, environment, &[])
-        .await?
-        .ok_or_else(|| Error::Failed(format!("{component} has no rollout in {environment}")))
+async fn start(asked: Start) -> Result<(), Error> {
+    let Start { release, version, environment, plan, wait, common } = asked;
+    let mut clients = common.clients(false)?;
+    let release_id = match version {
+        Some(version) => {
+            let name = Some(get_release_request::Name::Ref(ReleaseRef { component: release, version }));
+            let answer = clients.releases.get_release(GetReleaseRequest { name }).await?;
+            answer.into_inner().release.unwrap_or_default().release_id
+        }
+        None if release.starts_with("rel_") => release,
+        None => {
+            let text = format!("say which version: `tandem rollout start {release} VERSION`");
+            return Err(Error::Unusable(text));
+        }
+    };
+    let request = plan.request(release_id, environment, wait);
+    let answer = clients.rollouts.start_rollout(request).await?;
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), common.output)
+}
+
+async fn show_list(list: List) -> Result<(), Error> {
+    let List { component, environment, states, limit, common } = list;
+    let component = component.unwrap_or_default();
+    let of = if component.is_empty() { "there is" } else { &format!("{component} has") };
+    let is_narrowed = environment.is_some() || !states.is_empty();
+    let none = format!("{of} no rollout{}", if is_narrowed { " of that kind" } else { "" });
+    let request = ListRolloutsRequest {
+        component: component.clone(),
+        environment: environment.unwrap_or_default(),
+        states: states.into_iter().map(Into::into).collect(),
+        page_size: limit,
+        page_token: String::new(),
+    };
+    let mut clients = common.clients(false)?;
+    let answer = clients.rollouts.list_rollouts(request).await?.into_inner();
+    if answer.rollouts.is_empty() && !component.is_empty() {
+        // Of a component that is not there, the list is empty, too.
+        clients.catalog.get_component(GetComponentRequest { component }).await?;
+    }
+    if common.output.json {
+        output::json_list("tandem.release.v1.Rollout", &answer.rollouts)?;
+    } else {
+        show::list(&answer.rollouts, &none);
+    }
+    if !answer.next_page_token.is_empty() {
+        term::note(format_args!("there are more than {limit}; --limit shows more"));
+    }
+    Ok(())
+}
+
+/// The rollout of that id, or the component's newest one that is not final, else its newest.
+async fn find(clients: &mut ReleaseClients, which: &Which) -> Result<Rollout, Error> {
+    let Which { name, environment, common: _ } = which;
+    if name.starts_with("rlo_") {
+        return Ok(get(clients, name).await?.rollout.unwrap_or_default());
+    }
+    let place = environment.clone().unwrap_or_default();
+    for states in [&NOT_FINAL[..], &[]] {
+        if let Some(rollout) = ship::newest_rollout(clients, name, &place, states).await? {
+            return Ok(rollout);
+        }
+    }
+    let request = GetComponentRequest { component: name.clone() };
+    clients.catalog.get_component(request).await?;
+    let place = if place.is_empty() { place } else { format!(" in {place}") };
+    Err(Error::Failed(format!("{name} has no rollout{place}")))
+}
+
+async fn get(clients: &mut ReleaseClients, rollout_id: &str) -> Result<GetRolloutResponse, Error> {
+    let request = GetRolloutRequest { rollout_id: rollout_id.to_owned() };
+    Ok(clients.rollouts.get_rollout(request).await?.into_inner())
+}
+
+async fn show_one(which: &Which) -> Result<(), Error> {
+    let mut clients = which.common.clients(false)?;
+    let Rollout { rollout_id, .. } = find(&mut clients, which).await?;
+    let answer = get(&mut clients, &rollout_id).await?;
+    if which.common.output.json {
+        return output::json("tandem.release.v1.GetRolloutResponse", &answer);
+    }
+    let GetRolloutResponse { rollout, report } = answer;
+    let (rollout, report) = (rollout.unwrap_or_default(), report.unwrap_or_default());
+    for line in show::lines(&rollout, &report, Clock::system().now()) {
+        term::say(line);
+    }
+    Ok(())
 }
 
 /// The etag keeps two of these from going two steps.
-async fn advance(clients: &mut ReleaseClients, rollout: Rollout) -> Result<Rollout, Error> {
-    let Rollout { rollout_id, etag, .. } = rollout;
+async fn advance(which: &Which) -> Result<(), Error> {
+    let mut clients = which.common.clients(false)?;
+    let Rollout { rollout_id, etag, .. } = find(&mut clients, which).await?;
     let request = AdvanceRolloutRequest { rollout_id, etag, request_id: String::new() };
     let answer = clients.rollouts.advance_rollout(request).await?;
-    Ok(answer.into_inner().rollout.unwrap_or_default())
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
 }
 
-async fn roll_back(clients: &mut ReleaseClients, rollout: Rollout, reason: &str) -> Result<Rollout, Error> {
-    let rollout_id = rollout.rollout_id;
-    let request = RollBackRolloutRequest {
-        rollout_id: rollout_id.clone(),
-        reason: reason.to_owned(),
-        request_id: String::new(),
-    };
-    let answer = clients.rollouts.roll_back_rollout(request).await?;
-    let mut rollout = answer.into_inner().rollout.unwrap_or_default();
-    let began = std::time::Instant::now();
+async fn skip(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(false)?;
+    let Rollout { rollout_id, etag, .. } = find(&mut clients, &which).await?;
+    let request = SkipStepRequest { rollout_id, reason, etag, request_id: String::new() };
+    let answer = clients.rollouts.skip_step(request).await?;
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
+}
+
+async fn pause(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(false)?;
+    let Rollout { rollout_id, .. } = find(&mut clients, &which).await?;
+    let request = PauseRolloutRequest { rollout_id, reason, request_id: String::new() };
+    let answer = clients.rollouts.pause_rollout(request).await?;
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
+}
+
+async fn resume(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(true)?;
+    let Rollout { rollout_id, etag, .. } = find(&mut clients, &which).await?;
+    let request = ResumeRolloutRequest { rollout_id, reason, etag, request_id: String::new() };
+    let answer = clients.rollouts.resume_rollout(request).await?;
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
+}
+
+async fn resolve(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(true)?;
+    let Rollout { rollout_id, .. } = find(&mut clients, &which).await?;
+    let request = ResolveRolloutRequest { rollout_id, reason, request_id: String::new() };
+    let answer = clients.rollouts.resolve_rollout(request).await?;
+    outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
+}
+
+/// Waits a moment for session services to confirm it. What was taken back before it is told, and what does not hold any more.
+async fn back(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(false)?;
+    let Rollout { rollout_id, .. } = find(&mut clients, &which).await?;
+    let request = RollBackRolloutRequest { rollout_id, reason, request_id: String::new() };
+    let mut answer = clients.rollouts.roll_back_rollout(request).await?.into_inner();
+    let mut rollout = answer.rollout.take().unwrap_or_default();
+    let began = tokio::time::Instant::now();
     while rollout.state() == RolloutState::RollingBack && began.elapsed() < CONFIRM_LIMIT {
         tokio::time::sleep(CONFIRM_POLL).await;
-        let request = GetRolloutRequest { rollout_id: rollout_id.clone() };
-        rollout = clients
-            .rollouts
-            .get_rollout(request)
-            .await?
-            .into_inner()
-            .rollout
-            .unwrap_or_default();
+        rollout = get(&mut clients, &rollout.rollout_id).await?.rollout.unwrap_or_default();
     }
-    Ok(rollout)
+    let is_confirmed = rollout.state() != RolloutState::RollingBack;
+    if which.common.output.json {
+        answer.rollout = Some(rollout);
+        output::json("tandem.release.v1.RollBackRolloutResponse", &answer)?;
+    } else {
+        for before in &answer.cascaded {
+            term::say(format_args!("before it: {}", show::sentence(before)));
+        }
+        term::say(show::sentence(&rollout));
+        for warning in &answer.warnings {
+            term::note(format_args!("note: {warning}"));
+        }
+    }
+    if is_confirmed {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "exposure is 0, but that was not confirmed within {} s; `tandem rollout watch` tells when it is",
+        CONFIRM_LIMIT.as_secs()
+    )))
 }
 
-fn show(rollout: &Rollout) {
-    let Rollout { component, environment, version, previous_version, .. } = rollout;
-    let what = format!("{component} {version} in {environment}");
-    let before = if previous_version.is_empty() { "nothing" } else { previous_version };
-    match rollout.state() {
-        RolloutState::Running => {
-            let steps: Vec<_> =
-                rollout.step_exposures_bps.iter().map(|bps| Percent(*bps).to_string()).collect();
-            let share = match Percent(rollout.exposure_bps) {
-                everyone @ Percent(10_000) => format!("{everyone} of visits, to be advanced once more"),
-                share => format!("{share} of visits, the rest on {before}"),
-            };
-            term::say(format_args!("{what}: {share} (step {} of {})", rollout.step + 1, steps.join(", ")));
-        }
-        RolloutState::Succeeded => term::say(format_args!("{what}: on every new visit")),
-        RolloutState::RollingBack => term::say(format_args!(
-            "{what}: rolled back to {before} ({}); not every session service has confirmed it yet",
-            rollout.rollback_reason
-        )),
-        RolloutState::RolledBack => term::say(format_args!(
-            "{what}: rolled back to {before} ({}); no new visit gets it; visits with an open checkout keep it until that ends",
-            rollout.rollback_reason
-        )),
-        RolloutState::Unspecified => term::say(format_args!("{what}: unknown to this version of tandem")),
+/// Where it stands after a command.
+fn outcome(rollout: &Rollout, output: Output) -> Result<(), Error> {
+    if output.json {
+        return output::json("tandem.release.v1.Rollout", rollout);
     }
+    term::say(show::sentence(rollout));
+    Ok(())
 }

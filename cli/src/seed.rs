@@ -78,6 +78,8 @@ async fn make_release(clients: &mut ReleaseClients) -> Result<bool, Error> {
         text: Text::of_notes("The first release."),
         steps: Vec::new(),
         assignment: AssignmentPolicy::NewVisits,
+        guards: Vec::new(),
+        bake: None,
     };
     match ship::ship(clients, &plan, |_| {}).await? {
         Shipped::Rollout(..) => Ok(true),

@@ -2,12 +2,13 @@
 //! from what it asks for, so that running the command again goes on where it stopped.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use shared::pb::common::Reason;
 use shared::pb::release::{
     AssignmentPolicy, CreateReleaseRequest, GetApprovalPolicyRequest, GetComponentRequest, GetReleaseRequest,
-    GovernanceProfile, ListRolloutsRequest, Release, ReleaseRef, ReleaseState, Rollout, RolloutState,
-    StartRolloutRequest, SubmitReleaseRequest, UpdateReleaseRequest, get_release_request,
+    GovernanceProfile, Guard, Release, ReleaseRef, ReleaseState, Rollout, SubmitReleaseRequest,
+    UpdateReleaseRequest, get_release_request,
 };
 use shared::secret::sha256;
 
@@ -15,19 +16,20 @@ use crate::client::{self, ReleaseClients};
 use crate::error::Error;
 use crate::percent::Percent;
 use crate::release::change::{Text, Written};
+use crate::rollout::plan::guard;
 use crate::stack::{self, Stack};
 use crate::term;
-use crate::token::Identity;
+use crate::token::{Identity, duration};
 use crate::up::hints::Shell;
 
 mod advice;
+mod rollout;
+
+pub(crate) use rollout::{EXPOSED, newest as newest_rollout};
 
 /// The environment of the local stack.
 pub(crate) const ENVIRONMENT: &str = "local";
-/// States in which visits get the release; the newest rollout in one of them decides.
-pub(crate) const EXPOSED: [RolloutState; 2] = [RolloutState::Running, RolloutState::Succeeded];
-
-/// Exit code of a release that waits for approval, so that a pipeline does not take it for shipped.
+/// Exit code of a release that waits, so that a pipeline does not take it for shipped.
 const WAITS: u8 = 3;
 
 /// Options of the command.
@@ -49,6 +51,12 @@ pub(crate) struct Args {
     /// Move running visits, too, as they are seen while the rollout runs, except those with an open checkout
     #[arg(long, requires = "canary")]
     all_sessions: bool,
+    /// What must not get worse, as of `tandem rollout start`, such as checkout or slow:pause; may be given again
+    #[arg(long = "guard", value_name = "NAME[:MODE]", value_parser = guard, requires = "canary")]
+    guards: Vec<Guard>,
+    /// Watch each step for so long, such as 10m, and then go on by itself [default: every step is advanced by hand]
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "canary")]
+    bake: Option<Duration>,
     #[command(flatten)]
     identity: Identity,
     #[command(flatten)]
@@ -65,6 +73,9 @@ pub(crate) struct Plan {
     /// Basis points of each step; empty is everyone at once.
     pub(crate) steps: Vec<i32>,
     pub(crate) assignment: AssignmentPolicy,
+    pub(crate) guards: Vec<Guard>,
+    /// For how long each step is watched before the next; none leaves going on to people.
+    pub(crate) bake: Option<Duration>,
 }
 
 /// How far it came.
@@ -94,6 +105,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
         } else {
             AssignmentPolicy::NewVisits
         },
+        guards: args.guards,
+        bake: args.bake,
     };
     let shell = Shell::new(&stack, &args.identity);
     let shipped = ship(&mut releases, &plan, term::say).await?;
@@ -108,11 +121,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
             Ok(ExitCode::from(WAITS))
         }
         Shipped::Rollout(rollout, is_new) => {
-            if !is_new
-                && !rollout.step_exposures_bps.starts_with(&plan.steps)
-                && rollout.state() == RolloutState::Running
-            {
-                term::note("it runs already, with the steps that it was started with");
+            if !is_new && !rollout::goes_by_what_is_asked(&rollout, &plan) && rollout.end_time.is_none() {
+                term::note("it is under way already, with the steps and guards that it was started with");
             }
             if is_new && !plan.steps.is_empty() && rollout.previous_version.is_empty() {
                 term::note(format_args!(
@@ -123,7 +133,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
             if is_new {
                 tell_governance(&mut releases, component, &shell, address).await?;
             }
-            tell_rollout(&rollout, environment, &shell)
+            rollout::tell(&rollout, environment, &shell)
         }
     }
 }
@@ -153,11 +163,11 @@ pub(crate) async fn ship(
         | ReleaseState::RolledBack
         | ReleaseState::Superseded => return Ok(Shipped::Ended(release)),
     }
-    let newest = newest_rollout(clients, &plan.component, &plan.environment, &[]).await?;
-    if let Some(rollout) = under_way(clients, plan, &release.release_id, newest.as_ref()).await? {
+    let (standing, newest) = rollout::under_way(clients, plan, &release.release_id).await?;
+    if let Some(rollout) = standing {
         return Ok(Shipped::Rollout(rollout, false));
     }
-    let rollout = start(clients, plan, release.release_id, newest).await?;
+    let rollout = rollout::start(clients, plan, release.release_id, &newest).await?;
     Ok(Shipped::Rollout(rollout, true))
 }
 
@@ -238,63 +248,6 @@ async fn submit(clients: &mut ReleaseClients, release: Release) -> Result<Releas
     }
 }
 
-/// The newest rollout of a component in an environment that is in one of these states, or in any where none is named.
-pub(crate) async fn newest_rollout(
-    clients: &mut ReleaseClients,
-    component: &str,
-    environment: &str,
-    states: &[RolloutState],
-) -> Result<Option<Rollout>, Error> {
-    let request = ListRolloutsRequest {
-        component: component.to_owned(),
-        environment: environment.to_owned(),
-        states: states.iter().map(|state| (*state).into()).collect(),
-        page_size: 1,
-        page_token: String::new(),
-    };
-    let rollouts = clients.rollouts.list_rollouts(request).await?.into_inner().rollouts;
-    Ok(rollouts.into_iter().next())
-}
-
-/// The rollout that says where the release stands. None where it was taken back, or where visits get another one since:
-/// then it takes a new rollout.
-async fn under_way(
-    clients: &mut ReleaseClients,
-    plan: &Plan,
-    release_id: &str,
-    newest: Option<&Rollout>,
-) -> Result<Option<Rollout>, Error> {
-    let is_ours = |rollout: &Rollout| rollout.release_id == release_id;
-    let ending = newest.filter(|newest| is_ours(newest) && newest.state() == RolloutState::RollingBack);
-    if let Some(rollout) = ending {
-        return Ok(Some(rollout.clone()));
-    }
-    // One that was taken back has left the one before it in place.
-    let exposed = newest_rollout(clients, &plan.component, &plan.environment, &EXPOSED).await?;
-    Ok(exposed.filter(is_ours))
-}
-
-/// The newest rollout before it tells this start from an earlier one that was taken back since.
-async fn start(
-    clients: &mut ReleaseClients,
-    plan: &Plan,
-    release_id: String,
-    newest: Option<Rollout>,
-) -> Result<Rollout, Error> {
-    let newest = newest.map(|rollout| rollout.rollout_id).unwrap_or_default();
-    let steps = plan.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let policy = plan.assignment.as_str_name();
-    let request = StartRolloutRequest {
-        request_id: request_id(&["start", &release_id, &newest, &plan.environment, &steps, policy]),
-        release_id,
-        environment: plan.environment.clone(),
-        step_exposures_bps: plan.steps.clone(),
-        assignment_policy: plan.assignment.into(),
-    };
-    let answer = clients.rollouts.start_rollout(request).await?;
-    Ok(answer.into_inner().rollout.unwrap_or_default())
-}
-
 /// Says which governance nobody asked for, and how to ask for it.
 async fn tell_governance(
     clients: &mut ReleaseClients,
@@ -322,36 +275,6 @@ async fn tell_governance(
         shell.ask_for_approval(address, &policy),
     ));
     Ok(())
-}
-
-fn tell_rollout(rollout: &Rollout, environment: &str, shell: &Shell) -> Result<ExitCode, Error> {
-    let Rollout { component, version, .. } = rollout;
-    match rollout.state() {
-        RolloutState::Running => {
-            let share = Percent(rollout.exposure_bps);
-            term::say(format_args!("{component} {version} is on {share} of visits in {environment}"));
-            let place =
-                if environment == ENVIRONMENT { "" } else { &format!(" --environment {environment}") };
-            term::say(format_args!(
-                "next: {}\n  or: {}",
-                shell.tandem(&format!("rollout advance {component}{place}")),
-                shell.tandem(&format!("rollout rollback {component}{place}"))
-            ));
-            Ok(ExitCode::SUCCESS)
-        }
-        RolloutState::Succeeded => {
-            term::say(format_args!(
-                "{component} {version} is on every new visit in {environment}; should it break, ship the old code under a \
-                 new version"
-            ));
-            Ok(ExitCode::SUCCESS)
-        }
-        RolloutState::Unspecified | RolloutState::RollingBack | RolloutState::RolledBack => {
-            Err(Error::Failed(format!(
-                "{component} {version} is being rolled back in {environment}: ship a new version"
-            )))
-        }
-    }
 }
 
 /// The same for the same request, and for no other.

@@ -15,6 +15,7 @@ mod process;
 #[path = "../harness/receiver.rs"]
 mod receiver;
 mod refusal;
+mod rollout;
 mod secret;
 mod stalled;
 mod telemetry;

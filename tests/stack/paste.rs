@@ -33,7 +33,7 @@ fn grpcurl_lines_of_the_readme_work_as_pasted() {
     let mut lines = grpcurl_lines(&readme);
     assert!(!lines.is_empty(), "README.md shows no grpcurl");
     // They go on with the session of the README.
-    for page in ["docs/shoppers.md", "docs/carts.md", "docs/governance.md"] {
+    for page in ["docs/shoppers.md", "docs/carts.md", "docs/governance.md", "docs/rollouts.md"] {
         let more = grpcurl_lines(&process::read(&repository(page)));
         assert!(!more.is_empty(), "{page} shows no grpcurl");
         lines.extend(more);

@@ -86,10 +86,10 @@ fn given(votes: &[Vote]) -> Option<String> {
     }
 }
 
-/// Names what it is about, unless that is the release itself.
-fn sentence(blocker: &Blocker, release_id: &str) -> String {
+/// Names what it is about, unless that is what is asked about itself.
+pub(crate) fn sentence(blocker: &Blocker, about_id: &str) -> String {
     let Blocker { r#type: kind, subject, description, lifted_by, next_open_time } = blocker;
-    let about = if subject == release_id { String::new() } else { format!(" {subject}") };
+    let about = if subject == about_id { String::new() } else { format!(" {subject}") };
     let mut text = format!("{kind}{about}: {description}.");
     if !lifted_by.is_empty() {
         let _ = write!(text, " Lifted by {lifted_by}.");

@@ -177,6 +177,7 @@ impl History {
             step_exposures_bps: STEPS_BPS.to_vec(),
             assignment_policy: AssignmentPolicy::NewVisits.into(),
             request_id: request_id(&self.entropy),
+            ..StartRolloutRequest::default()
         };
         let start = async |request| self.rollouts.clone().start_rollout(request).await;
         let answer = caller.call("StartRollout", request, start).await?;
@@ -202,7 +203,8 @@ impl History {
             self.bar
                 .set_message(format!("{} {} at {percent} %", rollout.component, rollout.version));
             rollout = match rollout.state() {
-                RolloutState::Running => {
+                // Whoever pauses one has the next step refused.
+                RolloutState::Running | RolloutState::Paused => {
                     tokio::select! {
                         () = tokio::time::sleep(self.bake) => {}
                         () = self.stop.cancelled() => {}
@@ -213,7 +215,9 @@ impl History {
                         self.advance(rollout, caller).await?
                     }
                 }
-                RolloutState::RollingBack => self.confirmed(rollout, caller).await?,
+                RolloutState::RollingBack | RolloutState::RollbackFailed => {
+                    self.confirmed(rollout, caller).await?
+                }
                 RolloutState::Succeeded => {
                     caller.tally.releases.rolled_out += 1;
                     return Ok(());
@@ -222,7 +226,12 @@ impl History {
                     caller.tally.releases.rolled_back += 1;
                     return Ok(());
                 }
-                RolloutState::Unspecified => return Ok(()),
+                // Its plan has no such state, and nobody else waits for it.
+                RolloutState::Waiting
+                | RolloutState::Draining
+                | RolloutState::Cancelled
+                | RolloutState::Superseded
+                | RolloutState::Unspecified => return Ok(()),
             };
         }
     }
@@ -258,7 +267,7 @@ impl History {
     /// Waits until every session service has confirmed that nobody is exposed.
     async fn confirmed(&self, mut rollout: Rollout, caller: &mut Caller) -> Result<Rollout, Refused> {
         let begin = Instant::now();
-        while rollout.state() == RolloutState::RollingBack {
+        while rollout.end_time.is_none() {
             if self.stop.is_cancelled() && begin.elapsed() > PATIENCE {
                 return Err(Refused {
                     method: "RollBackRollout",
@@ -318,7 +327,10 @@ impl Cause {
     fn of(moved: &Move, rollouts: &BTreeMap<String, Rollout>) -> Self {
         let Move { from, to: Some(to), in_checkout: false, .. } = moved else { return Self::None };
         let left = rollouts.get(&from.rollout_id).map(Rollout::state);
-        let is_back = matches!(left, Some(RolloutState::RollingBack | RolloutState::RolledBack));
+        let is_back = matches!(
+            left,
+            Some(RolloutState::RollingBack | RolloutState::RollbackFailed | RolloutState::RolledBack)
+        );
         let entered = rollouts.get(&to.rollout_id).map(Rollout::assignment_policy);
         if is_back && from.arm == Arm::Canary && to.arm != Arm::Canary {
             Self::Rollback

@@ -81,7 +81,7 @@ impl Shell {
              A minute of a real shop, with real releases rolled out meanwhile:\n\n  \
              {}",
             self.tandem("ship storefront 1.1 --canary 10%"),
-            self.tandem("rollout rollback storefront"),
+            self.tandem("rollout back storefront --reason 'a look around'"),
             self.plain("replay --quick"),
         )
     }
