@@ -40,6 +40,10 @@ const TOKEN_MINUTES: i64 = 10;
 /// Exit code of `--once` where there was nothing to do.
 const NOTHING: u8 = 3;
 
+const COMMAND_HELP: &str = "The command to run for each task, which its environment tells of: TANDEM_TASK_ID, \
+    TANDEM_TASK_KIND (EXPOSE or RETIRE), TANDEM_COMPONENT, TANDEM_ENVIRONMENT, TANDEM_RELEASE_ID, TANDEM_VERSION, \
+    TANDEM_ARTIFACT_DIGEST, TANDEM_EXPOSURE_BPS";
+
 /// Options of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -56,9 +60,7 @@ pub(crate) struct Args {
     identity: Identity,
     #[command(flatten)]
     stack: stack::Args,
-    /// The command to run for each task, which its environment tells of: TANDEM_TASK_ID, TANDEM_TASK_KIND (EXPOSE or RETIRE),
-    /// TANDEM_COMPONENT, TANDEM_ENVIRONMENT, TANDEM_RELEASE_ID, TANDEM_VERSION, TANDEM_ARTIFACT_DIGEST, TANDEM_EXPOSURE_BPS
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required = true, value_name = "COMMAND", help = COMMAND_HELP)]
     command: Vec<String>,
 }
 

@@ -3,7 +3,7 @@
 
 use shared::time::Time;
 
-use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
+use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Plan, Rollout, State};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::guard::{Mode, Verdict};
 
@@ -165,8 +165,9 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
 
 fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
     let Some(min_bake) = rollout.plan.min_bake else {
-        // People go on; but where everyone is exposed at once there is nothing to go on to.
-        let is_all = rollout.steps.is_last(0) && rollout.plan.drain_deadline.is_none();
+        // People go on; but where everyone was to be exposed at once, only the executor was waited for.
+        let Plan { needs_executor, drain_deadline, .. } = rollout.plan;
+        let is_all = needs_executor && rollout.steps.is_last(0) && drain_deadline.is_none();
         return is_all.then_some(Next::Advance);
     };
     let mut unsure = unsure(rollout, seen).peekable();
