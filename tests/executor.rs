@@ -199,9 +199,9 @@ async fn i16_of_two_who_had_the_task_only_the_newest_writes() {
     stack.advance(TimeDelta::seconds(31));
     let now = stack.now();
     let mut newer = two.begin().await.unwrap();
-    let taken = store::task::lock(&mut newer, &tenant, id).await.unwrap().unwrap();
-    let taken = taken.lease("two".to_owned(), now + TimeDelta::seconds(30), now).unwrap();
-    assert!(store::task::update(&mut newer, &tenant, &taken).await.unwrap());
+    let handed_on = store::task::lock(&mut newer, &tenant, id).await.unwrap().unwrap();
+    let handed_on = handed_on.lease("two".to_owned(), now + TimeDelta::seconds(30), now).unwrap();
+    assert!(store::task::update(&mut newer, &tenant, &handed_on).await.unwrap());
     let stale = held.report(token, Outcome::Done, String::new(), now).unwrap().unwrap();
     {
         let writing = store::task::update(&mut one, &tenant, &stale);
