@@ -198,16 +198,16 @@ async fn i16_of_two_who_had_the_task_only_the_newest_writes() {
     let held = store::task::lock(&mut one, &tenant, id).await.unwrap().unwrap();
     stack.advance(TimeDelta::seconds(31));
     let now = stack.now();
-    let mut taking = two.begin().await.unwrap();
-    let taken = store::task::lock(&mut taking, &tenant, id).await.unwrap().unwrap();
-    let taken = taken.lease("two".to_owned(), now + TimeDelta::seconds(30), now).unwrap();
-    assert!(store::task::update(&mut taking, &tenant, &taken).await.unwrap());
+    let mut newer = two.begin().await.unwrap();
+    let handed_on = store::task::lock(&mut newer, &tenant, id).await.unwrap().unwrap();
+    let handed_on = handed_on.lease("two".to_owned(), now + TimeDelta::seconds(30), now).unwrap();
+    assert!(store::task::update(&mut newer, &tenant, &handed_on).await.unwrap());
     let stale = held.report(token, Outcome::Done, String::new(), now).unwrap().unwrap();
     {
         let writing = store::task::update(&mut one, &tenant, &stale);
         tokio::pin!(writing);
         assert!(timeout(Duration::from_millis(100), &mut writing).await.is_err(), "it waits for the other");
-        taking.commit().await.unwrap();
+        newer.commit().await.unwrap();
         assert!(!writing.await.unwrap());
     }
     let stored = store::task::lock(&mut one, &tenant, id).await.unwrap().unwrap();

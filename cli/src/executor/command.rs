@@ -63,7 +63,7 @@ impl Running {
         let status = self.child.wait().await;
         let _ = timeout(LAST_WORDS, self.reader.wait()).await;
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let last_words = Vec::from_iter(lines.iter().map(String::as_str)).join("\n");
+        let last_words = lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
         match status {
             Ok(status) => Ended { is_success: status.success(), how: told(status), last_words },
             Err(error) => Ended { is_success: false, how: error.to_string(), last_words },
