@@ -72,6 +72,8 @@ fn a_window_denies_from_when_it_was_made_until_it_was_changed_or_deleted() {
         (vec![created(-9, 10, 20), updated(40, 50, 60)], vec![(10, 20), (50, 60)]),
         (vec![created(-9, 10, 20), updated(15, 10, 18), updated(17, 10, 30)], vec![(10, 30)]),
         (vec![created(-9, 10, 20), updated(15, 0, 12)], vec![(10, 15)]),
+        // The clock of whoever changed it was behind that of whoever made it.
+        (vec![created(15, 10, 30), updated(12, 13, 20)], vec![(15, 20)]),
         (vec![created(-9, -5, 2), told("window.created", 0, &says(2, 90, 200))], vec![(0, 2), (90, 96)]),
     ] {
         assert_eq!(denied(told.clone()), expected, "{told:?}");

@@ -60,3 +60,24 @@ fn what_never_opens_is_not_looked_for_without_end() {
     let past = allowed("UTC", "2020-01-01T00:00:00", "2020-01-02T00:00:00");
     assert_eq!(verdict(&[past], "2026-11-23T12:00:00Z").next_open, None);
 }
+
+#[test]
+fn an_override_that_ends_by_a_clock_behind_its_makers_never_held() {
+    let lifted = Override {
+        id: WindowOverrideId::new(at(1), [1; 10]),
+        window: WindowId::new(at(1), [1; 10]),
+        subject: OverrideSubject::Place {
+            component: "storefront".to_owned(),
+            environment: "prod".to_owned(),
+        },
+        reason: "hotfix".to_owned(),
+        creator: "i|ada".to_owned(),
+        span: Span { start: at(10), end: at(20) },
+        ending: None,
+    };
+    let ending = Ending { ender: "i|bob".to_owned(), reason: "done".to_owned() };
+    for (ended_at, end) in [(9, 10), (15, 15), (30, 20)] {
+        let ended = lifted.clone().ended(at(ended_at), ending.clone());
+        assert_eq!(ended.span, Span { start: at(10), end: at(end) });
+    }
+}
