@@ -23,7 +23,7 @@ const REPLICA_RETENTION: TimeDelta = TimeDelta::days(1);
 pub fn spawn(app: &Arc<App>, lifecycle: &Lifecycle) {
     let (controlling, purging) = (Arc::clone(app), Arc::clone(app));
     lifecycle.workers.spawn(async move {
-        let (nudge, pass) = (Notify::new(), || control_rollouts(&controlling));
+        let (nudge, pass) = (Notify::new(), || Box::pin(control_rollouts(&controlling)));
         shared::worker::run("control_rollouts", CONTROL_INTERVAL, &nudge, &controlling.stop, pass).await;
     });
     lifecycle.workers.spawn(async move {

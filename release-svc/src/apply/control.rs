@@ -216,10 +216,8 @@ impl Controller<'_> {
         if !blockers.is_empty() {
             return Ok(false);
         }
-        let decision = match next {
-            Next::Expose => rollout.expose(actor.now)?,
-            _ => rollout.advance(actor.now)?,
-        };
+        let decision =
+            if *next == Next::Expose { rollout.expose(actor.now)? } else { rollout.advance(actor.now)? };
         go_on(db, actor, [decision], &overrides).await?;
         Ok(true)
     }

@@ -90,7 +90,13 @@ async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Resu
             }
             Ok(())
         }
-        _ => Ok(()),
+        State::Waiting { .. }
+        | State::Paused { .. }
+        | State::Draining { .. }
+        | State::RollingBack { .. }
+        | State::RollbackFailed { .. }
+        | State::Cancelled { .. }
+        | State::Superseded { .. } => Ok(()),
     }
 }
 

@@ -220,13 +220,11 @@ impl Rollout {
 
     /// Keeps it at its exposure. None where it is kept already.
     pub fn pause(self, pause: Pause) -> Result<Option<Decision>, WrongState> {
-        match self.state {
-            State::Running { phase, .. } => {
-                Ok(Some(self.passed_to(State::Paused { phase, pause }, "rollout.paused")))
-            }
-            State::Paused { .. } => Ok(None),
-            _ => Err(self.wrong_state()),
+        if let State::Paused { .. } = self.state {
+            return Ok(None);
         }
+        let State::Running { phase, .. } = self.state else { return Err(self.wrong_state()) };
+        Ok(Some(self.passed_to(State::Paused { phase, pause }, "rollout.paused")))
     }
 
     /// Goes on with the phase that it was in, from its beginning. Whoever resumes after harm has cleared the guard.
@@ -291,13 +289,11 @@ impl Rollout {
 
     /// Takes in that every session service acts on exposure 0. None where there is nothing to confirm.
     pub fn confirm(self, now: Time) -> Option<Decision> {
-        match &self.state {
-            State::RollingBack { reason, .. } | State::RollbackFailed { reason, .. } => {
-                let reason = reason.clone();
-                Some(self.passed_to(State::RolledBack { reason, at: now }, "rollout.rolled_back"))
-            }
-            _ => None,
-        }
+        let (State::RollingBack { reason, .. } | State::RollbackFailed { reason, .. }) = &self.state else {
+            return None;
+        };
+        let reason = reason.clone();
+        Some(self.passed_to(State::RolledBack { reason, at: now }, "rollout.rolled_back"))
     }
 
     /// Gives up waiting for the confirmation, and asks for a person.

@@ -12,7 +12,7 @@ pub struct Count {
     pub step: usize,
     pub is_canary: bool,
     pub guard: Option<String>,
-    pub count: u64,
+    pub number: u64,
 }
 
 /// A guard, with what it makes of the counts.
@@ -40,12 +40,12 @@ pub fn read(rollout: &Rollout, counts: &[Count]) -> Vec<Reading> {
 
 fn of_guard(rollout: &Rollout, counts: &[Count], guard: &Guard) -> Vec<StepCounts> {
     let mut steps: BTreeMap<usize, (Tally, Tally)> = BTreeMap::new();
-    for Count { step, is_canary, guard: of, count } in counts {
+    for Count { step, is_canary, guard: of, number } in counts {
         let (canary, control) = steps.entry(*step).or_default();
         let tally = if *is_canary { canary } else { control };
         match of {
-            None => tally.units += count,
-            Some(of) if of == guard.name.as_str() => tally.events += count,
+            None => tally.units += number,
+            Some(of) if of == guard.name.as_str() => tally.events += number,
             Some(_) => {}
         }
     }

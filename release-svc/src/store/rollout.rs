@@ -139,7 +139,13 @@ impl Changing {
             }
             State::Paused { pause: why, .. } => pause = Some(serde_json::to_string(why).map_err(json)?),
             State::Superseded { by, .. } => superseded_by = Some(by.uuid()),
-            _ => {}
+            State::Running { .. }
+            | State::Draining { .. }
+            | State::Succeeded { .. }
+            | State::RollingBack { .. }
+            | State::RollbackFailed { .. }
+            | State::RolledBack { .. }
+            | State::Cancelled { .. } => {}
         }
         Ok(Self {
             state: rollout.state.name(),

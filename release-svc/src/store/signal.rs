@@ -22,12 +22,12 @@ pub struct Counts {
     pub are_canary: Vec<bool>,
     /// Empty for units.
     pub guards: Vec<String>,
-    pub counts: Vec<i64>,
+    pub numbers: Vec<i64>,
 }
 
 impl Counts {
     pub const fn of(rollout: RolloutId) -> Self {
-        Self { rollout, steps: Vec::new(), are_canary: Vec::new(), guards: Vec::new(), counts: Vec::new() }
+        Self { rollout, steps: Vec::new(), are_canary: Vec::new(), guards: Vec::new(), numbers: Vec::new() }
     }
 }
 
@@ -123,7 +123,7 @@ pub async fn upsert_counts(
         &counts.steps,
         &counts.are_canary,
         &counts.guards,
-        &counts.counts,
+        &counts.numbers,
     )
     .execute(db)
     .await
@@ -185,7 +185,7 @@ pub async fn list_counts(
             step: usize::try_from(step).map_err(|_| broken("step"))?,
             is_canary,
             guard: (!guard.is_empty()).then_some(guard),
-            count: u64::try_from(count).map_err(|_| broken("count"))?,
+            number: u64::try_from(count).map_err(|_| broken("count"))?,
         };
         Ok((id, count))
     };

@@ -168,10 +168,7 @@ impl State {
 
     /// What a running or paused one is at.
     pub const fn phase(&self) -> Option<Phase> {
-        match self {
-            Self::Running { phase, .. } | Self::Paused { phase, .. } => Some(*phase),
-            _ => None,
-        }
+        if let Self::Running { phase, .. } | Self::Paused { phase, .. } = self { Some(*phase) } else { None }
     }
 
     /// Why it was rolled back or given up.
@@ -181,16 +178,18 @@ impl State {
             | Self::RollbackFailed { reason, .. }
             | Self::RolledBack { reason, .. }
             | Self::Cancelled { reason, .. } => Some(reason),
-            _ => None,
+            Self::Waiting { .. }
+            | Self::Running { .. }
+            | Self::Paused { .. }
+            | Self::Draining { .. }
+            | Self::Succeeded { .. }
+            | Self::Superseded { .. } => None,
         }
     }
 
     /// Why it stands where it does, where somebody said so.
     pub fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Paused { pause, .. } => Some(&pause.reason),
-            _ => self.rollback_reason(),
-        }
+        if let Self::Paused { pause, .. } = self { Some(&pause.reason) } else { self.rollback_reason() }
     }
 
     /// Whether visits may be on the release because of it.

@@ -13,8 +13,8 @@ fn rollout() -> Rollout {
     rollouts::running(vec![1000], Plan { guards, ..Plan::default() })
 }
 
-fn count(is_canary: bool, guard: Option<&str>, count: u64) -> Count {
-    Count { step: 0, is_canary, guard: guard.map(str::to_owned), count }
+fn count(is_canary: bool, guard: Option<&str>, number: u64) -> Count {
+    Count { step: 0, is_canary, guard: guard.map(str::to_owned), number }
 }
 
 #[test]

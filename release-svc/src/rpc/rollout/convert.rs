@@ -29,7 +29,13 @@ impl From<&Rollout> for pb::Rollout {
             }
             State::Paused { pause: why, .. } => pause = Some(why.into()),
             State::Superseded { by, .. } => superseded_by = by.to_string(),
-            _ => {}
+            State::Running { .. }
+            | State::Draining { .. }
+            | State::Succeeded { .. }
+            | State::RollingBack { .. }
+            | State::RollbackFailed { .. }
+            | State::RolledBack { .. }
+            | State::Cancelled { .. } => {}
         }
         let is_running = matches!(rollout.state, State::Running { .. });
         let phase = rollout.state.phase().filter(|_| is_running);

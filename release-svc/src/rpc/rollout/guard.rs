@@ -57,9 +57,9 @@ fn parse_one(at: usize, guard: pb::Guard) -> Result<Guard, Refusal> {
     };
     let asked = |bps: i32| (bps != 0).then_some(bps);
     let rule = Rule::new(kind, asked(tolerated_ratio_bps), asked(unacceptable_ratio_bps));
-    let rule = rule.map_err(|error| Refusal::field(&field("tolerated_ratio_bps"), error))?;
+    let rule = rule.map_err(|error| Refusal::field(field("tolerated_ratio_bps"), error))?;
     let weight = u32::try_from(asked(weight).unwrap_or(1));
-    let weight = weight.map_err(|_| Refusal::field(&field("weight"), "must be 1 or more"))?;
+    let weight = weight.map_err(|_| Refusal::field(field("weight"), "must be 1 or more"))?;
     Ok(Guard { name, rule, mode, weight })
 }
 

@@ -71,12 +71,12 @@ fn parse_signals(
         let known = known.entry((step, is_canary, guard)).or_insert(count);
         *known = count.max(*known);
     }
-    let mut counts = Counts { rollout, ..Counts::of(rollout) };
+    let mut counts = Counts::of(rollout);
     for ((step, is_canary, guard), count) in known {
         counts.steps.push(step);
         counts.are_canary.push(is_canary);
         counts.guards.push(guard);
-        counts.counts.push(count);
+        counts.numbers.push(count);
     }
     let visits = visits.map(|visits| parse_visits(&field("visits"), visits)).transpose()?;
     Ok((tenant, counts, visits))
