@@ -145,9 +145,9 @@ impl View {
         *height = fitting;
     }
 
-    /// A view shows how it ended; among lines, the sentence is the last.
+    /// The last word to people; a view may have cut it.
     fn end(&self, sentence: &str) {
-        if let Self::Lines(_) = self {
+        if !matches!(self, Self::Json) {
             term::say(sentence);
         }
     }
