@@ -138,8 +138,12 @@ pub(super) fn line(rollout: &Rollout, report: &RolloutReport) -> String {
             format!(" {}", short(phase.as_str_name(), "STEP_PHASE_"))
         }
     };
+    let reasons = match rollout.waiting_for.join(", ") {
+        none if none.is_empty() => none,
+        reasons => format!(" for {reasons}"),
+    };
     let mut parts = vec![
-        format!("{}{phase}", state(rollout)),
+        format!("{}{phase}{reasons}", state(rollout)),
         format!("step {} of {steps}", rollout.step + 1),
         format!("exposure {}", Percent(rollout.exposure_bps)),
     ];

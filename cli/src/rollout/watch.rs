@@ -78,10 +78,10 @@ async fn follow(
     }
 }
 
-/// Whether to ask again, as the service says or because it is away.
+/// Whether to ask again: the service says so or is away, or the way there broke, which tells no reason of ours.
 fn may_pass(status: &Status) -> bool {
-    status.code() == Code::Unavailable
-        || matches!(client::reason(status), Some(Reason::ReaderTooSlow | Reason::ShuttingDown))
+    let reason = client::reason(status);
+    status.code() == Code::Unavailable || reason.is_none_or(|reason| reason == Reason::ReaderTooSlow)
 }
 
 /// What whoever looks has before them.
@@ -99,7 +99,8 @@ enum View {
 
 impl View {
     fn new(is_json: bool) -> Self {
-        let term = Term::stdout();
+        // What is redrawn appears at once.
+        let term = Term::buffered_stdout();
         match (is_json, term.is_term()) {
             (true, _) => Self::Json,
             (false, true) => Self::Terminal { term, shown: None, height: 0 },
@@ -140,13 +141,37 @@ impl View {
         for line in &lines[..fitting] {
             let _ = term.write_line(&truncate_str(line, width.into(), "…"));
         }
+        let _ = term.flush();
         *height = fitting;
     }
 
-    /// A view shows how it ended; among lines, the sentence is the last.
+    /// The last word to people; a view may have cut it.
     fn end(&self, sentence: &str) {
-        if let Self::Lines(_) = self {
+        if !matches!(self, Self::Json) {
             term::say(sentence);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::status::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn what_the_service_refuses_is_not_asked_again() {
+        let of = |reason| Refusal::new(reason, "no").into_status();
+        for status in [
+            Status::unknown("the connection broke"),
+            of(Reason::ShuttingDown),
+            of(Reason::StorageUnavailable),
+            of(Reason::ReaderTooSlow),
+        ] {
+            assert!(may_pass(&status), "{status:?}");
+        }
+        for reason in [Reason::RolloutNotFound, Reason::CallerNotOwner] {
+            assert!(!may_pass(&of(reason)), "{reason:?}");
         }
     }
 }

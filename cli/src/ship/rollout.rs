@@ -38,7 +38,7 @@ pub(crate) async fn newest(
 }
 
 /// The rollout that says where the release stands. None where it was taken back, or where visits get another one since:
-/// then it takes a new rollout.
+/// then it takes a new rollout. Beside it the id of the newest of all.
 pub(super) async fn under_way(
     clients: &mut ReleaseClients,
     plan: &Plan,

@@ -145,6 +145,9 @@ fn a_line_does_not_change_with_the_time_alone() {
     );
     later.visits[0].visits = 61;
     assert_ne!(line(&rollout, &first), line(&rollout, &later));
+    let waiting = Rollout { waiting_for: vec!["LINE".to_owned()], ..self::rollout(RolloutState::Waiting) };
+    let said = line(&waiting, &RolloutReport::default());
+    assert!(said.starts_with("WAITING for LINE; step 1 of 3"), "{said}");
 }
 
 #[test]
