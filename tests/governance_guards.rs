@@ -104,7 +104,8 @@ async fn nobody_takes_out_of_a_freeze_alone_what_two_people_hold_in_it() {
         let raised = component_of(storefront(pb::ComponentTier::ComponentTier1));
         let raised = author.catalog().update_component(raised).await;
         if is_free {
-            (moved.answer(), raised.answer());
+            moved.answer();
+            raised.answer();
         } else {
             moved.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");
             raised.refused(Code::FailedPrecondition, "APPROVAL_POLICY_LAXER");

@@ -86,6 +86,7 @@ mod failover;
 mod floors;
 #[cfg(test)]
 mod governance;
+#[cfg(test)]
 mod governance_guards;
 #[cfg(test)]
 mod harness;
@@ -113,6 +114,7 @@ mod merge;
 mod merge_undo;
 #[cfg(test)]
 mod page;
+#[cfg(test)]
 mod pair;
 #[cfg(test)]
 mod policy;
@@ -134,8 +136,11 @@ mod request_id;
 mod retention;
 #[cfg(test)]
 mod rollout;
+#[cfg(test)]
 mod rollout_back;
+#[cfg(test)]
 mod rollout_control;
+#[cfg(test)]
 mod rollout_signal;
 #[cfg(test)]
 mod routing;

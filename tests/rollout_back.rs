@@ -68,24 +68,17 @@ async fn what_is_under_way_on_top_goes_back_first() {
 #[tokio::test]
 async fn i7_every_state_with_exposure_goes_back_in_a_freeze_with_a_stopped_line() {
     for state in [RolloutState::Running, RolloutState::Paused, RolloutState::Draining] {
-        let (_stack, caller) = start().await;
+        let (stack, caller) = start().await;
         let plan = pb::RolloutPlan { drain_deadline: span(TimeDelta::hours(1)), ..Default::default() };
-        let _service = visits_are_counted(&_stack, None).await;
+        visits_are_counted(&stack, None).await;
         let rollout = ship_by(&caller, "1.1", &[1000], plan).await;
-        match state {
-            RolloutState::Paused => {
-                let request = pb::PauseRolloutRequest {
-                    rollout_id: rollout.rollout_id.clone(),
-                    reason: "lunch".to_owned(),
-                    ..Default::default()
-                };
-                caller.rollouts().pause_rollout(request).await.answer();
-            }
-            RolloutState::Draining => {
-                advance_rollout(&caller, &rollout).await;
-                advance_rollout(&caller, &rollout).await;
-            }
-            _ => {}
+        if state == RolloutState::Paused {
+            let (rollout_id, reason) = (rollout.rollout_id.clone(), "lunch".to_owned());
+            let request = pb::PauseRolloutRequest { rollout_id, reason, ..Default::default() };
+            caller.rollouts().pause_rollout(request).await.answer();
+        } else if state == RolloutState::Draining {
+            advance_rollout(&caller, &rollout).await;
+            advance_rollout(&caller, &rollout).await;
         }
         assert_eq!(get_rollout(&caller, &rollout).await.state(), state);
         create_window(&caller, today()).await;

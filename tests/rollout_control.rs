@@ -23,7 +23,7 @@ pub(crate) async fn start() -> (Stack, Caller) {
 }
 
 pub(crate) fn span(span: TimeDelta) -> Option<prost_types::Duration> {
-    Some(duration_to_proto(span.to_std().unwrap()))
+    span.to_std().ok().map(duration_to_proto)
 }
 
 /// Steps are watched for ten minutes each.

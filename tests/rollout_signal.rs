@@ -201,7 +201,7 @@ async fn reports_that_make_no_sense_are_refused_and_those_of_nobodys_rollouts_pa
     assert_eq!(ended, [other.rollout_id]);
     let elsewhere =
         pb::ReportSignalsRequest { environment: "staging".to_owned(), ..told(&rollout, ("a", "1"), harm()) };
-    assert_eq!(tell(&stack, elsewhere).await.ended_rollout_ids, [rollout.rollout_id.clone()]);
+    assert_eq!(tell(&stack, elsewhere).await.ended_rollout_ids, std::slice::from_ref(&rollout.rollout_id));
     let service = stack.caller(&system("session-svc"));
     let one = |step, guard: &str, count| {
         let count = pb::SignalCount { step, is_canary: true, guard: guard.to_owned(), count };

@@ -273,6 +273,7 @@ mod tests {
                 min_bake: TimeDelta::seconds(bake),
                 evidence: suites.iter().map(|name| suite(name)).collect(),
             },
+            needs_executor: false,
             created_at: at(0),
             row_version: 1,
         };

@@ -47,7 +47,7 @@ pub struct Guard {
 #[serde(try_from = "Vec<stored::Stored>", into = "Vec<stored::Stored>")]
 pub struct Guards(Vec<Guard>);
 
-/// What an outcome is called: `checkout` and `payment` are counted from carts, any other is recorded.
+/// What an outcome is called: `checkout` and `purchase` are counted from carts, any other is recorded.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 

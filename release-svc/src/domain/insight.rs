@@ -50,7 +50,7 @@ struct Deployment {
     failure: Option<Failure>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Failure {
     detected_at: Time,
     recovered_at: Option<Time>,

@@ -289,9 +289,7 @@ impl Rollout {
 
     /// Takes in that every session service acts on exposure 0. None where there is nothing to confirm.
     pub fn confirm(self, now: Time) -> Option<Decision> {
-        let (State::RollingBack { reason, .. } | State::RollbackFailed { reason, .. }) = &self.state else {
-            return None;
-        };
+        let State::RollingBack { reason, .. } = &self.state else { return None };
         let reason = reason.clone();
         Some(self.passed_to(State::RolledBack { reason, at: now }, "rollout.rolled_back"))
     }

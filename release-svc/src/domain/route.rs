@@ -130,9 +130,9 @@ mod tests {
     }
 
     fn rollout(release: u8, state: State) -> Rollout {
-        let exposure_bps = match state {
-            State::Running { .. } => 1000,
-            State::Succeeded { .. } => 10_000,
+        let exposure_bps = match state.name() {
+            "RUNNING" => 1000,
+            "SUCCEEDED" => 10_000,
             _ => 0,
         };
         Rollout {

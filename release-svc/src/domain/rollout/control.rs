@@ -3,7 +3,7 @@
 
 use shared::time::Time;
 
-use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Plan, Rollout, State};
+use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::guard::{Mode, Verdict};
 
@@ -95,15 +95,18 @@ pub fn decide(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> 
     }
 }
 
-/// What is still to be watched before the next step, for whoever asks for it.
+/// What is still to be watched before the next step of a running one, for whoever asks for it.
 pub fn holds(rollout: &Rollout, seen: &Observation, now: Time) -> Vec<Blocker> {
     let mut holds = Vec::new();
+    if !matches!(rollout.state, State::Running { .. }) {
+        return holds;
+    }
     let mut hold = |kind, subject: String, description, lifted_by: &str, next_open| {
         holds.push(Blocker { kind, subject, description, lifted_by: lifted_by.to_owned(), next_open });
     };
     let id = rollout.id.to_string();
     match (&rollout.state, rollout.plan.min_bake) {
-        (State::Running { phase: Phase::Deploying, .. }, _) => {
+        (State::Running { phase: Phase::Deploying, .. }, _) if seen.task.is_none() => {
             let text = format!("an executor makes room for step {}", rollout.step + 1);
             hold(Kind::Executor, id, text, "the executor's report", None);
         }
@@ -165,10 +168,9 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
 
 fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
     let Some(min_bake) = rollout.plan.min_bake else {
-        // People go on; but where everyone was to be exposed at once, only the executor was waited for.
-        let Plan { needs_executor, drain_deadline, .. } = rollout.plan;
-        let is_all = needs_executor && rollout.steps.is_last(0) && drain_deadline.is_none();
-        return is_all.then_some(Next::Advance);
+        // People go on; but where everyone was to be exposed at once, there is no step to go on to.
+        let at_once = rollout.plan.at_once || rollout.previous.is_none();
+        return at_once.then_some(Next::Advance);
     };
     let mut unsure = unsure(rollout, seen).peekable();
     if now >= since + min_bake && unsure.peek().is_none() {
