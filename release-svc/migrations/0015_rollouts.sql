@@ -44,6 +44,7 @@ alter table release.rollouts
     add constraint rollouts_reason_check check (
         (rollback_reason is not null) = (state in ('ROLLING_BACK', 'ROLLBACK_FAILED', 'ROLLED_BACK', 'CANCELLED'))
     ) not valid;
+comment on column release.rollouts.version is 'Counts transitions.';
 comment on column release.rollouts.mode is 'FORWARD; or ROLLBACK, which takes back what rollback_of brought.';
 comment on column release.rollouts.plan is 'JSON: how long steps are watched, what guards them, and what happens when nobody can tell.';
 comment on column release.rollouts.phase is 'What a step is at; null where an older version wrote it, which is EXPOSING.';

@@ -129,7 +129,7 @@ async fn a_command_deploys_and_is_stopped_when_nobody_needs_it_any_more() {
     fs::write(&slow, "").expect("a file is written");
     edge.ship("1.1");
     let pid = edge.slow_pid();
-    edge.tandem(&["rollout", "rollback", "storefront", "--environment", "edge"]);
+    edge.tandem(&["rollout", "back", "storefront", "--environment", "edge", "--reason", "it burns"]);
     edge.reaches(RolloutState::RolledBack).await;
     poll(LIMIT, || (!is_running(pid)).then_some(())).expect("the command is stopped");
     let retired = async || (edge.newest_task().await.state() == TaskState::Done).then_some(());

@@ -322,6 +322,11 @@ impl Rollout {
         Decision { rollout: Self { state, row_version: self.row_version + 1, ..self }, from, kind, reason }
     }
 
+    /// Changes with state and step.
+    pub fn mark(&self) -> i64 {
+        self.state.mark(self.step)
+    }
+
     pub fn wrong_state(&self) -> WrongState {
         WrongState { id: self.id, state: self.state.name() }
     }

@@ -134,6 +134,27 @@ impl State {
         }
     }
 
+    /// Another number for each.
+    const fn ordinal(&self) -> i64 {
+        match self {
+            Self::Waiting { .. } => 0,
+            Self::Running { .. } => 1,
+            Self::Paused { .. } => 2,
+            Self::Draining { .. } => 3,
+            Self::Succeeded { .. } => 4,
+            Self::RollingBack { .. } => 5,
+            Self::RollbackFailed { .. } => 6,
+            Self::RolledBack { .. } => 7,
+            Self::Cancelled { .. } => 8,
+            Self::Superseded { .. } => 9,
+        }
+    }
+
+    /// The state at a step as one number, the etag: what people decide on, which phases that come by themselves leave alone.
+    pub(super) fn mark(&self, step: usize) -> i64 {
+        i64::try_from(step).unwrap_or(i64::MAX / 10) * 10 + self.ordinal()
+    }
+
     /// When it ended.
     pub const fn ended_at(&self) -> Option<Time> {
         match self {

@@ -74,7 +74,7 @@ async fn advance(
 ) -> Result<Rollout, Failure> {
     let locked = lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
     let rollout = lock(work, id).await?;
-    etag(sent_etag, rollout.row_version)?;
+    etag(sent_etag, rollout.mark())?;
     let seen = apply::control::observed(&mut work.tx, &work.actor, &rollout).await?;
     let mut blockers = control::holds(&rollout, &seen, work.now);
     if skips.is_some() {
@@ -219,7 +219,7 @@ impl App {
         };
         let locked = lock_needed(&mut work.tx, &work.actor.tenant, id.uuid()).await?;
         let rollout = lock(&mut work, id).await?;
-        etag(&sent_etag, rollout.row_version)?;
+        etag(&sent_etag, rollout.mark())?;
         if let State::Paused { pause: Pause { cause: Cause::Harm, .. }, .. } = &rollout.state {
             require_clearance(self, &mut work, &rollout).await?;
         }

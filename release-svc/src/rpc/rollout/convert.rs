@@ -56,7 +56,7 @@ impl From<&Rollout> for pb::Rollout {
             starter: rollout.starter.clone(),
             start_time: Some(to_proto(rollout.started_at)),
             end_time: rollout.state.ended_at().map(to_proto),
-            etag: etag_of(rollout.row_version),
+            etag: etag_of(rollout.mark()),
             approval_id: rollout.approval.map(|id| id.to_string()).unwrap_or_default(),
             mode: mode.into(),
             plan: Some((&rollout.plan).into()),
