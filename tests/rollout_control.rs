@@ -125,6 +125,18 @@ async fn i17_what_waits_begins_once_nothing_holds_it_back_and_a_newer_one_takes_
         .advance_rollout(advance(&newer))
         .await
         .refused(Code::FailedPrecondition, "ROLLOUT_WRONG_STATE");
+    let stop = pb::StopTheLineRequest { reason: "fire".to_owned(), ..Default::default() };
+    caller.windows().stop_the_line(stop).await.answer();
+    eventually("what it waits for now", || async {
+        let found = get_rollout(&caller, &newer).await;
+        (found.waiting_for == ["LINE", "WINDOW"]).then_some(())
+    })
+    .await;
+    caller
+        .windows()
+        .resume_the_line(pb::ResumeTheLineRequest::default())
+        .await
+        .answer();
     stack.advance(TimeDelta::days(1));
     let running = reaches(&caller, &newer, RolloutState::Running).await;
     assert_eq!((running.exposure_bps, running.previous_version.as_str()), (1000, "1.0"));

@@ -54,10 +54,10 @@ comment on column release.rollouts.pause is 'JSON: who keeps a PAUSED one, and w
 comment on column release.rollouts.harms is 'JSON: what guards found, each once, and who cleared it. Only grows.';
 comment on column release.rollouts.exposure_bps is 'Share of visits that session services are told; below the step''s while an executor makes room for it.';
 
--- Of each way at most one is under way in an environment, and at most one waits.
+-- Forward, at most one is under way in an environment, and at most one waits; nothing keeps anything from going back.
 drop index release.rollouts_under_way_key;
-create unique index rollouts_under_way_key on release.rollouts (tenant_id, component, environment, mode)
-    where state in ('RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK', 'ROLLBACK_FAILED');
+create unique index rollouts_under_way_key on release.rollouts (tenant_id, component, environment)
+    where mode = 'FORWARD' and state in ('RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK', 'ROLLBACK_FAILED');
 create unique index rollouts_waiting_key on release.rollouts (tenant_id, component, environment)
     where state = 'WAITING';
 -- What the controller looks at, in every tenant.

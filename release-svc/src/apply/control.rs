@@ -91,10 +91,12 @@ impl Controller<'_> {
             let actor =
                 Actor { tenant: tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
             let mut tx = self.db.begin(None).await?;
-            if !self.carry_out(&mut tx, &actor, id, &seen).await? {
+            let is_done = self.carry_out(&mut tx, &actor, id, &seen).await?;
+            // Also what was noted of what holds it back.
+            tx.commit().await?;
+            if !is_done {
                 break;
             }
-            tx.commit().await?;
             moves += 1;
             let mut db = self.db.connection().await?;
             next = next_of(&mut db, tenant, id, self.clock.now()).await?.map(|(_, next)| next);

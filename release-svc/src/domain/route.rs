@@ -4,7 +4,7 @@
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
 
 use crate::domain::guard::Guards;
-use crate::domain::rollout::{Assignment, Mode, RollbackPolicy, Rollout, ServedRelease, State};
+use crate::domain::rollout::{Assignment, Mode, Phase, RollbackPolicy, Rollout, ServedRelease, State};
 
 /// Most withdrawn releases that are told of.
 const WITHDRAWN_MAX: usize = 32;
@@ -107,12 +107,15 @@ impl Route {
 
 impl RoutedRollout {
     fn of(rollout: &Rollout) -> Self {
+        // While an executor makes room for a step, visits are dealt as in the one before.
+        let is_ahead = rollout.state.phase() == Some(Phase::Deploying);
+        let step = if is_ahead { rollout.step.saturating_sub(1) } else { rollout.step };
         Self {
             id: rollout.id,
             release: rollout.release.clone(),
             exposure_bps: rollout.exposure_bps,
             assignment: rollout.assignment,
-            step: i32::try_from(rollout.step).unwrap_or(i32::MAX),
+            step: i32::try_from(step).unwrap_or(i32::MAX),
             guards: rollout.plan.guards.clone(),
         }
     }
@@ -123,7 +126,7 @@ mod tests {
     use shared::time::at;
 
     use super::*;
-    use crate::domain::rollout::{Phase, Plan, Steps};
+    use crate::domain::rollout::{Plan, Steps};
 
     fn served(number: u8) -> ServedRelease {
         ServedRelease { id: ReleaseId::new(at(0), [number; 10]), version: format!("1.{number}") }
@@ -197,6 +200,17 @@ mod tests {
     fn what_tells_session_services_nothing_new_is_no_revision() {
         let canary = after(&empty(), &rollout(1, running(Phase::Exposing)));
         assert_eq!(canary.after(&rollout(1, running(Phase::Baking)), "another trace".to_owned()), None);
+    }
+
+    #[test]
+    fn while_an_executor_makes_room_for_a_step_visits_are_booked_in_the_one_before() {
+        let step_of = |phase, step| {
+            let rollout = Rollout { step, exposure_bps: 1000, ..rollout(1, running(phase)) };
+            after(&empty(), &rollout).rollout.map(|routed| routed.step)
+        };
+        assert_eq!(step_of(Phase::Deploying, 0), Some(0));
+        assert_eq!(step_of(Phase::Deploying, 1), Some(0));
+        assert_eq!(step_of(Phase::Exposing, 1), Some(1));
     }
 
     #[test]

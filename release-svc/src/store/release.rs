@@ -309,7 +309,7 @@ pub async fn standing(
                 where tenant_id = $1 and component = $2 and stable_release_id = $3) as "stable_in!",
             (select count(*) from release.rollouts
                 where tenant_id = $1 and component = $2 and release_id = $3
-                    and state in ('RUNNING', 'ROLLING_BACK')) as "under_way_in!",
+                    and state in ('RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK', 'ROLLBACK_FAILED')) as "under_way_in!",
             not exists (
                 select
                 from release.routes route

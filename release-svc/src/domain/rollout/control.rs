@@ -1,6 +1,7 @@
 //! What a rollout does by itself. Pure: whoever holds its row asks, and carries out what comes out; asked again, nothing
 //! comes out. What holds an increase back is asked when it is carried out.
 
+use chrono::TimeDelta;
 use shared::time::Time;
 
 use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
@@ -120,6 +121,10 @@ pub fn holds(rollout: &Rollout, seen: &Observation, now: Time) -> Vec<Blocker> {
         }
         _ => {}
     }
+    for watched in seen.guards.iter().filter(|watched| is_harmful(rollout, watched)) {
+        let text = format!("guard {} found harm: {}", watched.guard, watched.finding);
+        hold(Kind::Guard, watched.guard.clone(), text, "ResumeRollout by a person, once it is paused", None);
+    }
     for watched in unsure(rollout, seen) {
         let text = format!("guard {} cannot tell: {}", watched.guard, watched.finding);
         hold(Kind::Guard, watched.guard.clone(), text, "more visits, or SkipStep with a reason", None);
@@ -127,16 +132,18 @@ pub fn holds(rollout: &Rollout, seen: &Observation, now: Time) -> Vec<Blocker> {
     holds
 }
 
-/// Harm acts at once, at any step. A guard that was cleared only observes.
+/// Whether a guard found harm that is to be acted on. One that was cleared only observes.
+pub fn is_harmful(rollout: &Rollout, watched: &Watched) -> bool {
+    let found = rollout.harms.iter().find(|harm| harm.guard == watched.guard);
+    let is_cleared = found.is_some_and(|harm| harm.cleared.is_some());
+    watched.verdict == Verdict::Harm && watched.mode != Mode::Observe && !is_cleared
+}
+
+/// Harm acts at once, at any step.
 fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
-    let is_cleared = |guard: &str| {
-        let found = rollout.harms.iter().find(|harm| harm.guard == guard);
-        found.is_some_and(|harm| harm.cleared.is_some())
-    };
     let harmful = |mode| {
-        seen.guards.iter().find(|watched| {
-            watched.verdict == Verdict::Harm && watched.mode == mode && !is_cleared(&watched.guard)
-        })
+        let mut guards = seen.guards.iter();
+        guards.find(|watched| watched.mode == mode && is_harmful(rollout, watched))
     };
     let found = |watched: &Watched| {
         let harm =
@@ -167,17 +174,15 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
 }
 
 fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
-    let Some(min_bake) = rollout.plan.min_bake else {
-        // People go on; but where everyone was to be exposed at once, there is no step to go on to.
-        let at_once = rollout.plan.at_once || rollout.previous.is_none();
-        return at_once.then_some(Next::Advance);
-    };
+    // Without a bake time people go on; but where everyone was to be exposed at once, there is no step to go on to.
+    let at_once = rollout.plan.at_once || rollout.previous.is_none();
+    let min_bake = rollout.plan.min_bake.or(at_once.then(TimeDelta::zero));
     let mut unsure = unsure(rollout, seen).peekable();
-    if now >= since + min_bake && unsure.peek().is_none() {
+    if min_bake.is_some_and(|bake| now >= since + bake) && unsure.peek().is_none() {
         return Some(Next::Advance);
     }
     let deadline = rollout.plan.step_deadline?;
-    if now < since + deadline.max(min_bake) {
+    if now < since + deadline.max(min_bake.unwrap_or_default()) {
         return None;
     }
     let cause = if seen.guards.iter().any(|watched| watched.is_mismatch) {

@@ -78,7 +78,9 @@ async fn advance(
     let seen = apply::control::observed(&mut work.tx, &work.actor, &rollout).await?;
     let mut blockers = control::holds(&rollout, &seen, work.now);
     if skips.is_some() {
-        blockers.retain(|blocker| !matches!(blocker.kind, Kind::Bake | Kind::Guard));
+        // Harm is not skipped.
+        let is_harm = seen.guards.iter().any(|watched| control::is_harmful(&rollout, watched));
+        blockers.retain(|blocker| blocker.kind != Kind::Bake && (is_harm || blocker.kind != Kind::Guard));
     }
     // What an executor works at is told as such, not as a wrong state.
     blocker::require_none(blockers)?;
