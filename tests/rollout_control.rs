@@ -132,11 +132,8 @@ async fn i17_what_waits_begins_once_nothing_holds_it_back_and_a_newer_one_takes_
         (found.waiting_for == ["LINE", "WINDOW"]).then_some(())
     })
     .await;
-    caller
-        .windows()
-        .resume_the_line(pb::ResumeTheLineRequest::default())
-        .await
-        .answer();
+    let resume = pb::ResumeTheLineRequest { reason: "it is out".to_owned(), ..Default::default() };
+    caller.windows().resume_the_line(resume).await.answer();
     stack.advance(TimeDelta::days(1));
     let running = reaches(&caller, &newer, RolloutState::Running).await;
     assert_eq!((running.exposure_bps, running.previous_version.as_str()), (1000, "1.0"));

@@ -80,7 +80,7 @@ async fn latest(
 ) -> Result<Latest, Failure> {
     let Release { component, version, change, .. } = release;
     let with_drafts = imported.is_some();
-    let latest = store::release::latest(db, &caller.tenant, component, version, with_drafts).await?;
+    let latest = store::release::version::latest(db, &caller.tenant, component, version, with_drafts).await?;
     let latest = latest.with(version, imported.unwrap_or_default());
     Ok(if change.is_hotfix { Latest { of_all: None, ..latest } } else { latest })
 }
@@ -175,7 +175,7 @@ impl App {
         };
         let tenant = &work.actor.tenant;
         // There may be many, so they are read before anybody waits for the lock.
-        let imported = store::release::list_imported(&mut work.tx, tenant, &component).await?;
+        let imported = store::release::version::list_imported(&mut work.tx, tenant, &component).await?;
         let owner = store::component::lock(&mut work.tx, tenant, &component).await?;
         let owner = owner.ok_or_else(|| absent(Reason::ComponentNotFound, "component", &component))?;
         work.caller.require_owner(&owner.owner_groups)?;

@@ -13,9 +13,7 @@ use crate::domain::risk::Band;
 use crate::domain::snapshot::{Digest, Snapshot};
 use crate::domain::version::Version;
 
-mod version;
-
-pub use version::{latest, list_imported};
+pub mod version;
 
 /// A component has each version once.
 pub const VERSION_KEY: &str = "releases_semver_key";
