@@ -176,7 +176,7 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
 fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Option<Next> {
     // Without a bake time people go on; but where everyone was to be exposed at once, there is no step to go on to.
     let at_once = rollout.plan.at_once || rollout.previous.is_none();
-    let min_bake = rollout.plan.min_bake.or(at_once.then(TimeDelta::zero));
+    let min_bake = rollout.plan.min_bake.or_else(|| at_once.then(TimeDelta::zero));
     let mut unsure = unsure(rollout, seen).peekable();
     if min_bake.is_some_and(|bake| now >= since + bake) && unsure.peek().is_none() {
         return Some(Next::Advance);
