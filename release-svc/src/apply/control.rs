@@ -17,7 +17,7 @@ use super::dependency::{self, Locked};
 use super::exposure::{Increase, Passage};
 use super::rollout::{Holds, back, confirm, is_applied};
 use super::{go_on, holds_begin, holds_increase, look, release, rollout as transition};
-use crate::domain::blocker::Kind;
+use crate::domain::blocker;
 use crate::domain::release::Quarantine;
 use crate::domain::rollout::control::{Next, Observation, decide};
 use crate::domain::rollout::{Harm, Pause, Rollout};
@@ -195,11 +195,8 @@ impl Controller<'_> {
             go_on(db, actor, decisions, &overrides).await?;
             return Ok(true);
         }
-        let mut reasons: Vec<Kind> = blockers.iter().map(|blocker| blocker.kind).collect();
-        reasons.sort_unstable();
-        reasons.dedup();
         // It still waits; the note of what for is no transition.
-        store::rollout::live::update_waiting(db, tenant, rollout.id, &reasons).await?;
+        store::rollout::live::update_waiting(db, tenant, rollout.id, &blocker::kinds(&blockers)).await?;
         Ok(false)
     }
 
@@ -251,10 +248,8 @@ async fn next_of(
     id: RolloutId,
     now: Time,
 ) -> sqlx::Result<Option<(Rollout, Next)>> {
-    let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
-    let live = store::rollout::live::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
-    let seen = observe(db, &live, now).await?.remove(&id);
-    Ok(seen.and_then(|(rollout, seen)| {
+    let found = observe_one(db, tenant, id, now).await?;
+    Ok(found.and_then(|(rollout, seen)| {
         let next = decide(&rollout, &seen, now)?;
         Some((rollout, next))
     }))
@@ -266,11 +261,19 @@ pub(crate) async fn observed(
     actor: &Actor,
     rollout: &Rollout,
 ) -> sqlx::Result<Observation> {
-    let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
-    let live =
-        store::rollout::live::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
-    let seen = observe(db, &live, actor.now).await?.remove(&rollout.id);
-    Ok(seen.map(|(_, seen)| seen).unwrap_or_default())
+    let found = observe_one(db, &actor.tenant, rollout.id, actor.now).await?;
+    Ok(found.map(|(_, seen)| seen).unwrap_or_default())
+}
+
+async fn observe_one(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    id: RolloutId,
+    now: Time,
+) -> sqlx::Result<Option<(Rollout, Observation)>> {
+    let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
+    let live = store::rollout::live::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
+    Ok(observe(db, &live, now).await?.remove(&id))
 }
 
 /// Rollouts with what surrounds them, read at once for all.

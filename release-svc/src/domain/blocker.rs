@@ -80,3 +80,11 @@ impl Kind {
 pub fn require_none(blockers: Vec<Blocker>) -> Result<(), Blocked> {
     if blockers.is_empty() { Ok(()) } else { Err(Blocked(blockers)) }
 }
+
+/// What sorts of things hold back, each once.
+pub fn kinds(blockers: &[Blocker]) -> Vec<Kind> {
+    let mut kinds: Vec<_> = blockers.iter().map(|blocker| blocker.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}

@@ -49,10 +49,7 @@ async fn start(
         let decisions = Rollout::start(asked, &release, stable, now);
         return apply::go_on(db, actor, decisions, &overrides).await;
     }
-    let mut reasons: Vec<Kind> = blockers.iter().map(|blocker| blocker.kind).collect();
-    reasons.sort_unstable();
-    reasons.dedup();
-    let decision = Rollout::wait(asked, &release, reasons, now);
+    let decision = Rollout::wait(asked, &release, blocker::kinds(&blockers), now);
     let before = store::rollout::live::find_waiting(db, &tenant, &component.name, &environment.name).await?;
     if let Some(before) = before
         && let Some(waiting) = store::rollout::lock(db, &tenant, before).await?
