@@ -1,8 +1,9 @@
 //! What components need of each other: constraints that are refused, cycles that are named, rollouts that are held back,
 //! and rollbacks that take others along.
 
+use chrono::TimeDelta;
 use shared::pb::release as pb;
-use shared::pb::release::RolloutState;
+use shared::pb::release::{RolloutMode, RolloutState};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -269,6 +270,43 @@ async fn a_rollback_takes_dependants_along_and_warns_of_those_that_stay() {
     assert_eq!(reason, format!("ledger 2.0 is rolled back ({})", ledger.rollout_id));
     let again = caller.rollouts().roll_back_rollout(rollback(&ledger)).await.answer();
     assert_eq!((again.cascaded, again.warnings), (vec![], Vec::<String>::new()));
+}
+
+#[tokio::test]
+async fn a_rollback_after_success_takes_along_what_came_since() {
+    let (stack, caller) = start(&["ledger", "pay", "shop", "desk"]).await;
+    for component in ["ledger", "pay", "shop", "desk"] {
+        ship(&caller, component, "1.0", &[]).await;
+    }
+    stack.advance(TimeDelta::seconds(1));
+    let ledger = ship(&caller, "ledger", "2.0", &[]).await;
+    stack.advance(TimeDelta::seconds(1));
+    set_needs(&caller, "pay", vec![need("ledger", "", "^2")]).await;
+    set_needs(&caller, "desk", vec![need("ledger", "", "^2")]).await;
+    let pay = ship(&caller, "pay", "2.0", &[]).await;
+    set_needs(&caller, "shop", vec![need("pay", "", "^2")]).await;
+    let shop = ship(&caller, "shop", "2.0", &[1000]).await;
+    let answer = caller.rollouts().roll_back_rollout(rollback(&ledger)).await.answer();
+    let cascaded: Vec<_> = answer
+        .cascaded
+        .iter()
+        .map(|it| (it.component.as_str(), it.mode(), it.state()))
+        .collect();
+    let back = RolloutState::RolledBack;
+    assert_eq!(cascaded, [("shop", RolloutMode::Forward, back), ("pay", RolloutMode::Rollback, back)]);
+    assert_eq!(answer.cascaded[0].rollout_id, shop.rollout_id);
+    assert_eq!(answer.cascaded[1].rollback_of, pay.rollout_id);
+    let taken = answer.rollout.unwrap();
+    assert_eq!((taken.mode(), &taken.rollback_of), (RolloutMode::Rollback, &ledger.rollout_id));
+    // What was there before ledger 2.0 stays; so does what pay goes back to, for which nobody has changed what it needs.
+    assert_eq!(
+        answer.warnings,
+        [
+            "desk needs ledger ^2, and ledger is 1.0 in local",
+            "pay needs ledger ^2, and ledger is 1.0 in local",
+            "shop needs pay ^2, and pay is 1.0 in local",
+        ]
+    );
 }
 
 #[tokio::test]

@@ -141,6 +141,8 @@ mod rollout_back;
 #[cfg(test)]
 mod rollout_control;
 #[cfg(test)]
+mod rollout_hold;
+#[cfg(test)]
 mod rollout_signal;
 #[cfg(test)]
 mod routing;

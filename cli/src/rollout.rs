@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use shared::pb::release::{
     AdvanceRolloutRequest, GetComponentRequest, GetReleaseRequest, GetRolloutRequest, GetRolloutResponse,
-    ListRolloutsRequest, PauseRolloutRequest, ReleaseRef, ResolveRolloutRequest, ResumeRolloutRequest,
-    RollBackRolloutRequest, Rollout, RolloutState, SkipStepRequest, get_release_request,
+    LiftHoldRequest, ListRolloutsRequest, PauseRolloutRequest, ReleaseRef, ResolveRolloutRequest,
+    ResumeRolloutRequest, RollBackRolloutRequest, Rollout, RolloutState, SkipStepRequest,
+    get_release_request,
 };
 use shared::time::Clock;
 
@@ -77,6 +78,8 @@ pub(crate) enum Command {
     Back(Reasoned),
     /// Say, as a person, that a rollback that failed is done
     Resolve(Reasoned),
+    /// Let releases begin, as a person, that were made before the last rollback
+    Lift(Reasoned),
 }
 
 /// What to start.
@@ -160,6 +163,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Resume(asked) => resume(asked).await?,
         Command::Back(asked) => back(asked).await?,
         Command::Resolve(asked) => resolve(asked).await?,
+        Command::Lift(asked) => lift(asked).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -295,6 +299,21 @@ async fn resolve(asked: Reasoned) -> Result<(), Error> {
     let request = ResolveRolloutRequest { rollout_id, reason, request_id: String::new() };
     let answer = clients.rollouts.resolve_rollout(request).await?;
     outcome(&answer.into_inner().rollout.unwrap_or_default(), which.common.output)
+}
+
+async fn lift(asked: Reasoned) -> Result<(), Error> {
+    let Reasoned { reason, which } = asked;
+    let mut clients = which.common.clients(true)?;
+    let Rollout { rollout_id, .. } = find(&mut clients, &which).await?;
+    let request = LiftHoldRequest { rollout_id, reason, request_id: String::new() };
+    let answer = clients.rollouts.lift_hold(request).await?.into_inner();
+    if which.common.output.json {
+        return output::json("tandem.release.v1.LiftHoldResponse", &answer);
+    }
+    let Rollout { component, environment, .. } = answer.rollout.unwrap_or_default();
+    let held = if answer.lifted { "is not held any more" } else { "was not held" };
+    term::say(format_args!("{component} {held} in {environment}"));
+    Ok(())
 }
 
 /// Waits a moment for session services to confirm it. What was taken back before it is told, and what does not hold any more.

@@ -12,6 +12,7 @@ use sqlx::PgConnection;
 use crate::domain::break_glass::BreakGlass;
 use crate::domain::component::{Component, DataScope, Environment};
 use crate::domain::dependency::Dependency;
+use crate::domain::hold::Hold;
 use crate::domain::identity::IdentityAlias;
 use crate::domain::policy::ApprovalPolicy;
 use crate::domain::release::{self, Facts, Release};
@@ -26,7 +27,7 @@ mod rollout;
 mod task;
 
 pub(crate) use facts::{awaiting, evidence_blockers, facts, person_of, require_another};
-pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, roll_back, rollout};
+pub(crate) use rollout::{Holds, go_on, holds_begin, holds_increase, quarantine, roll_back, rollout};
 pub(crate) use task::task;
 
 /// A write found its row changed, which the row locks should have kept from happening.
@@ -74,6 +75,24 @@ pub(crate) async fn tell_component(
         "dependencies": dependencies.collect::<Vec<_>>(),
     });
     tell(db, actor, kind, component.name.to_string(), data).await
+}
+
+/// Tells that what a rollback left behind was lifted.
+pub(crate) async fn tell_lifted(
+    db: &mut PgConnection,
+    actor: &Actor,
+    hold: &Hold,
+    reason: &str,
+) -> sqlx::Result<()> {
+    let data = json!({
+        "rollout_id": hold.rollout.to_string(),
+        "component": hold.component.as_str(),
+        "environment": hold.environment.as_str(),
+        "version": hold.version,
+        "since": hold.since,
+        "reason": reason,
+    });
+    tell(db, actor, "rollout.hold_lifted", hold.rollout.to_string(), data).await
 }
 
 /// Tells that other versions of a component were found running than those that should.

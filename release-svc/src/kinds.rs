@@ -54,6 +54,7 @@ pub const KINDS: &[Kind] = &[
     ("rollout.draining", "Every new visit gets the release; visits on the old one are waited for."),
     ("rollout.exposed", "An executor made room for a step, and visits are put on it."),
     ("rollout.paused", "A rollout stays at its exposure."),
+    ("rollout.hold_lifted", "A person let releases go out again that were made before a rollback."),
     ("rollout.resolved", "A person looked after a rollback that had failed."),
     ("rollout.resumed", "A paused rollout goes on."),
     ("rollout.rollback_failed", "A rollback was not confirmed in time: a person has to look."),

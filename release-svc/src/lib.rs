@@ -32,6 +32,7 @@ pub mod domain {
     pub mod dependency;
     pub mod evidence;
     pub mod guard;
+    pub mod hold;
     pub mod identity;
     pub mod insight;
     pub mod policy;

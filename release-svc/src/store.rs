@@ -16,6 +16,7 @@ pub mod component;
 pub mod dependency;
 pub mod environment;
 pub mod evidence;
+pub mod hold;
 pub mod identity;
 pub mod insight;
 pub mod observed;

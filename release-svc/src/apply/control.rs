@@ -16,9 +16,8 @@ use sqlx::PgConnection;
 use super::dependency::{self, Locked};
 use super::exposure::{Increase, Passage};
 use super::rollout::{Holds, back, confirm, is_applied};
-use super::{go_on, holds_begin, holds_increase, look, release, rollout as transition};
+use super::{go_on, holds_begin, holds_increase, look, rollout as transition};
 use crate::domain::blocker;
-use crate::domain::release::Quarantine;
 use crate::domain::rollout::control::{Next, Observation, decide};
 use crate::domain::rollout::{Harm, Pause, Rollout};
 use crate::domain::signal;
@@ -125,7 +124,7 @@ impl Controller<'_> {
         if is_rollback {
             // Rollbacks take more locks, in their order, before they look again.
             let Some(found) = store::rollout::find(db, tenant, id).await? else { return Ok(false) };
-            dependency::lock_cascade(db, tenant, &found.component, &found.environment).await?;
+            dependency::lock_cascade(db, tenant, &found).await?;
         }
         let Some((rollout, next)) = next_of(db, tenant, id, now).await? else { return Ok(false) };
         let decision = match (next, locked) {
@@ -134,7 +133,7 @@ impl Controller<'_> {
                 return self.increase(db, actor, &locked, rollout, &next).await;
             }
             (Next::RollBack(reason, harm), None) if is_rollback => {
-                return take_back(db, actor, &rollout, reason, harm).await;
+                return self.take_back(db, actor, &rollout, reason, harm).await;
             }
             (Next::Pause(cause, reason, harm), None) => {
                 let principal = actor.principal.clone();
@@ -220,25 +219,23 @@ impl Controller<'_> {
         go_on(db, actor, [decision], &overrides).await?;
         Ok(true)
     }
-}
 
-/// Rolls back whose locks are held. What a guard found bad is not rolled out again before a person has looked at it.
-async fn take_back(
-    db: &mut PgConnection,
-    actor: &Actor,
-    rollout: &Rollout,
-    reason: String,
-    harm: Option<Harm>,
-) -> Result<bool, Failure> {
-    let (is_harm, id) = (harm.is_some(), rollout.release.id);
-    super::roll_back(db, actor, rollout, (reason.clone(), harm), rollout.id).await?;
-    if is_harm && let Some(found) = store::release::lock(db, &actor.tenant, id).await? {
-        let quarantine = Quarantine { reason, by: actor.principal.clone(), at: actor.now };
-        if let Some(decision) = found.quarantine(quarantine) {
-            release(db, actor, &decision, serde_json::Map::new()).await?;
+    /// Rolls back whose locks are held. What a guard found bad is not rolled out again before a person has looked at it.
+    async fn take_back(
+        &self,
+        db: &mut PgConnection,
+        actor: &Actor,
+        rollout: &Rollout,
+        reason: String,
+        harm: Option<Harm>,
+    ) -> Result<bool, Failure> {
+        let (is_harm, id) = (harm.is_some(), rollout.release.id);
+        super::roll_back(db, actor, rollout, (reason.clone(), harm), self.entropy).await?;
+        if is_harm {
+            super::quarantine(db, actor, id, reason).await?;
         }
+        Ok(true)
     }
-    Ok(true)
 }
 
 /// A rollout with what it does by itself now, if anything.

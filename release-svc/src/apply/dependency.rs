@@ -4,17 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shared::id::{ComponentId, EnvironmentId, TenantId};
+use shared::id::{ComponentId, EnvironmentId, RolloutId, TenantId};
 use shared::mutation::Actor;
+use shared::secret::Entropy;
 use shared::status::{Failure, Reason, Refusal};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::Environment;
-use crate::domain::dependency::{self, Edge, Serving, Unmet};
+use crate::domain::dependency::{self, Cascade, Edge, Serving, Unmet};
 use crate::domain::release::Release;
-use crate::domain::rollout::Rollout;
+use crate::domain::rollout::{Rollout, ServedRelease, State};
 use crate::domain::version::Version;
 use crate::store;
 use crate::store::dependency::EDGES_MAX;
@@ -126,8 +127,8 @@ pub(crate) async fn warnings(
     Ok(unmet.collect())
 }
 
-/// Locks a component that is about to be rolled back with those that have to go back before it; says which those are, and
-/// in sentences what will not hold. Nothing of this refuses.
+/// Locks the component of a rollout that is about to go back with those that have to go back before it; says which those
+/// are, and in sentences what will not hold. Nothing of this refuses.
 ///
 /// Who they are is read before they are locked, and again under the locks: as nobody starts a dependant without the
 /// lock of what it needs, those that are found then are all. Others than are locked need locks in the order of names,
@@ -135,19 +136,18 @@ pub(crate) async fn warnings(
 pub(crate) async fn lock_cascade(
     db: &mut PgConnection,
     tenant: &TenantId,
-    component: &ComponentId,
-    environment: &EnvironmentId,
-) -> Result<(Vec<ComponentId>, Vec<String>), Failure> {
-    let mut names = BTreeSet::from([component.to_string()]);
+    rollout: &Rollout,
+) -> Result<(Cascade, Vec<String>), Failure> {
+    let environment = &rollout.environment;
+    let mut names = BTreeSet::from([rollout.component.to_string()]);
     let mut rounds = 0;
     loop {
-        let seen = cascade(db, tenant, component, environment).await?;
+        let seen = cascade(db, tenant, rollout.id).await?;
         names.extend(seen.before.iter().map(ToString::to_string));
         let mut locking = db.begin().await?;
         store::component::lock_named(&mut locking, tenant, &Vec::from_iter(names.clone())).await?;
-        let found = cascade(&mut locking, tenant, component, environment).await?;
-        let (before, missed): (Vec<_>, Vec<_>) =
-            found.before.into_iter().partition(|name| names.contains(name.as_str()));
+        let mut found = cascade(&mut locking, tenant, rollout.id).await?;
+        let missed: Vec<_> = found.before.extract_if(.., |name| !names.contains(name.as_str())).collect();
         rounds += 1;
         if !missed.is_empty() && rounds < LOCKING_ROUNDS {
             locking.rollback().await?;
@@ -158,37 +158,50 @@ pub(crate) async fn lock_cascade(
             .iter()
             .map(|name| format!("{name} was just started in {environment} and goes on"));
         let unmet = found.unmet.iter().map(|unmet| format!("{unmet} in {environment}"));
-        return Ok((before, unmet.chain(missed).collect()));
+        let warnings = unmet.chain(missed).collect();
+        return Ok((found, warnings));
     }
 }
 
-async fn cascade(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    component: &ComponentId,
-    environment: &EnvironmentId,
-) -> sqlx::Result<dependency::Cascade> {
+/// What has succeeded goes back to what it replaced, as does what came after it; what is under way leaves what is there.
+async fn cascade(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> Result<Cascade, Failure> {
+    let rollout = store::rollout::find(db, tenant, id).await?;
+    let rollout = rollout.ok_or_else(|| Failure::Bug(format!("rollout {id} is gone")))?;
+    let Rollout { component, environment, .. } = &rollout;
     let edges = store::dependency::list_leading_to(db, tenant, component, EDGES_MAX).await?;
     let serving = serving(db, tenant, &edges, environment).await?;
-    Ok(dependency::cascade(component, &edges, environment, &serving))
+    let State::Succeeded { .. } = rollout.state else {
+        let stable = serving.get(component).and_then(|served| served.stable.as_ref());
+        let of = (component, stable);
+        return Ok(dependency::cascade(of, &edges, environment, &serving, &BTreeMap::new()));
+    };
+    let began_at = rollout.started_at;
+    let came = store::dependency::came_since(db, tenant, &named(&edges), environment, began_at).await?;
+    let version = |served: &ServedRelease| served.version.parse::<Version>();
+    let previous = rollout.previous.as_ref().map(version).transpose();
+    let previous =
+        previous.map_err(|_| Failure::Bug(format!("what rollout {id} replaced has no version")))?;
+    Ok(dependency::cascade((component, previous.as_ref()), &edges, environment, &serving, &came))
 }
 
-/// Rolls back the rollouts of locked components that are under way where another one's is about to be.
+/// Rolls back what has to go back before a rollout does, under its locks; says what that was.
 pub(crate) async fn roll_back_first(
     db: &mut PgConnection,
     actor: &Actor,
-    components: &[ComponentId],
+    cascade: &Cascade,
     cause: &Rollout,
+    entropy: &Entropy,
 ) -> Result<Vec<Rollout>, Failure> {
+    let (tenant, environment) = (&actor.tenant, &cause.environment);
+    let reason = format!("{} {} is rolled back ({})", cause.component, cause.release.version, cause.id);
     let mut rolled_back = Vec::new();
-    for component in components {
-        let tenant = &actor.tenant;
-        let id = store::rollout::find_under_way(db, tenant, component, &cause.environment).await?;
-        let Some(id) = id else { continue };
-        let Some(rollout) = store::rollout::lock(db, tenant, id).await? else { continue };
-        let reason = format!("{} {} is rolled back ({})", cause.component, cause.release.version, cause.id);
-        if rollout.state.is_exposing() {
-            rolled_back.push(super::rollout::back(db, actor, rollout, reason).await?);
+    for component in &cascade.before {
+        if let Some(id) = cascade.succeeded.get(component) {
+            let Some(rollout) = store::rollout::lock(db, tenant, *id).await? else { continue };
+            rolled_back.extend(super::rollout::take_back(db, actor, &rollout, &reason, entropy).await?);
+        } else {
+            rolled_back
+                .extend(super::rollout::back_under_way(db, actor, (component, environment), &reason).await?);
         }
     }
     Ok(rolled_back)

@@ -80,6 +80,8 @@ pub(crate) async fn first_step(
     let mut passage = passage(db, actor, increase).await?;
     let promotion = dependency::promotion_blocker(db, actor, release, environment).await?;
     passage.blockers.extend(promotion);
+    let hold = store::hold::find(db, &actor.tenant, &increase.component.name, &environment.name).await?;
+    passage.blockers.extend(hold.and_then(|hold| hold.blocker(release)));
     passage.blockers.extend(super::evidence_blockers(release, facts, environment));
     passage.blockers.extend(release.holds(facts));
     Ok(passage)

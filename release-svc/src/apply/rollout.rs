@@ -3,8 +3,9 @@
 
 use serde_json::json;
 use shared::auth::Authenticator;
-use shared::id::{ApprovalId, ReleaseId, RolloutId, WindowOverrideId};
+use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
+use shared::secret::Entropy;
 use shared::status::Failure;
 use shared::telemetry;
 use sqlx::PgConnection;
@@ -13,7 +14,8 @@ use super::dependency::{self, Locked};
 use super::exposure::{self, Increase, Passage};
 use super::{expect_written, look, release, task, tell};
 use crate::domain::blocker::Blocker;
-use crate::domain::release::{Ending, Release};
+use crate::domain::hold::Hold;
+use crate::domain::release::{Ending, Quarantine, Release};
 use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
@@ -80,6 +82,10 @@ async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Resu
             Some(decision) => release(db, actor, &decision, serde_json::Map::new()).await,
             None => Ok(()),
         },
+        State::RollingBack { .. } => match Hold::of(rollout) {
+            Some(hold) => Ok(store::hold::upsert(db, &actor.tenant, &hold).await?),
+            None => Ok(()),
+        },
         State::RolledBack { .. } => settle(db, actor, id, Ending::RolledBack).await,
         State::Succeeded { .. } => {
             settle(db, actor, id, Ending::Superseded).await?;
@@ -93,7 +99,6 @@ async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Resu
         State::Waiting { .. }
         | State::Paused { .. }
         | State::Draining { .. }
-        | State::RollingBack { .. }
         | State::RollbackFailed { .. }
         | State::Cancelled { .. }
         | State::Superseded { .. } => Ok(()),
@@ -120,6 +125,20 @@ pub(crate) struct Holds {
     /// Those that it goes by if nothing does.
     pub(crate) overrides: Vec<WindowOverrideId>,
     pub(crate) stable: Option<ServedRelease>,
+}
+
+/// Marks a release as bad whose component is locked.
+pub(crate) async fn quarantine(
+    db: &mut PgConnection,
+    actor: &Actor,
+    id: ReleaseId,
+    reason: String,
+) -> Result<(), Failure> {
+    let quarantine = Quarantine { reason, by: actor.principal.clone(), at: actor.now };
+    match locked_release(db, actor, id).await?.quarantine(quarantine) {
+        Some(decision) => release(db, actor, &decision, serde_json::Map::new()).await,
+        None => Ok(()),
+    }
 }
 
 /// Everything that holds a locked release back from beginning in an environment.
@@ -198,16 +217,16 @@ pub(crate) struct Back {
 }
 
 /// Takes exposure of a rollout's release to 0, whatever state it is in, after those of components that cannot do with what
-/// comes back. `new` is the id of the rollout that takes a succeeded one back. Takes the locks itself.
+/// comes back. Takes the locks itself.
 pub(crate) async fn roll_back(
     db: &mut PgConnection,
     actor: &Actor,
     rollout: &Rollout,
     (reason, harm): (String, Option<Harm>),
-    new: RolloutId,
+    entropy: &Entropy,
 ) -> Result<Back, Failure> {
-    let (tenant, Rollout { component, environment, .. }) = (&actor.tenant, rollout);
-    let (before, mut warnings) = dependency::lock_cascade(db, tenant, component, environment).await?;
+    let tenant = &actor.tenant;
+    let (cascade, mut warnings) = dependency::lock_cascade(db, tenant, rollout).await?;
     let locked = store::rollout::lock(db, tenant, rollout.id).await?;
     let rollout = locked.ok_or_else(|| Failure::Bug(format!("rollout {} is gone", rollout.id)))?;
     let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
@@ -225,24 +244,15 @@ pub(crate) async fn roll_back(
         return Ok(Back { rollout, cascaded: Vec::new(), warnings: Vec::new() });
     }
     warnings.extend(warn_of_previous(db, actor, &rollout).await?);
-    let cascaded = dependency::roll_back_first(db, actor, &before, &rollout).await?;
-    if !has_succeeded {
-        let rollout = back(db, actor, rollout, reason).await?;
-        return Ok(Back { rollout, cascaded, warnings });
-    }
-    // What is under way on top of it has no ground to stand on.
-    let mut cascaded = cascaded;
-    if let Some(id) =
-        store::rollout::find_under_way(db, tenant, &rollout.component, &rollout.environment).await?
-        && let Some(upper) = store::rollout::lock(db, tenant, id).await?
-        && upper.state.is_exposing()
-    {
-        let reason = format!("{} {} is rolled back", rollout.component, rollout.release.version);
-        cascaded.push(back(db, actor, upper, reason).await?);
-    }
-    let decision = rollout.take_back(new, reason, actor.principal.clone(), actor.now);
-    self::rollout(db, actor, &decision, &[]).await?;
-    let rollout = confirm(db, actor, decision.rollout).await?;
+    let mut cascaded = dependency::roll_back_first(db, actor, &cascade, &rollout, entropy).await?;
+    let rollout = if has_succeeded {
+        let mut taken = take_back(db, actor, &rollout, &reason, entropy).await?;
+        let last = taken.pop();
+        cascaded.extend(taken);
+        last.ok_or_else(|| Failure::Bug(format!("rollout {} was not taken back", rollout.id)))?
+    } else {
+        back(db, actor, rollout, reason).await?
+    };
     Ok(Back { rollout, cascaded, warnings })
 }
 
@@ -256,6 +266,41 @@ pub(super) async fn back(
     let Some(decision) = taken.clone().roll_back(reason, actor.now) else { return Ok(taken) };
     rollout(db, actor, &decision, &[]).await?;
     confirm(db, actor, decision.rollout).await
+}
+
+/// The same for what is under way of a locked component, if anything is.
+pub(super) async fn back_under_way(
+    db: &mut PgConnection,
+    actor: &Actor,
+    (component, environment): (&ComponentId, &EnvironmentId),
+    reason: &str,
+) -> Result<Option<Rollout>, Failure> {
+    let id = store::rollout::find_under_way(db, &actor.tenant, component, environment).await?;
+    let Some(id) = id else { return Ok(None) };
+    let found = store::rollout::lock(db, &actor.tenant, id).await?;
+    match found.filter(|rollout| rollout.state.is_exposing()) {
+        Some(rollout) => Ok(Some(back(db, actor, rollout, reason.to_owned()).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Takes back what a locked rollout brought, which has succeeded and serves, after what is under way on top of it, which
+/// has no ground to stand on; the last of the rollouts is the one that does it.
+pub(super) async fn take_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    succeeded: &Rollout,
+    reason: &str,
+    entropy: &Entropy,
+) -> Result<Vec<Rollout>, Failure> {
+    let Rollout { component, environment, release, .. } = succeeded;
+    let why = format!("{component} {} is rolled back", release.version);
+    let upper = back_under_way(db, actor, (component, environment), &why).await?;
+    let id = RolloutId::new(actor.now, entropy.bytes());
+    let decision = succeeded.take_back(id, reason.to_owned(), actor.principal.clone(), actor.now);
+    rollout(db, actor, &decision, &[]).await?;
+    let back = confirm(db, actor, decision.rollout).await?;
+    Ok(upper.into_iter().chain([back]).collect())
 }
 
 /// Whether the release of a rollout that has succeeded serves everyone, by it.

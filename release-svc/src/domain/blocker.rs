@@ -31,6 +31,8 @@ pub enum Kind {
     Executor,
     /// A guard cannot tell, or visits are dealt wrongly.
     Guard,
+    /// The component was rolled back there, and the release was made before.
+    Hold,
     /// Nothing of the tenant's is exposed further until a person resumes it.
     Line,
     Quarantine,
@@ -44,7 +46,7 @@ pub enum Kind {
 pub struct Blocked(pub Vec<Blocker>);
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Approval,
         Self::Bake,
         Self::Dependency,
@@ -52,6 +54,7 @@ impl Kind {
         Self::Evidence,
         Self::Executor,
         Self::Guard,
+        Self::Hold,
         Self::Line,
         Self::Quarantine,
         Self::State,
@@ -68,6 +71,7 @@ impl Kind {
             Self::Evidence => "EVIDENCE",
             Self::Executor => "EXECUTOR",
             Self::Guard => "GUARD",
+            Self::Hold => "HOLD",
             Self::Line => "LINE",
             Self::Quarantine => "QUARANTINE",
             Self::State => "STATE",

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use semver::{BuildMetadata, Comparator, Prerelease, VersionReq};
-use shared::id::{ComponentId, EnvironmentId};
+use shared::id::{ComponentId, EnvironmentId, RolloutId};
 
 use crate::domain::version::Version;
 
@@ -350,42 +350,55 @@ pub fn conflicts(
         .collect()
 }
 
+/// What serves everyone by a rollout that began after the one that is taken back, so that what it replaced has served beside
+/// what comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Came {
+    pub rollout: RolloutId,
+    /// What its own rollback brings back, if anything.
+    pub before: Option<Version>,
+}
+
 /// What the rollback of a component means to those that depend on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cascade {
-    /// Whose rollouts are rolled back before, in this order: each before what it depends on.
+    /// Who goes back before, in this order: each before what it depends on.
     pub before: Vec<ComponentId>,
-    /// What will not hold, as what is stable is not rolled back.
+    /// Those of them whose release serves everyone by now, with the rollout that brought it.
+    pub succeeded: BTreeMap<ComponentId, RolloutId>,
+    /// What will not hold, as what serves everyone is not rolled back further than that.
     pub unmet: Vec<Unmet>,
 }
 
-/// Follows the rollback of a component to its dependants, theirs, and so on.
+/// Follows the rollback of a component to what `comes_back`, to its dependants, theirs, and so on.
 pub fn cascade(
-    component: &ComponentId,
+    (component, comes_back): (&ComponentId, Option<&Version>),
     edges: &[Edge],
     environment: &EnvironmentId,
     serving: &Serving,
+    came: &BTreeMap<ComponentId, Came>,
 ) -> Cascade {
-    let (mut back, mut unmet) = (BTreeSet::new(), Vec::new());
-    let mut queue = vec![component.clone()];
-    while let Some(on) = queue.pop() {
-        let stable = serving.get(&on).and_then(|served| served.stable.as_ref());
-        for edge in within(edges, environment).filter(|edge| edge.needs.on == on) {
-            let (Some(served), Some(missing)) = (serving.get(&edge.component), edge.unmet_with(stable))
-            else {
+    let mut cascade = Cascade::default();
+    let mut back = BTreeSet::new();
+    let mut queue = vec![(component, comes_back)];
+    while let Some((on, found)) = queue.pop() {
+        for edge in within(edges, environment).filter(|edge| edge.needs.on == *on) {
+            let dependant = &edge.component;
+            let (Some(served), Some(missing)) = (serving.get(dependant), edge.unmet_with(found)) else {
                 continue;
             };
-            if served.canary.is_some() && back.insert(edge.component.clone()) {
-                queue.push(edge.component.clone());
+            let came = came.get(dependant);
+            let left = came.map_or(served.stable.as_ref(), |came| came.before.as_ref());
+            if (served.canary.is_some() || came.is_some()) && back.insert(dependant.clone()) {
+                queue.push((dependant, left));
             }
-            if served.stable.is_some() {
-                unmet.push(missing);
-            }
+            cascade.succeeded.extend(came.map(|came| (dependant.clone(), came.rollout)));
+            cascade.unmet.extend(left.map(|_| missing));
         }
     }
     back.remove(component);
-    let before = waves(&back, edges, environment).into_iter().rev().flatten().collect();
-    Cascade { before, unmet }
+    cascade.before = waves(&back, edges, environment).into_iter().rev().flatten().collect();
+    cascade
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::store::rollout::Filter;
 mod change;
 mod convert;
 mod guard;
+mod hold;
 mod watch;
 
 pub(super) use convert::assignment_to_proto;
@@ -216,6 +217,13 @@ impl RolloutService for Rollouts {
         request: Request<pb::ResolveRolloutRequest>,
     ) -> Result<Response<pb::ResolveRolloutResponse>, Status> {
         Ok(Response::new(self.0.resolve_rollout(request).await?))
+    }
+
+    async fn lift_hold(
+        &self,
+        request: Request<pb::LiftHoldRequest>,
+    ) -> Result<Response<pb::LiftHoldResponse>, Status> {
+        Ok(Response::new(self.0.lift_hold(request).await?))
     }
 
     async fn watch_rollout(

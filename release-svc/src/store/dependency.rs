@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use shared::id::{ComponentId, EnvironmentId, ReleaseId, TenantId};
+use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
+use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::corrupt;
-use crate::domain::dependency::{Dependency, Edge, Served, Serving};
+use crate::domain::dependency::{Came, Dependency, Edge, Served, Serving};
 use crate::domain::version::Version;
 
 /// Most dependencies that a tenant has.
@@ -218,6 +219,40 @@ pub async fn serving(
         serving.entry(row.environment).or_default().insert(row.component, served);
     }
     Ok(serving)
+}
+
+/// Of the named components, those that serve everyone in an environment by a rollout that began later.
+#[tracing::instrument(name = "db.dependency.came_since", skip_all)]
+pub async fn came_since(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    components: &[String],
+    environment: &EnvironmentId,
+    began_at: Time,
+) -> sqlx::Result<BTreeMap<ComponentId, Came>> {
+    let rows = sqlx::query!(
+        r#"select distinct on (route.component) route.component as "component: ComponentId",
+            rollout.rollout_id as "rollout_id: RolloutId", previous_semver
+        from release.routes route
+        join release.rollouts rollout using (tenant_id, component, environment)
+        where tenant_id = $1 and component = any($2) and environment = $3
+            and rollout.release_id = route.stable_release_id and rollout.mode = 'FORWARD' and rollout.state = 'SUCCEEDED'
+            and rollout.started_at > $4
+        order by route.component, seq desc
+        limit cardinality($2)"#,
+        tenant.as_str(),
+        components,
+        environment.as_str(),
+        began_at,
+    )
+    .fetch_all(db)
+    .await?;
+    let came = rows.into_iter().map(|row| {
+        let broken = |_| corrupt("rollouts", "previous_semver", &row.rollout_id);
+        let before = row.previous_semver.map(|text| text.parse().map_err(broken)).transpose()?;
+        Ok((row.component, Came { rollout: row.rollout_id, before }))
+    });
+    came.collect()
 }
 
 /// Components and versions of releases; those that are not there are left out.

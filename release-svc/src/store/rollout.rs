@@ -159,7 +159,7 @@ impl Changing {
 }
 
 /// A new rollout. One that exposes anybody needs a release that may be exposed: it is approved, by an approval of it that
-/// stands, and not quarantined.
+/// stands, not quarantined, and made since the last rollback there, unless that holds nothing any more.
 #[tracing::instrument(name = "db.rollout.insert", skip_all)]
 pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout) -> sqlx::Result<bool> {
     let previous = rollout.previous.as_ref();
@@ -182,6 +182,12 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout)
             where tenant_id = $1 and approval_id = $17 and release_id = $5 and ended_at is null
                 and coalesce(expires_at > $15, true) and quarantined_at is null
                 and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')
+                and not exists (
+                    select
+                    from release.holds hold
+                    where hold.tenant_id = $1 and hold.component = $3 and hold.environment = $4
+                        and hold.since > release.created_at
+                )
         )",
         tenant.as_str(),
         rollout.id.uuid(),
@@ -322,7 +328,7 @@ pub async fn list(
 }
 
 /// Carries a transition out, if the rollout still is where it was when it was decided and, forward, loses no exposure, nor
-/// gains any while its release is quarantined; what waited begins under an approval that stands.
+/// gains any while its release is quarantined; what waited begins under an approval that stands, and where no rollback holds it.
 #[tracing::instrument(name = "db.rollout.update", skip_all)]
 pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decision) -> sqlx::Result<bool> {
     let Decision { rollout, from, kind: _, reason: _ } = decision;
@@ -350,6 +356,12 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
                 where tenant_id = $1 and approval_id = $20 and release_id = rollouts.release_id
                     and approval.ended_at is null and coalesce(expires_at > $19, true) and quarantined_at is null
                     and release.state in ('APPROVED', 'ACTIVE', 'RELEASED')
+                    and not exists (
+                        select
+                        from release.holds hold
+                        where hold.tenant_id = $1 and hold.component = rollouts.component
+                            and hold.environment = rollouts.environment and hold.since > release.created_at
+                    )
             ))",
         tenant.as_str(),
         rollout.id.uuid(),

@@ -176,9 +176,46 @@ fn dependants_go_back_first_and_those_that_cannot_are_named() {
         ("desk", Some("3.0"), None),
         ("mail", Some("1.0"), Some("1.1")),
     ]);
-    let cascade = cascade(&name("ledger"), &edges, &place("prod"), &serving);
+    let ledger = (&name("ledger"), Some(&version("1.0")));
+    let cascade = cascade(ledger, &edges, &place("prod"), &serving, &BTreeMap::new());
     assert_eq!(cascade.before, [name("shop"), name("pay")]);
     assert_eq!(sentences(&cascade.unmet), ["desk needs ledger ^2, and ledger is 1.0"]);
+}
+
+#[test]
+fn what_came_to_everyone_on_the_ground_that_goes_goes_back_to_what_was_there_before() {
+    let edges = [
+        edge("pay", "ledger", None, "^2"),
+        edge("shop", "pay", None, "^2"),
+        edge("desk", "ledger", None, "^2"),
+        edge("mail", "ledger", None, "*"),
+    ];
+    let serving = serving(&[
+        ("ledger", Some("2.0"), None),
+        ("pay", Some("2.0"), None),
+        ("shop", Some("2.0"), Some("2.1")),
+        ("desk", Some("3.0"), None),
+        ("mail", Some("1.0"), None),
+    ]);
+    let came = |number, before: Option<&str>| Came {
+        rollout: RolloutId::from_uuid(uuid::Uuid::from_u128(number)),
+        before: before.map(version),
+    };
+    let since = BTreeMap::from([
+        (name("pay"), came(1, None)),
+        (name("shop"), came(2, Some("1.0"))),
+        (name("mail"), came(3, Some("0.9"))),
+    ]);
+    let ledger = (&name("ledger"), Some(&version("1.0")));
+    let cascade = cascade(ledger, &edges, &place("prod"), &serving, &since);
+    assert_eq!(cascade.before, [name("shop"), name("pay")]);
+    let succeeded =
+        [(name("pay"), since[&name("pay")].rollout), (name("shop"), since[&name("shop")].rollout)];
+    assert_eq!(cascade.succeeded, BTreeMap::from(succeeded));
+    let unmet = ["desk needs ledger ^2, and ledger is 1.0", "shop needs pay ^2, and pay is not there"];
+    let mut found = sentences(&cascade.unmet);
+    found.sort();
+    assert_eq!(found, unmet);
 }
 
 /// Edges among eight components, any of which may lead anywhere, here or there.

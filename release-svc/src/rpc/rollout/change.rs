@@ -43,20 +43,23 @@ async fn start(
     let Holds { blockers, overrides, stable } = apply::holds_begin(db, actor, &increase).await?;
     let serves = stable.as_ref().is_some_and(|stable| stable.id == release.id);
     let can_wait = wait && !release.state.is_final() && !serves;
-    if blockers.is_empty() || !can_wait {
-        blocker::require_none(blockers)?;
+    let begins = blockers.is_empty();
+    if !can_wait {
+        blocker::require_none(blockers.clone())?;
+    }
+    let before = store::rollout::live::find_waiting(db, &tenant, &component.name, &environment.name).await?;
+    if let Some(before) = before
+        && let Some(waiting) = store::rollout::lock(db, &tenant, before).await?
+    {
+        let superseded = waiting.supersede(asked.id, now)?;
+        apply::rollout(db, actor, &superseded, &[]).await?;
+    }
+    if begins {
         let asked = Asked { plan: asked.plan.deployed_by(&environment), ..asked };
         let decisions = Rollout::start(asked, &release, stable, now);
         return apply::go_on(db, actor, decisions, &overrides).await;
     }
     let decision = Rollout::wait(asked, &release, blocker::kinds(&blockers), now);
-    let before = store::rollout::live::find_waiting(db, &tenant, &component.name, &environment.name).await?;
-    if let Some(before) = before
-        && let Some(waiting) = store::rollout::lock(db, &tenant, before).await?
-    {
-        let superseded = waiting.supersede(decision.rollout.id, now)?;
-        apply::rollout(db, actor, &superseded, &[]).await?;
-    }
     apply::rollout(db, actor, &decision, &[]).await?;
     Ok(decision.rollout)
 }
@@ -247,8 +250,7 @@ impl App {
         let component = store::component::find(&mut work.tx, &tenant, &found.component).await?;
         let component = component.ok_or_else(|| no_rollout(id))?;
         work.caller.require_owner(&component.owner_groups)?;
-        let new = RolloutId::new(work.now, self.entropy.bytes());
-        let back = apply::roll_back(&mut work.tx, &work.actor, &found, (reason, None), new).await?;
+        let back = apply::roll_back(&mut work.tx, &work.actor, &found, (reason, None), &self.entropy).await?;
         work.answer(pb::RollBackRolloutResponse {
             rollout: Some((&back.rollout).into()),
             cascaded: back.cascaded.iter().map(Into::into).collect(),

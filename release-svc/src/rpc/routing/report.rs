@@ -192,7 +192,7 @@ impl App {
         Ok(pb::ReportKillsResponse {})
     }
 
-    /// Rolls back what exposes a release that was stopped. Done again, it finds nothing.
+    /// Rolls back what exposes a release that was stopped, and marks it as bad. Done again, it changes nothing.
     async fn take_back_killed(
         &self,
         actor: &Actor,
@@ -201,17 +201,20 @@ impl App {
         release: ReleaseId,
         reason: String,
     ) -> Result<(), Failure> {
-        let mut tx = self.db.begin(None).await?;
+        let (tenant, mut tx) = (&actor.tenant, self.db.begin(None).await?);
         let found =
-            store::rollout::live::find_exposing(&mut tx, &actor.tenant, component, environment, release)
-                .await?;
-        if let Some(id) = found
-            && let Some(rollout) = store::rollout::find(&mut tx, &actor.tenant, id).await?
-        {
-            let new = RolloutId::new(actor.now, self.entropy.bytes());
-            apply::roll_back(&mut tx, actor, &rollout, (reason, None), new).await?;
-            tx.commit().await?;
+            store::rollout::live::find_exposing(&mut tx, tenant, component, environment, release).await?;
+        let rollout = match found {
+            Some(id) => store::rollout::find(&mut tx, tenant, id).await?,
+            None => None,
+        };
+        if let Some(rollout) = rollout {
+            apply::roll_back(&mut tx, actor, &rollout, (reason.clone(), None), &self.entropy).await?;
+        } else if store::component::lock_of_release(&mut tx, tenant, release).await?.is_none() {
+            tracing::warn!(%tenant, %component, %release, "a release was stopped that is not known here");
+            return Ok(());
         }
-        Ok(())
+        apply::quarantine(&mut tx, actor, release, reason).await?;
+        Ok(tx.commit().await?)
     }
 }
