@@ -118,8 +118,7 @@ where
             let mut latencies = histogram();
             loop {
                 let turn = next.fetch_add(1, Ordering::Relaxed);
-                #[expect(clippy::cast_precision_loss, reason = "a run has fewer calls than 2^52")]
-                let due = began + Duration::from_secs_f64(turn as f64 / per_second);
+                let due = due(began, turn, per_second);
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(latencies),
@@ -131,6 +130,38 @@ where
         });
     }
     gather(workers, began).await
+}
+
+/// Calls once for every number below `count`, at a constant rate. A call's latency counts from when it was due.
+pub(crate) async fn paced<F, Fut>(count: u64, per_second: f64, workers_max: usize, call: F) -> Outcome<Load>
+where
+    F: Fn(Turn) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Outcome<()>> + Send,
+{
+    let (began, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let mut workers = JoinSet::new();
+    for worker in 0..workers_max {
+        let (call, next) = (call.clone(), Arc::clone(&next));
+        workers.spawn(async move {
+            let mut latencies = histogram();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return Ok(latencies);
+                }
+                let due = due(began, number, per_second);
+                tokio::time::sleep_until(due.into()).await;
+                call(Turn { worker, number }).await?;
+                record(&mut latencies, due);
+            }
+        });
+    }
+    gather(workers, began).await
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a run has fewer calls than 2^52")]
+fn due(began: Instant, turn: u64, per_second: f64) -> Instant {
+    began + Duration::from_secs_f64(turn as f64 / per_second)
 }
 
 async fn gather(mut workers: JoinSet<Outcome<Histogram<u64>>>, began: Instant) -> Outcome<Load> {

@@ -1,4 +1,4 @@
-//! `cargo bench -p tests`: measures what session-svc promises of its speed, and how often guards of rollouts err, and writes
+//! `cargo bench -p tests`: measures what the services promise of their speed, and what guards of rollouts find, and writes
 //! docs/benchmarks.md.
 //!
 //! Needs Linux, and a machine with nothing else to do. The servers that it measures are processes of this binary.
@@ -12,11 +12,13 @@ mod page;
 mod pgbench;
 mod population;
 mod postgres;
+mod release;
 mod rounds;
 mod rows;
 mod serve;
 mod server;
 mod shop;
+mod shopper;
 mod stand;
 
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ use stand::{Plan, Stand, note};
 /// Whatever went wrong, told on the page or on stderr; nothing here is handled.
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Measures session-svc and the guards of rollouts, and writes the page of it
+/// Measures the services and the guards of rollouts, and writes the page of it
 #[derive(Parser)]
 #[command(name = "figures", args_conflicts_with_subcommands = true)]
 struct Cli {

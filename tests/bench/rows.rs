@@ -15,6 +15,8 @@ mod lone;
 mod memory;
 mod purge;
 mod revocation;
+mod rollouts;
+mod shop_sessions;
 mod space;
 mod start;
 mod validate;
@@ -35,6 +37,8 @@ pub(crate) enum Row {
     Memory,
     Start,
     Guards,
+    ShopSessions,
+    Rollouts,
 }
 
 impl Row {
@@ -60,6 +64,8 @@ impl Row {
             Self::Memory => memory::memory(stand).await,
             Self::Start => start::start(stand).await,
             Self::Guards => guards::guards(stand).await,
+            Self::ShopSessions => shop_sessions::shop_sessions(stand).await,
+            Self::Rollouts => rollouts::rollouts(stand).await,
         }
     }
 }

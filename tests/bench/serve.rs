@@ -1,4 +1,4 @@
-//! The servers that are measured, each a process of this binary: session-svc as users run it, and beside it the same rpc
+//! The servers that are measured, each a process of this binary: session-svc and release-svc as users run them, and beside it the same rpc
 //! behind the same layers that does nothing, or asks PostgreSQL once a call.
 
 use std::path::PathBuf;
@@ -26,6 +26,9 @@ pub(crate) enum Command {
     /// session-svc
     #[command(name = "serve-session", hide = true)]
     Session(session_svc::Args),
+    /// release-svc
+    #[command(name = "serve-release", hide = true)]
+    Release(release_svc::Args),
     /// `ValidateSession` answers the same every time
     #[command(name = "serve-constant", hide = true)]
     Constant(Args),
@@ -51,6 +54,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(command: Command) -> ExitCode {
     match command {
         Command::Session(args) => session_svc::run(args).await,
+        Command::Release(args) => release_svc::run(args).await,
         Command::Constant(args) => compared(args, |_| None).await,
         Command::OneQuery(args) => compared(args, |db| Some(db.clone())).await,
         Command::ConstantCart(args) => {

@@ -22,7 +22,9 @@ use crate::server::{Launch, Server};
 
 const KEYRING_FILE: &str = "keyring.json";
 const SCOPES: &str = "session.write session.validate session.read session.assert session.any touchpoint.write cart.write \
-                      event.read";
+                      event.read catalog.write release.write release.read rollout.write rollout.read";
+/// What session services ask release-svc with.
+const SYSTEM_SCOPE: &str = "tandem.system";
 
 /// How much to measure.
 #[derive(Clone, Copy)]
@@ -105,10 +107,29 @@ impl Stand {
         self.launch("serve-session", url, None).await
     }
 
+    /// Starts release-svc.
+    pub(crate) async fn release_svc(&self, url: &str) -> Outcome<Server> {
+        self.launch("serve-release", url, None).await
+    }
+
+    /// Starts session-svc, which goes by the routes of a release-svc.
+    pub(crate) async fn session_svc_beside(&self, release_svc: &Server, url: &str) -> Outcome<Server> {
+        let token_file = self.folder.0.join("system.token");
+        write_private(&token_file, self.token("tandem", "session-svc", SYSTEM_SCOPE)?.as_bytes())?;
+        let mut variables = self.variables(url);
+        variables.push(("TANDEM_RELEASE_URL", format!("http://{}", release_svc.address)));
+        variables.push(("TANDEM_RELEASE_TOKEN_FILE", token_file.to_string_lossy().into_owned()));
+        self.start("serve-session", variables, None).await
+    }
+
     /// Starts a server of this binary on a database.
     pub(crate) async fn launch(&self, command: &str, url: &str, answer: Option<PathBuf>) -> Outcome<Server> {
+        self.start(command, self.variables(url), answer).await
+    }
+
+    fn variables(&self, url: &str) -> Vec<(&'static str, String)> {
         let in_folder = |name: &str| self.folder.0.join(name).to_string_lossy().into_owned();
-        let variables = vec![
+        vec![
             ("PATH", variable("PATH").unwrap_or_default()),
             ("DATABASE_URL", url.to_owned()),
             ("TANDEM_ISSUERS", in_folder(ISSUERS_FILE)),
@@ -120,7 +141,15 @@ impl Stand {
             ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()),
             ("OTEL_TRACES_SAMPLER_ARG", "0.01".to_owned()),
             ("NO_COLOR", "1".to_owned()),
-        ];
+        ]
+    }
+
+    async fn start(
+        &self,
+        command: &str,
+        variables: Vec<(&'static str, String)>,
+        answer: Option<PathBuf>,
+    ) -> Outcome<Server> {
         let name = format!("{command}-{}", self.launched.fetch_add(1, Ordering::Relaxed));
         Launch { command, name, folder: &self.folder.0, variables, answer }
             .start()
@@ -129,10 +158,19 @@ impl Stand {
 
     /// `authorization` of a program of this tenant.
     pub(crate) fn bearer(&self, tenant: &str, sub: &str) -> Outcome<MetadataValue<Ascii>> {
+        Ok(format!("Bearer {}", self.token(tenant, sub, SCOPES)?).parse()?)
+    }
+
+    /// `authorization` of a session service.
+    pub(crate) fn system_bearer(&self, sub: &str) -> Outcome<MetadataValue<Ascii>> {
+        Ok(format!("Bearer {}", self.token("tandem", sub, SYSTEM_SCOPE)?).parse()?)
+    }
+
+    fn token(&self, tenant: &str, sub: &str, scope: &str) -> Outcome<String> {
         let grant = Grant {
             sub: sub.to_owned(),
             tenant: tenant.to_owned(),
-            scope: SCOPES.to_owned(),
+            scope: scope.to_owned(),
             groups: vec![],
             touchpoints: None,
             kind: "workload".to_owned(),
@@ -140,7 +178,7 @@ impl Stand {
         let token = self
             .issuer
             .sign(&grant, self.clock.now(), TimeDelta::days(1), &Entropy::system())?;
-        Ok(format!("Bearer {}", token.expose()).parse()?)
+        Ok(token.expose().clone())
     }
 }
 
