@@ -90,14 +90,18 @@ pub(crate) struct ReleaseClients {
 impl ReleaseClients {
     /// Calls release-svc at `address` with this token.
     pub(crate) fn new(address: SocketAddr, token: &Secret<String>) -> Self {
-        let (channel, bearer) = (channel(address), Bearer::new(token));
+        Self::over(&channel(address), &Bearer::new(token))
+    }
+
+    /// Calls it over this channel.
+    pub(crate) fn over(channel: &Channel, bearer: &Bearer) -> Self {
         Self {
             catalog: CatalogServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             releases: ReleaseServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             approvals: ApprovalServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             rollouts: RolloutServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             evidence: EvidenceServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            audit: AuditServiceClient::with_interceptor(channel, bearer),
+            audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         }
     }
 }

@@ -3,10 +3,14 @@
 //! Workers walk through the visits of the plan, one page at a time on one schedule; beside them the history is entered,
 //! approved and rolled out. At the end every acknowledged cart line is read back.
 
+mod broken;
 mod call;
+mod canary;
 mod data;
 mod history;
 mod kept;
+mod moves;
+mod regular;
 mod report;
 mod setup;
 mod shop;
@@ -44,8 +48,7 @@ use crate::term;
 use call::{Caller, Refused};
 use data::{Component, Data, Visit};
 use history::History;
-use kept::KeptCart;
-use shop::{Pace, Shop};
+use shop::{Pace, Shop, Walk};
 use summary::{Run, Summary};
 
 const TENANT: &str = "shop";
@@ -54,7 +57,7 @@ const ENVIRONMENT: &str = "local";
 const CURRENCY: &str = "GBP";
 /// Longer than any replay.
 const TOKEN_LIFETIME: TimeDelta = TimeDelta::days(2);
-const SHOP_SCOPES: &str = "session.write session.validate cart.read cart.write shopper.any";
+const SHOP_SCOPES: &str = "session.write session.assert session.validate cart.read cart.write shopper.any";
 const AUTHOR_SCOPES: &str = "catalog.read catalog.write policy.write touchpoint.read touchpoint.write release.read \
                              release.write rollout.read rollout.write";
 const APPROVER_SCOPES: &str = "release.read release.approve";
@@ -69,6 +72,10 @@ pub(crate) struct Args {
     /// Take about a minute: 1,000 sessions spread evenly over the year, and one page in four of each
     #[arg(long)]
     quick: bool,
+    /// Have checkouts fail on a canary of `storefront`, the one under way or one that is shipped now, until its guard has
+    /// taken it back; then look for every session and cart
+    #[arg(long, conflicts_with_all = ["sessions", "duration", "speed", "component_history", "bake"])]
+    break_canary: bool,
     /// Replay this many sessions, spread evenly over the year [default: all 12,330]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     sessions: Option<usize>,
@@ -123,6 +130,9 @@ async fn replay(args: &Args, stack: &Stack) -> Result<Summary, Error> {
     let data = Data::load(args.data.as_deref(), args.component_history)
         .map_err(|error| Error::Unusable(error.to_string()))?;
     let data = Arc::new(data);
+    if args.break_canary {
+        return Box::pin(broken::replay(args, stack, data)).await;
+    }
     let cast = Cast::new(stack)?;
     let mut rng = StdRng::seed_from_u64(args.seed);
     let visits = data.plan(args.sessions(&data), args.page_divisor(), &mut rng);
@@ -135,13 +145,13 @@ async fn replay(args: &Args, stack: &Stack) -> Result<Summary, Error> {
     let group = cast.set_up(&history, &mut office).await?;
     let pace = Pace::new(args.gap(&visits));
     let shop = cast.shop(data.clone(), visits, group, pace, bar);
-    let kept = traffic(&shop, &history, &mut workers, &mut office).await;
+    let walks = traffic(&shop, &history, &mut workers, &mut office).await;
     let seconds = shop.pace.elapsed().as_secs_f64();
-    read_back(&shop, &mut workers, &kept).await;
+    read_back(&shop, &mut workers, &walks).await;
     for worker in workers {
         office.tally.add(worker.tally);
     }
-    let moved_by_rollback = history.explain(&mut office).await;
+    let moved_by_rollback = moves::explain(&history.rollouts, &mut office).await;
     let run = Run {
         seed: args.seed,
         concurrency: args.concurrency,
@@ -158,7 +168,7 @@ async fn replay(args: &Args, stack: &Stack) -> Result<Summary, Error> {
 
 impl Args {
     fn sessions(&self, data: &Data) -> usize {
-        let usual = if self.quick { QUICK_SESSIONS } else { data.sessions.len() };
+        let usual = if self.quick && !self.break_canary { QUICK_SESSIONS } else { data.sessions.len() };
         self.sessions.unwrap_or(usual)
     }
 
@@ -236,6 +246,7 @@ impl Cast {
             touchpoint_group: group,
             data,
             visits,
+            broken: None,
             next: AtomicUsize::new(0),
             pace,
             bar,
@@ -262,7 +273,7 @@ impl Cast {
     }
 }
 
-/// All visits, and the history beside them; an interrupt ends both early. Answers what each worker's carts must hold.
+/// All visits, and the history beside them; an interrupt ends both early. Answers what each worker's visits were.
 ///
 /// Everyone takes turns in one task: the waiting is for the services, and their connections have tasks of their own.
 async fn traffic(
@@ -270,16 +281,16 @@ async fn traffic(
     history: &History,
     workers: &mut [Caller],
     office: &mut Caller,
-) -> Vec<Vec<KeptCart>> {
+) -> Vec<Vec<Walk>> {
     let visits = async {
         let crowd = join_all(workers.iter_mut().map(|caller| shop.work(caller)));
-        let kept = watched(crowd, shop).await;
+        let walks = watched(crowd, shop).await;
         history.stop.cancel();
         shop.bar.finish_and_clear();
-        kept
+        walks
     };
-    let (kept, ()) = tokio::join!(visits, history.run(office));
-    kept
+    let (walks, ()) = tokio::join!(visits, history.run(office));
+    walks
 }
 
 /// Shows how far it is where there is no bar, and takes an interrupt for the wish to end early.
@@ -291,8 +302,8 @@ async fn watched<T>(work: impl Future<Output = T>, shop: &Shop) -> T {
         tokio::select! {
             done = &mut work => return done,
             _ = lines.tick() => if shop.bar.is_hidden() {
-                let (done, all) = (shop.bar.position(), shop.visits.len());
-                term::note(format_args!("{done} of {all} sessions; {}", shop.bar.message()));
+                let of = shop.bar.length().map(|all| format!(" of {all}")).unwrap_or_default();
+                term::note(format_args!("{}{of} sessions; {}", shop.bar.position(), shop.bar.message()));
             },
             Ok(()) = &mut interrupt, if !shop.stop.is_cancelled() => {
                 term::note("stopping: no visit is begun any more, and carts are read back");
@@ -302,11 +313,12 @@ async fn watched<T>(work: impl Future<Output = T>, shop: &Shop) -> T {
     }
 }
 
-/// Reads what each worker's carts hold, as many at a time as there were workers.
-async fn read_back(shop: &Shop, workers: &mut [Caller], kept: &[Vec<KeptCart>]) {
-    let bar = progress(kept.iter().map(Vec::len).sum(), "carts read back");
-    let readers = workers.iter_mut().zip(kept);
-    join_all(readers.map(|(caller, kept)| shop.read_back(kept, &bar, caller))).await;
+/// Reads what the carts of each worker's visits hold, as many at a time as there were workers.
+async fn read_back(shop: &Shop, workers: &mut [Caller], walks: &[Vec<Walk>]) {
+    let carts = walks.iter().flatten().filter(|walk| walk.cart.is_some()).count();
+    let bar = progress(carts, "carts read back");
+    let readers = workers.iter_mut().zip(walks);
+    join_all(readers.map(|(caller, walks)| shop.read_back(walks, &bar, caller))).await;
     bar.finish_and_clear();
 }
 
@@ -379,6 +391,7 @@ mod tests {
             &["--speed", "0"],
             &["--speed", "1", "--duration", "1s"],
             &["--component-history", "storefront"],
+            &["--break-canary", "--duration", "1m"],
         ] {
             assert!(args(options).is_err(), "{options:?}");
         }

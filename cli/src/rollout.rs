@@ -45,7 +45,7 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 const CONFIRM_POLL: Duration = Duration::from_millis(200);
 
 /// States that something comes after.
-const NOT_FINAL: [RolloutState; 6] = [
+pub(crate) const NOT_FINAL: [RolloutState; 6] = [
     RolloutState::Waiting,
     RolloutState::Running,
     RolloutState::Paused,

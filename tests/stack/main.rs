@@ -15,6 +15,7 @@ mod process;
 #[path = "../harness/receiver.rs"]
 mod receiver;
 mod refusal;
+mod replay;
 mod rollout;
 mod secret;
 mod stalled;

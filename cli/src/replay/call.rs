@@ -46,6 +46,11 @@ impl Caller {
         Self { rng, patience: PATIENCE, tally: Tally::default() }
     }
 
+    /// True as often as that.
+    pub(crate) fn chance(&mut self, probability: f64) -> bool {
+        self.rng.random_bool(probability)
+    }
+
     /// Sends a request until it is answered, refused for good, or [`PATIENCE`] ends. What it took, retries included, is
     /// the latency that is counted; a refusal is counted by whoever did not expect it.
     pub(crate) async fn call<Q: Clone, A>(

@@ -37,6 +37,8 @@ pub(crate) struct Shop {
     pub(crate) carts: u64,
     pub(crate) lines: u64,
     pub(crate) purchases: u64,
+    /// Checkouts that ended without an order.
+    pub(crate) failures: u64,
     /// In pence.
     pub(crate) purchased_minor_units: i64,
     /// Verdicts given while the database was away.
@@ -57,7 +59,7 @@ pub(crate) struct Releases {
 /// What must not happen: all of it counts to zero, or the replay has failed.
 #[derive(Debug, Default, Clone, Serialize)]
 pub(crate) struct Promises {
-    /// Live sessions that were said not to be.
+    /// Live sessions that were said not to be, or not to be those of who had logged in.
     pub(crate) false_logouts: u64,
     /// Visits whose release changed though nothing was rolled back.
     pub(crate) version_flips: u64,
@@ -172,6 +174,7 @@ impl Shop {
         self.carts += other.carts;
         self.lines += other.lines;
         self.purchases += other.purchases;
+        self.failures += other.failures;
         self.purchased_minor_units += other.purchased_minor_units;
         self.degraded += other.degraded;
     }

@@ -13,19 +13,25 @@ use shared::pb::session::cart_service_client::CartServiceClient;
 use shared::pb::session::session_service_client::SessionServiceClient;
 use shared::pb::session::shopper_selector::Owner;
 use shared::pb::session::{
-    AddCartLineRequest, BeginCheckoutRequest, CompleteCheckoutRequest, Consistency, CreateSessionRequest,
-    GetCartRequest, ReleasePin, ShopperRef, ShopperSelector, ValidateSessionRequest, Verdict,
+    AddCartLineRequest, BeginCheckoutRequest, CheckoutFailure, CompleteCheckoutRequest, Consistency,
+    CreateSessionRequest, FailCheckoutRequest, GetCartRequest, ReleasePin, ShopperRef, ShopperSelector,
+    ValidateSessionRequest, Verdict,
 };
 use shared::secret::{Entropy, Secret};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Caller, Refused, request_id};
-use super::data::{Data, Invoice, InvoiceLine, Visit};
+use super::data::{Data, InvoiceLine, Visit};
 use super::kept::KeptCart;
 use super::report::{Move, Pin, Tally};
 use super::{CURRENCY, TOUCHPOINT};
 use crate::client::Authorized;
+
+/// How often a checkout fails on a release that is broken.
+const BREAKS: f64 = 0.9;
+/// How often a payment is declined on any other, while one is.
+const DECLINES: f64 = 0.02;
 
 /// The shop and everyone who will come to it.
 pub(crate) struct Shop {
@@ -35,6 +41,8 @@ pub(crate) struct Shop {
     pub(crate) touchpoint_group: String,
     pub(crate) data: Arc<Data>,
     pub(crate) visits: Vec<Visit>,
+    /// `rel_...`: the release on which checkouts fail, if there is one.
+    pub(crate) broken: Option<String>,
     /// The first of them that nobody has begun.
     pub(crate) next: AtomicUsize,
     pub(crate) pace: Pace,
@@ -53,13 +61,15 @@ pub(crate) struct Pace {
 }
 
 /// One visit while it lasts.
-struct Walk {
-    token: Secret<String>,
-    session_id: String,
-    shopper_id: String,
+pub(crate) struct Walk {
+    pub(crate) token: Secret<String>,
+    pub(crate) session_id: String,
+    pub(crate) shopper_id: String,
+    /// `sub` of who is logged in.
+    pub(crate) subject: Option<String>,
     pins: BTreeMap<String, Pin>,
-    in_checkout: bool,
-    cart: Option<KeptCart>,
+    pub(crate) in_checkout: bool,
+    pub(crate) cart: Option<KeptCart>,
     /// Of the cart as it was last seen.
     etag: String,
 }
@@ -84,9 +94,9 @@ impl Pace {
 }
 
 impl Shop {
-    /// Takes visit after visit until none is left; answers the carts that they filled.
-    pub(crate) async fn work(&self, caller: &mut Caller) -> Vec<KeptCart> {
-        let mut kept = Vec::new();
+    /// Takes visit after visit until none is left; answers what they were.
+    pub(crate) async fn work(&self, caller: &mut Caller) -> Vec<Walk> {
+        let mut walks = Vec::new();
         while !self.stop.is_cancelled() {
             let next = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(visit) = self.visits.get(next) else { break };
@@ -95,16 +105,16 @@ impl Shop {
                     if let Err(refused) = self.walk(visit, &mut walk, caller).await {
                         caller.tally.failed(refused);
                     }
-                    kept.extend(walk.cart);
+                    walks.push(walk);
                 }
                 Err(refused) => caller.tally.failed(refused),
             }
             self.bar.inc(1);
         }
-        kept
+        walks
     }
 
-    async fn enter(&self, caller: &mut Caller) -> Result<Walk, Refused> {
+    pub(crate) async fn enter(&self, caller: &mut Caller) -> Result<Walk, Refused> {
         let request = CreateSessionRequest {
             touchpoint: TOUCHPOINT.to_owned(),
             device: "tandem replay".to_owned(),
@@ -121,6 +131,7 @@ impl Shop {
             token: Secret::new(created.session_token),
             session_id: session.session_id,
             shopper_id: session.shopper_id,
+            subject: None,
             pins: BTreeMap::new(),
             in_checkout: false,
             cart: None,
@@ -145,13 +156,13 @@ impl Shop {
         }
         self.add_all(lines, walk, caller).await?;
         match invoice.filter(|_| visit.buys) {
-            Some(invoice) => self.buy(invoice, visit.pages > 0, walk, caller).await,
+            Some(invoice) => self.buy(&invoice.number, visit.pages > 0, walk, caller).await,
             None => Ok(()),
         }
     }
 
-    /// Looks at a page: the verdict has to be that the session lives.
-    async fn view(&self, walk: &mut Walk, caller: &mut Caller) -> Result<(), Refused> {
+    /// Looks at a page: the verdict has to be that the session lives, and is still that of who logged in.
+    pub(crate) async fn view(&self, walk: &mut Walk, caller: &mut Caller) -> Result<(), Refused> {
         const METHOD: &str = "ValidateSession";
         tokio::select! {
             () = self.pace.next_page() => {}
@@ -168,16 +179,19 @@ impl Shop {
             .await?;
         caller.tally.shop.pages += 1;
         caller.tally.shop.degraded += u64::from(answer.degraded);
-        if answer.verdict() != Verdict::Active {
+        let session = answer.session.as_ref();
+        let subject = session.and_then(|session| session.subject.as_ref()).map(|subject| &subject.sub);
+        if answer.verdict() != Verdict::Active || subject != walk.subject.as_ref() {
             caller.tally.promises.false_logouts += 1;
             let reason = answer.verdict().as_str_name().to_owned();
-            return Err(Refused { method: METHOD, reason, message: "the session should live".to_owned() });
+            let message = "the session should live, as whose it was".to_owned();
+            return Err(Refused { method: METHOD, reason, message });
         }
         walk.sees(answer.pins, &mut caller.tally);
         Ok(())
     }
 
-    async fn add_all(
+    pub(crate) async fn add_all(
         &self,
         lines: &[InvoiceLine],
         walk: &mut Walk,
@@ -210,11 +224,22 @@ impl Shop {
 
     async fn buy(
         &self,
-        invoice: &Invoice,
+        number: &str,
         has_page: bool,
         walk: &mut Walk,
         caller: &mut Caller,
     ) -> Result<(), Refused> {
+        self.begin_checkout(walk, caller).await?;
+        if has_page {
+            self.view(walk, caller).await?;
+        }
+        match self.failure(walk, caller) {
+            Some(failure) => self.fail_checkout(failure, walk, caller).await,
+            None => self.complete_checkout(number, walk, caller).await,
+        }
+    }
+
+    pub(crate) async fn begin_checkout(&self, walk: &mut Walk, caller: &mut Caller) -> Result<(), Refused> {
         let request = BeginCheckoutRequest {
             owner: Some(walk.owner()),
             currency_code: CURRENCY.to_owned(),
@@ -227,10 +252,17 @@ impl Shop {
         let begin = async |request| self.carts.clone().begin_checkout(request).await;
         caller.call("BeginCheckout", request, begin).await?;
         walk.in_checkout = true;
-        if has_page {
-            self.view(walk, caller).await?;
-        }
-        let order_ref = format!("{}/{}", invoice.number, walk.session_id);
+        Ok(())
+    }
+
+    /// Orders under a number of the shop's.
+    pub(crate) async fn complete_checkout(
+        &self,
+        number: &str,
+        walk: &mut Walk,
+        caller: &mut Caller,
+    ) -> Result<(), Refused> {
+        let order_ref = format!("{number}/{}", walk.session_id);
         let request = CompleteCheckoutRequest {
             owner: Some(walk.owner()),
             currency_code: CURRENCY.to_owned(),
@@ -248,9 +280,46 @@ impl Shop {
         Ok(())
     }
 
+    /// Why the payment fails, if it does: by the release that the last page was served from, or by chance.
+    fn failure(&self, walk: &Walk, caller: &mut Caller) -> Option<CheckoutFailure> {
+        let broken = self.broken.as_ref()?;
+        if walk.is_on(broken) && caller.chance(BREAKS) {
+            return Some(CheckoutFailure::Error);
+        }
+        caller.chance(DECLINES).then_some(CheckoutFailure::PaymentDeclined)
+    }
+
+    async fn fail_checkout(
+        &self,
+        failure: CheckoutFailure,
+        walk: &mut Walk,
+        caller: &mut Caller,
+    ) -> Result<(), Refused> {
+        let request = FailCheckoutRequest {
+            owner: Some(walk.owner()),
+            currency_code: CURRENCY.to_owned(),
+            reason: failure.into(),
+            request_id: request_id(&self.entropy),
+        };
+        let fail = async |request| self.carts.clone().fail_checkout(request).await;
+        caller.call("FailCheckout", request, fail).await?;
+        walk.in_checkout = false;
+        caller.tally.shop.failures += 1;
+        Ok(())
+    }
+
+    /// Looks at a page of every visit once more, however it ended.
+    pub(crate) async fn look_again(&self, walks: &mut [Walk], caller: &mut Caller) {
+        for walk in walks {
+            if let Err(refused) = self.view(walk, caller).await {
+                caller.tally.failed(refused);
+            }
+        }
+    }
+
     /// Reads every cart that was filled, and compares.
-    pub(crate) async fn read_back(&self, kept: &[KeptCart], bar: &ProgressBar, caller: &mut Caller) {
-        for kept in kept {
+    pub(crate) async fn read_back(&self, walks: &[Walk], bar: &ProgressBar, caller: &mut Caller) {
+        for kept in walks.iter().filter_map(|walk| walk.cart.as_ref()) {
             let shopper = ShopperRef {
                 shopper_id: kept.shopper_id.clone(),
                 touchpoint_group: self.touchpoint_group.clone(),
@@ -276,12 +345,17 @@ impl Shop {
 }
 
 impl Walk {
+    /// Whether it is pinned to this release.
+    pub(crate) fn is_on(&self, release_id: &str) -> bool {
+        self.pins.values().any(|pin| pin.release_id == release_id)
+    }
+
     fn owner(&self) -> ShopperSelector {
         ShopperSelector { owner: Some(Owner::SessionToken(self.token.expose().clone())) }
     }
 
     /// Compares what the visit is pinned to with what it was.
-    fn sees(&mut self, pins: Vec<ReleasePin>, tally: &mut Tally) {
+    pub(crate) fn sees(&mut self, pins: Vec<ReleasePin>, tally: &mut Tally) {
         let now: BTreeMap<String, Pin> =
             pins.into_iter().map(|pin| (pin.component.clone(), pin.into())).collect();
         for (component, pin) in &now {

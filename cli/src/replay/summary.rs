@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::call::PATIENCE;
+use super::canary::Course;
 use super::report::{Promises, Releases, Shop, Tally};
 
 /// What was asked for, and how long it took.
@@ -41,6 +42,9 @@ pub(crate) struct Summary {
     retries: Vec<Retries>,
     errors: Vec<Failures>,
     promises: Promises,
+    /// Of a canary that was broken on purpose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canary: Option<Course>,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,16 +108,24 @@ impl Summary {
             retries: retries.collect(),
             errors: errors.collect(),
             promises,
+            canary: None,
         }
     }
 
-    /// Whether every promise was kept and every call answered.
+    /// With what became of the canary, instead of a history of releases.
+    pub(crate) fn with_canary(self, course: Course) -> Self {
+        Self { canary: Some(course), ..self }
+    }
+
+    /// Whether every promise was kept, every call answered, and the canary taken back by its guard if there was one.
     pub(crate) fn is_good(&self) -> bool {
-        self.promises.are_kept() && self.errors.is_empty()
+        let is_back = self.canary.as_ref().is_none_or(Course::is_good);
+        self.promises.are_kept() && self.errors.is_empty() && is_back
     }
 
     fn shop(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Shop { sessions, pages, carts, lines, purchases, purchased_minor_units, degraded } = self.shop;
+        let Shop { sessions, pages, carts, lines, purchases, failures, purchased_minor_units, degraded } =
+            self.shop;
         let mut rows = vec![
             row(["sessions", &grouped(sessions)]),
             row(["pages validated", &grouped(pages)]),
@@ -122,6 +134,9 @@ impl Summary {
             row(["purchases", &grouped(purchases)]),
             row([&format!("worth {}", self.run.currency_code), &decimal(purchased_minor_units)]),
         ];
+        if failures > 0 {
+            rows.push(row(["checkouts failed", &grouped(failures)]));
+        }
         if degraded > 0 {
             rows.push(row(["verdicts while the database was away", &grouped(degraded)]));
         }
@@ -150,6 +165,23 @@ impl Summary {
             rows.push(row(["refused as not greater", &grouped(refused)]));
         }
         table(f, &title, 1, &rows)
+    }
+
+    fn canary(&self, course: &Course, f: &mut Formatter<'_>) -> fmt::Result {
+        let Course { component, version, previous_version, on_canary, on_control, open_checkouts, .. } =
+            course;
+        let rows = [
+            row([&format!("failures on {version}"), &grouped(*on_canary)]),
+            row([&format!("failures on {previous_version}"), &grouped(*on_control)]),
+            row(["visits moved back", &grouped(self.moved_by_rollback)]),
+            row(["checkouts open meanwhile", &grouped(*open_checkouts)]),
+        ];
+        table(
+            f,
+            &format!("Canary of {component}, with what its guard had counted when it was sure"),
+            1,
+            &rows,
+        )
     }
 
     fn calls(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -208,12 +240,22 @@ impl Display for Summary {
         writeln!(f, "Not drawn: {lines_skipped} invoice lines that are cancelled or free.")?;
         self.shop(f)?;
         self.visits(f)?;
-        self.history(f)?;
+        match &self.canary {
+            None => self.history(f)?,
+            Some(course) => self.canary(course, f)?,
+        }
         self.calls(f)?;
         self.troubles(f)?;
         let rows = self.promises.named().map(|(name, count)| row([name, &grouped(count)]));
         table(f, "Promises", 1, &rows)?;
-        self.promises.listed.iter().try_for_each(|line| writeln!(f, "  {line}"))
+        self.promises.listed.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        let Some(course) = &self.canary else { return Ok(()) };
+        let Promises { checkouts_moved, lines_missing, false_logouts, .. } = self.promises;
+        writeln!(
+            f,
+            "\n{course}; open checkouts moved {checkouts_moved}; cart lines lost {lines_missing}; logins lost \
+             {false_logouts}"
+        )
     }
 }
 

@@ -75,13 +75,16 @@ impl Shell {
             "A session of touchpoint `web`, and which release its visit is pinned to:\n\n  \
              SESSION=$({create} | tee -a /dev/stderr | grep -o 'tds_[A-Za-z0-9_-]*')\n  \
              {validate}\n\n\
-             A new release for every tenth visit, and back:\n\n  \
+             A new release for every tenth visit, with a guard, and back by hand:\n\n  \
              {}\n  \
              {}\n\n\
-             A minute of a real shop, with real releases rolled out meanwhile:\n\n  \
+             A minute of a real shop: on a new release checkouts fail until it goes back by itself; or real releases are \
+             rolled out meanwhile:\n\n  \
+             {}\n  \
              {}",
-            self.tandem("ship storefront 1.1 --canary 10%"),
+            self.tandem("ship storefront 1.1 --canary 10% --guard checkout"),
             self.tandem("rollout back storefront --reason 'a look around'"),
+            self.plain("replay --quick --break-canary"),
             self.plain("replay --quick"),
         )
     }
