@@ -139,6 +139,8 @@ mod rollout;
 #[cfg(test)]
 mod rollout_back;
 #[cfg(test)]
+mod rollout_confirm;
+#[cfg(test)]
 mod rollout_control;
 #[cfg(test)]
 mod rollout_signal;

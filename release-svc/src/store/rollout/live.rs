@@ -55,7 +55,8 @@ pub async fn find_exposing(
 }
 
 /// Rollouts of the named components whose environment's session services are to confirm their route, in the order in which
-/// their components are to be locked.
+/// their components are to be locked. Of two of one component that of mode ROLLBACK comes first: its end leaves the route
+/// as it is, which that of the other one changes again.
 #[tracing::instrument(name = "db.rollout.list_unconfirmed", skip_all)]
 pub async fn list_unconfirmed(
     db: &mut PgConnection,
@@ -69,7 +70,7 @@ pub async fn list_unconfirmed(
         where environment = $1
             and (state = 'ROLLING_BACK' or state = 'RUNNING' and coalesce(phase, 'EXPOSING') = 'EXPOSING')
             and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
-        order by tenant_id, component
+        order by tenant_id, component, mode desc
         limit 2 * cardinality($2::text[])"#,
         environment.as_str(),
         tenants,
@@ -89,8 +90,10 @@ pub struct Live {
 }
 
 /// Rollouts that go on by themselves, of every tenant, or one of them. A route is acted on by all where every replica that
-/// may know of the rollout, because it was seen since `lease_began_at` and since the rollout started (less `margin_secs`,
-/// as a replica with an open watch is written down only now and then), has applied its present revision.
+/// may put visits on the rollout's release has applied its present revision: that is one that was seen since
+/// `lease_began_at`, and, where nobody knew of the release before, since the rollout started (less `margin_secs`, as a
+/// replica with an open watch is written down only now and then). What a rollback of mode ROLLBACK takes back was everyone's
+/// before it started, so that of such a one every replica counts.
 ///
 /// The present revision is that of the rollout's last step back or forward, or a later one.
 #[tracing::instrument(name = "db.rollout.list_live", skip_all)]
@@ -112,7 +115,9 @@ pub async fn list_live(
                     and applied.environment = replica.environment and applied.replica_id = replica.replica_id
                 where route.tenant_id = rollout.tenant_id and route.component = rollout.component
                     and route.environment = rollout.environment
-                    and replica.seen_at >= greatest($1, rollout.started_at - make_interval(secs => $2))
+                    and replica.seen_at >= greatest(
+                        $1, case rollout.mode when 'FORWARD' then rollout.started_at - make_interval(secs => $2) end
+                    )
                     and coalesce(applied.revision, 0) < route.revision
             ) as "is_applied!"
         from release.rollouts rollout
