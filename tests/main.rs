@@ -62,6 +62,8 @@ mod catalog;
 #[cfg(test)]
 mod component;
 #[cfg(test)]
+mod controller;
+#[cfg(test)]
 mod dependency;
 #[cfg(test)]
 mod dependency_properties;
