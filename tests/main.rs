@@ -62,6 +62,8 @@ mod catalog;
 #[cfg(test)]
 mod component;
 #[cfg(test)]
+mod controller;
+#[cfg(test)]
 mod dependency;
 #[cfg(test)]
 mod dependency_properties;
@@ -138,6 +140,8 @@ mod retention;
 mod rollout;
 #[cfg(test)]
 mod rollout_back;
+#[cfg(test)]
+mod rollout_confirm;
 #[cfg(test)]
 mod rollout_control;
 #[cfg(test)]

@@ -10,13 +10,13 @@ use crate::harness::{Answer as _, Caller, ENVIRONMENT, Stack, eventually, person
 use crate::rollout_control::{baked, reaches, resume, ship_by, start};
 
 /// A rollout to a tenth that is watched by this guard.
-async fn guarded(caller: &Caller, mode: GuardMode) -> pb::Rollout {
+pub(crate) async fn guarded(caller: &Caller, mode: GuardMode) -> pb::Rollout {
     let guards = vec![pb::Guard { name: "checkout".to_owned(), mode: mode.into(), ..Default::default() }];
     ship_by(caller, "1.1", &[1000], pb::RolloutPlan { guards, ..baked() }).await
 }
 
 /// Counts of the first step, of canary and control.
-fn counts(units: [i64; 2], failures: [i64; 2]) -> Vec<pb::SignalCount> {
+pub(crate) fn counts(units: [i64; 2], failures: [i64; 2]) -> Vec<pb::SignalCount> {
     let count = |is_canary, guard: &str, count| pb::SignalCount {
         step: 0,
         is_canary,
@@ -31,7 +31,7 @@ fn counts(units: [i64; 2], failures: [i64; 2]) -> Vec<pb::SignalCount> {
     ]
 }
 
-fn told(
+pub(crate) fn told(
     rollout: &pb::Rollout,
     source: (&str, &str),
     counts: Vec<pb::SignalCount>,
@@ -50,7 +50,7 @@ fn told(
     }
 }
 
-async fn tell(stack: &Stack, request: pb::ReportSignalsRequest) -> pb::ReportSignalsResponse {
+pub(crate) async fn tell(stack: &Stack, request: pb::ReportSignalsRequest) -> pb::ReportSignalsResponse {
     stack
         .caller(&system("session-svc"))
         .routing()

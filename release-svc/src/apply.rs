@@ -23,6 +23,7 @@ pub(crate) mod control;
 pub(crate) mod dependency;
 pub(crate) mod exposure;
 mod facts;
+pub(crate) mod observation;
 mod rollout;
 mod task;
 

@@ -2,8 +2,6 @@
 //! done is looked at for all rollouts at once, and decided anew for each under its locks, in a transaction of its own; so a
 //! crash anywhere leaves a rollout before or after a transition, and whoever looks next goes on.
 
-use std::collections::HashMap;
-
 use shared::auth::Authenticator;
 use shared::db::Db;
 use shared::id::{ApprovalId, RolloutId, TenantId};
@@ -15,21 +13,37 @@ use sqlx::PgConnection;
 
 use super::dependency::{self, Locked};
 use super::exposure::{Increase, Passage};
+use super::observation::{self, Seen};
 use super::rollout::{Holds, back, confirm, is_applied};
 use super::{go_on, holds_begin, holds_increase, look, rollout as transition};
-use crate::domain::blocker;
-use crate::domain::rollout::control::{Next, Observation, decide};
+use crate::domain::blocker::{self, Blocker};
+use crate::domain::rollout::control::{Next, decide, look_again};
 use crate::domain::rollout::{Harm, Pause, Rollout};
-use crate::domain::signal;
 use crate::store;
-use crate::store::rollout::live::Live;
+use crate::store::rollout::live::{Held, Which};
 
-/// Rollouts that a pass takes on.
-const BATCH: i64 = 1000;
-/// Counts that a pass takes in at most: of each rollout some per step, arm and guard.
-const COUNTS_MAX: i64 = 100_000;
+pub(crate) use super::observation::observed;
+
+/// Rollouts that are looked at together.
+const PAGE: usize = 200;
+/// Rollouts that a pass tries to raise at most, so that it comes back before long to what protects visits.
+const RAISES_MAX: usize = 100;
 /// Transitions that one look makes at most: a step may be exposed, watched and left at once.
 const MOVES_MAX: u64 = 4;
+
+/// A rollout that has something to do.
+struct Due {
+    tenant: TenantId,
+    id: RolloutId,
+    next: Next,
+}
+
+/// Whether what raises exposure waits for those who hold its locks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    None,
+    Some,
+}
 
 /// What the controller works with.
 pub(crate) struct Controller<'a> {
@@ -40,13 +54,27 @@ pub(crate) struct Controller<'a> {
 }
 
 impl Controller<'_> {
-    /// Takes every rollout as far as it goes now; says how many transitions that were.
+    /// Takes every rollout as far as it goes now; says how many transitions that were. What takes exposure away or keeps it
+    /// comes before what raises it, of all rollouts, and what raises it passes over whatever somebody else has locked.
     pub(crate) async fn pass(&self) -> sqlx::Result<u64> {
+        let mut due = self.due().await?;
+        due.sort_by_key(|due| due.next.urgency());
+        let raises = due.partition_point(|due| !due.next.raises());
+        if due.len() > raises + RAISES_MAX {
+            // By chance, so that those that cannot be raised keep none of the others from it for ever.
+            let chance = usize::from(u16::from_be_bytes(self.entropy.bytes()));
+            let count = due.len() - raises;
+            due[raises..].rotate_left(chance % count);
+            due.truncate(raises + RAISES_MAX);
+        }
         let mut count = 0;
-        for (tenant, id, next) in self.due().await? {
-            match self.drive(&tenant, id, &next).await {
+        for Due { tenant, id, next } in due {
+            match self.drive(&tenant, id, &next, Patience::None).await {
                 Ok(moves) => count += moves,
                 Err(Failure::Storage(error)) if is_away(&error) => return Err(error),
+                Err(Failure::Storage(error)) if is_locked(&error) => {
+                    tracing::debug!(%tenant, rollout = %id, "rollout left to the next pass, as somebody holds its locks");
+                }
                 // What is wrong with one does not keep the others from going on.
                 Err(failure) => {
                     tracing::warn!(%tenant, rollout = %id, error = ?failure, "rollout not taken further");
@@ -63,33 +91,50 @@ impl Controller<'_> {
         let next = next_of(&mut db, tenant, id, self.clock.now()).await?;
         drop(db);
         match next {
-            Some((_, next)) => self.drive(tenant, id, &next).await,
+            Some(found) => self.drive(tenant, id, &found.next, Patience::Some).await,
             None => Ok(0),
         }
     }
 
-    /// Rollouts that have something to do, and what.
-    async fn due(&self) -> sqlx::Result<Vec<(TenantId, RolloutId, Next)>> {
+    /// Rollouts that have something to do, but for those that are held back still. Takes as many statements for many as for
+    /// one.
+    async fn due(&self) -> sqlx::Result<Vec<Due>> {
         let now = self.clock.now();
         let mut db = self.db.connection().await?;
-        let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
-        let live = store::rollout::live::list_live(&mut db, began_at, margin, None, BATCH).await?;
-        let seen = observe(&mut db, &live, now).await?;
-        let next = live.into_iter().filter_map(|Live { tenant, id, .. }| {
-            let (rollout, seen) = seen.get(&id)?;
-            Some((tenant, id, decide(rollout, seen, now)?))
-        });
-        Ok(next.collect())
+        let (mut due, mut after) = (Vec::new(), None);
+        loop {
+            let which = Which::After(after.as_ref().map(|(tenant, id)| (tenant, *id)));
+            let page = observation::live(&mut db, which, PAGE, now).await?;
+            let is_last = page.len() < PAGE;
+            after = page.last().map(|(live, _)| (live.tenant.clone(), live.id));
+            due.extend(page.into_iter().filter_map(|(live, Seen { rollout, around, .. })| {
+                let next = decide(&rollout, &around, now)?;
+                let is_held = next.raises() && live.is_held(now);
+                (!is_held).then_some(Due { tenant: live.tenant, id: live.id, next })
+            }));
+            if is_last {
+                return Ok(due);
+            }
+        }
     }
 
     /// Goes on with one, beginning with what was seen to be next.
-    async fn drive(&self, tenant: &TenantId, id: RolloutId, first: &Next) -> Result<u64, Failure> {
+    async fn drive(
+        &self,
+        tenant: &TenantId,
+        id: RolloutId,
+        first: &Next,
+        patience: Patience,
+    ) -> Result<u64, Failure> {
         let mut next = Some(first.clone());
         let mut moves = 0;
         while let Some(seen) = next.filter(|_| moves < MOVES_MAX) {
             let actor =
                 Actor { tenant: tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
             let mut tx = self.db.begin(None).await?;
+            if seen.raises() && patience == Patience::None {
+                store::rollout::live::hurry(&mut tx).await?;
+            }
             let is_done = self.carry_out(&mut tx, &actor, id, &seen).await?;
             // Also what was noted of what holds it back.
             tx.commit().await?;
@@ -98,7 +143,7 @@ impl Controller<'_> {
             }
             moves += 1;
             let mut db = self.db.connection().await?;
-            next = next_of(&mut db, tenant, id, self.clock.now()).await?.map(|(_, next)| next);
+            next = next_of(&mut db, tenant, id, self.clock.now()).await?.map(|found| found.next);
         }
         Ok(moves)
     }
@@ -112,9 +157,8 @@ impl Controller<'_> {
         seen: &Next,
     ) -> Result<bool, Failure> {
         let (tenant, now) = (&actor.tenant, actor.now);
-        let raises = matches!(seen, Next::Begin | Next::Expose | Next::Advance);
         let is_rollback = matches!(seen, Next::RollBack(..));
-        let locked = if raises {
+        let locked = if seen.raises() {
             Some(dependency::lock_needed(db, tenant, id.uuid()).await?)
         } else if !is_rollback && !store::component::try_lock_of_rollout(db, tenant, id).await? {
             return Ok(false);
@@ -126,11 +170,12 @@ impl Controller<'_> {
             let Some(found) = store::rollout::find(db, tenant, id).await? else { return Ok(false) };
             dependency::lock_cascade(db, tenant, &found).await?;
         }
-        let Some((rollout, next)) = next_of(db, tenant, id, now).await? else { return Ok(false) };
-        let decision = match (next, locked) {
-            (Next::Begin, Some(locked)) => return self.begin(db, actor, &locked, rollout).await,
-            (next @ (Next::Expose | Next::Advance), Some(locked)) => {
-                return self.increase(db, actor, &locked, rollout, &next).await;
+        let Some(found) = next_of(db, tenant, id, now).await? else { return Ok(false) };
+        let rollout = found.rollout.clone();
+        let decision = match (found.next.clone(), locked) {
+            (Next::Begin, Some(locked)) => return self.begin(db, actor, &locked, found).await,
+            (Next::Expose | Next::Advance, Some(locked)) => {
+                return self.increase(db, actor, &locked, found).await;
             }
             (Next::RollBack(reason, harm), None) if is_rollback => {
                 return self.take_back(db, actor, &rollout, reason, harm).await;
@@ -161,7 +206,7 @@ impl Controller<'_> {
         db: &mut PgConnection,
         actor: &Actor,
         locked: &Locked,
-        rollout: Rollout,
+        Found { rollout, next: _, told }: Found,
     ) -> Result<bool, Failure> {
         let tenant = &actor.tenant;
         let gone = || Failure::Bug(format!("what rollout {} is of is not there", rollout.id));
@@ -194,8 +239,7 @@ impl Controller<'_> {
             go_on(db, actor, decisions, &overrides).await?;
             return Ok(true);
         }
-        // It still waits; the note of what for is no transition.
-        store::rollout::live::update_waiting(db, tenant, rollout.id, &blocker::kinds(&blockers)).await?;
+        hold(db, actor, &rollout, &blockers, told).await?;
         Ok(false)
     }
 
@@ -205,17 +249,17 @@ impl Controller<'_> {
         db: &mut PgConnection,
         actor: &Actor,
         locked: &Locked,
-        rollout: Rollout,
-        next: &Next,
+        Found { rollout, next, told }: Found,
     ) -> Result<bool, Failure> {
         let approval = ApprovalId::new(actor.now, self.entropy.bytes());
         let Passage { blockers, overrides } =
             holds_increase(db, actor, locked, &rollout, approval, self.authenticator).await?;
         if !blockers.is_empty() {
+            hold(db, actor, &rollout, &blockers, told).await?;
             return Ok(false);
         }
         let decision =
-            if *next == Next::Expose { rollout.expose(actor.now)? } else { rollout.advance(actor.now)? };
+            if next == Next::Expose { rollout.expose(actor.now)? } else { rollout.advance(actor.now)? };
         go_on(db, actor, [decision], &overrides).await?;
         Ok(true)
     }
@@ -238,72 +282,43 @@ impl Controller<'_> {
     }
 }
 
-/// A rollout with what it does by itself now, if anything.
+/// Notes what holds a rollout back, so that it is left alone until that may have lifted.
+async fn hold(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: &Rollout,
+    blockers: &[Blocker],
+    told: Option<i64>,
+) -> sqlx::Result<()> {
+    let look_at = look_again(blockers, actor.now);
+    let held = Held { reasons: &blocker::kinds(blockers), told, look_at };
+    store::rollout::live::update_held(db, &actor.tenant, rollout.id, &held).await
+}
+
+/// Somebody else held a lock for longer than was waited.
+fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code == "55P03")
+}
+
+/// What a rollout does by itself now.
+struct Found {
+    rollout: Rollout,
+    next: Next,
+    /// The end of the tenant's audit trail.
+    told: Option<i64>,
+}
+
+/// None where it does nothing.
 async fn next_of(
     db: &mut PgConnection,
     tenant: &TenantId,
     id: RolloutId,
     now: Time,
-) -> sqlx::Result<Option<(Rollout, Next)>> {
-    let found = observe_one(db, tenant, id, now).await?;
-    Ok(found.and_then(|(rollout, seen)| {
-        let next = decide(&rollout, &seen, now)?;
-        Some((rollout, next))
+) -> sqlx::Result<Option<Found>> {
+    let mut seen = observation::live(db, Which::Only(tenant, id), 1, now).await?;
+    Ok(seen.pop().and_then(|(live, Seen { rollout, around, .. })| {
+        let next = decide(&rollout, &around, now)?;
+        Some(Found { rollout, next, told: live.told })
     }))
-}
-
-/// What surrounds a rollout.
-pub(crate) async fn observed(
-    db: &mut PgConnection,
-    actor: &Actor,
-    rollout: &Rollout,
-) -> sqlx::Result<Observation> {
-    let found = observe_one(db, &actor.tenant, rollout.id, actor.now).await?;
-    Ok(found.map(|(_, seen)| seen).unwrap_or_default())
-}
-
-async fn observe_one(
-    db: &mut PgConnection,
-    tenant: &TenantId,
-    id: RolloutId,
-    now: Time,
-) -> sqlx::Result<Option<(Rollout, Observation)>> {
-    let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
-    let live = store::rollout::live::list_live(db, began_at, margin, Some((tenant, id)), 1).await?;
-    Ok(observe(db, &live, now).await?.remove(&id))
-}
-
-/// Rollouts with what surrounds them, read at once for all.
-async fn observe(
-    db: &mut PgConnection,
-    live: &[Live],
-    now: Time,
-) -> sqlx::Result<HashMap<RolloutId, (Rollout, Observation)>> {
-    let (tenants, ids): (Vec<_>, Vec<_>) =
-        live.iter().map(|live| (live.tenant.to_string(), live.id.uuid())).unzip();
-    let is_applied: HashMap<_, _> = live.iter().map(|live| (live.id, live.is_applied)).collect();
-    let rollouts = store::rollout::live::list_named(db, &tenants, &ids).await?;
-    let mut counts: HashMap<_, Vec<_>> = HashMap::new();
-    for (id, count) in store::signal::list_counts(db, &tenants, &ids, COUNTS_MAX).await? {
-        counts.entry(id).or_default().push(count);
-    }
-    let visits = store::signal::list_visits(db, &tenants, &ids, super::lease_began_at(now)).await?;
-    let visits: HashMap<_, _> = visits.into_iter().collect();
-    let mut ends: HashMap<_, _> = store::task::list_ends(db, &tenants, &ids).await?.into_iter().collect();
-    let seen = rollouts.into_iter().map(|rollout| {
-        let id = rollout.id;
-        let counts = counts.remove(&id).unwrap_or_default();
-        let readings = signal::read(&rollout, &counts);
-        // What was counted before it drained says nothing of what is left.
-        let since = rollout.state.since();
-        let visits = visits.get(&id).copied();
-        let seen = Observation {
-            is_applied: is_applied.get(&id).copied().unwrap_or(false),
-            task: ends.remove(&id),
-            guards: readings.iter().map(Into::into).collect(),
-            old_visits: visits.filter(|visits| visits.counted_at >= since).map(|visits| visits.control),
-        };
-        (id, (rollout, seen))
-    });
-    Ok(seen.collect())
 }

@@ -19,6 +19,7 @@ use crate::domain::release::{Ending, Quarantine, Release};
 use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
+use crate::store::rollout::live::Which;
 
 /// Releases that one success supersedes at most; the next one takes the rest.
 const REPLACED_MAX: i64 = 100;
@@ -356,7 +357,7 @@ pub(super) async fn is_applied(
         return Ok(false);
     }
     let (began_at, margin) = (super::lease_began_at(actor.now), super::margin_secs());
-    let live =
-        store::rollout::live::list_live(db, began_at, margin, Some((&actor.tenant, rollout.id)), 1).await?;
+    let only = Which::Only(&actor.tenant, rollout.id);
+    let live = store::rollout::live::list_live(db, began_at, margin, only, 1).await?;
     Ok(live.first().is_some_and(|live| live.is_applied))
 }

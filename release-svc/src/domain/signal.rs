@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::guard::{Estimate, Guard, Judgement, Peaks, StepCounts, Tally, Verdict, estimate};
+use crate::domain::guard::{Guard, Judgement, Peaks, StepCounts, Tally, Verdict};
 use crate::domain::rollout::Rollout;
 use crate::domain::rollout::control::Watched;
 
@@ -21,8 +21,6 @@ pub struct Reading {
     pub guard: Guard,
     pub counts: Vec<StepCounts>,
     pub judgement: Judgement,
-    /// None until both arms have units.
-    pub estimate: Option<Estimate>,
     /// Its part of the chance of a false HARM.
     pub alpha: f64,
 }
@@ -33,7 +31,7 @@ pub fn read(rollout: &Rollout, counts: &[Count]) -> Vec<Reading> {
         let counts = of_guard(rollout, counts, guard);
         // Harm that was found is kept with the rollout, so each look may begin anew.
         let judgement = guard.rule.judge(alpha, &counts, Peaks::default());
-        Reading { guard: guard.clone(), estimate: estimate(&counts), counts, judgement, alpha }
+        Reading { guard: guard.clone(), counts, judgement, alpha }
     });
     readings.collect()
 }

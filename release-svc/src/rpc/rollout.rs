@@ -72,9 +72,7 @@ impl App {
         let pb::GetRolloutRequest { rollout_id } = request.into_inner();
         let id = parse("rollout_id", &rollout_id)?;
         let mut db = self.db.connection().await?;
-        let rollout = store::rollout::find(&mut db, &caller.tenant, id).await?;
-        let rollout = rollout.ok_or_else(|| no_rollout(id))?;
-        let report = watch::report(&mut db, &caller.tenant, &rollout, self.clock.now()).await?;
+        let (rollout, report) = watch::report(&mut db, &caller.tenant, id, self.clock.now()).await?;
         Ok(pb::GetRolloutResponse { rollout: Some((&rollout).into()), report: Some(report) })
     }
 

@@ -8,6 +8,9 @@ use super::{AtDeadline, CONFIRM_DEADLINE, Cause, Harm, Phase, Rollout, State};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::guard::{Mode, Verdict};
 
+/// How long something that is held back is left alone at most.
+const REST: TimeDelta = TimeDelta::seconds(15);
+
 /// What is known of a rollout's surroundings.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Observation {
@@ -56,6 +59,31 @@ pub enum Next {
     Succeed,
     Confirm,
     Fail,
+}
+
+impl Next {
+    /// Whether more visits may get the release by it, so that it may be held back.
+    pub const fn raises(&self) -> bool {
+        matches!(self, Self::Begin | Self::Expose | Self::Advance)
+    }
+
+    /// In which order things are done, from 0: what takes exposure away before all else, and what raises it last.
+    pub const fn urgency(&self) -> u8 {
+        match self {
+            Self::RollBack(..) => 0,
+            Self::Pause(..) | Self::Confirm | Self::Fail => 1,
+            Self::Bake | Self::Succeed => 2,
+            Self::Begin | Self::Expose | Self::Advance => 3,
+        }
+    }
+}
+
+/// When to look again at what is held back by these: as soon as one of them lifts by itself, and before long in any case.
+/// What somebody does about them is seen at once, by what it tells.
+pub fn look_again(blockers: &[Blocker], now: Time) -> Time {
+    let opens = blockers.iter().filter_map(|blocker| blocker.next_open);
+    let soonest = opens.filter(|open| *open > now).min();
+    soonest.map_or(now + REST, |open| open.min(now + REST))
 }
 
 /// What a rollout does by itself now.

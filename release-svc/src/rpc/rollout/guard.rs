@@ -4,7 +4,9 @@ use shared::parse::known_or_default;
 use shared::pb::release as pb;
 use shared::status::Refusal;
 
-use crate::domain::guard::{Estimate, Guard, Guards, Judgement, Kind, Mode, Name, Rule, StepCounts, Verdict};
+use crate::domain::guard::{
+    Guard, Guards, Judgement, Kind, Mode, Name, Rule, StepCounts, Tally, Verdict, estimate,
+};
 use crate::domain::signal::Reading;
 
 /// The guard whose outcomes are orders; those of others are failures where nothing else is said.
@@ -64,14 +66,14 @@ fn parse_one(at: usize, guard: pb::Guard) -> Result<Guard, Refusal> {
 }
 
 impl From<&Reading> for pb::GuardReport {
-    fn from(Reading { guard, counts, judgement, estimate, alpha }: &Reading) -> Self {
+    fn from(Reading { guard, counts, judgement, alpha }: &Reading) -> Self {
         let verdict = match judgement.verdict {
             Verdict::Harm => pb::Verdict::Harm,
             _ if judgement.peaks.is_mismatch() => pb::Verdict::SampleRatioMismatch,
             Verdict::Safe => pb::Verdict::Safe,
             Verdict::Inconclusive => pb::Verdict::Inconclusive,
         };
-        let difference = estimate.as_ref().map(|estimate: &Estimate| estimate.difference);
+        let difference = estimate(counts).map(|estimate| estimate.difference);
         Self {
             guard: Some(guard.into()),
             verdict: verdict.into(),
@@ -87,7 +89,7 @@ impl From<&Reading> for pb::GuardReport {
     }
 }
 
-fn arm(counts: &[StepCounts], of: fn(&StepCounts) -> crate::domain::guard::Tally) -> pb::ArmReport {
+fn arm(counts: &[StepCounts], of: fn(&StepCounts) -> Tally) -> pb::ArmReport {
     let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     pb::ArmReport {
         units: number(counts.iter().map(|step| of(step).units).sum()),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use shared::auth::Caller;
 use shared::feed::Heard;
 use shared::id::{RolloutId, TenantId};
-use shared::mutation::Actor;
 use shared::parse::parse;
 use shared::pb::release as pb;
 use shared::status::{Failure, Reason, Refusal};
@@ -20,15 +19,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::no_rollout;
-use crate::apply;
+use crate::apply::observation::{self, Seen};
 use crate::domain::rollout::{Rollout, ServedRelease, control};
-use crate::domain::signal;
 use crate::rpc::App;
 use crate::store;
 
 /// How often figures are read anew; events are told at once.
 const LOOK: Duration = Duration::from_secs(1);
-const COUNTS_MAX: i64 = 10_000;
 /// Responses a stream holds for its reader, and for how long it waits when they are full.
 const BUFFER: usize = 16;
 const READER_PATIENCE: Duration = Duration::from_secs(10);
@@ -36,20 +33,16 @@ const READER_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) type Stream =
     Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRolloutResponse, Status>> + Send>>;
 
-/// How a rollout goes.
+/// A rollout and how it goes.
 pub(super) async fn report(
     db: &mut PgConnection,
     tenant: &TenantId,
-    rollout: &Rollout,
+    id: RolloutId,
     now: Time,
-) -> Result<pb::RolloutReport, Failure> {
-    let actor = Actor { tenant: tenant.clone(), principal: String::new(), now };
-    let seen = apply::control::observed(db, &actor, rollout).await?;
-    let (tenants, ids) = ([tenant.to_string()], [rollout.id.uuid()]);
-    let counts = store::signal::list_counts(db, &tenants, &ids, COUNTS_MAX).await?;
-    let counts: Vec<_> = counts.into_iter().map(|(_, count)| count).collect();
-    let visits = store::signal::list_visits(db, &tenants, &ids, apply::lease_began_at(now)).await?;
-    let visits = visits.into_iter().flat_map(|(_, visits)| {
+) -> Result<(Rollout, pb::RolloutReport), Failure> {
+    let rollout = store::rollout::find(db, tenant, id).await?.ok_or_else(|| no_rollout(id))?;
+    let Seen { rollout, around, readings, visits } = observation::see(db, tenant, rollout, now).await?;
+    let visits = visits.map(|visits| {
         let of = |release: &ServedRelease, count| pb::VisitCount {
             release_id: release.id.to_string(),
             visits: count,
@@ -58,11 +51,12 @@ pub(super) async fn report(
         let control = rollout.previous.as_ref().map(|previous| of(previous, visits.control));
         [Some(of(&rollout.release, visits.canary)), control]
     });
-    Ok(pb::RolloutReport {
-        guards: signal::read(rollout, &counts).iter().map(Into::into).collect(),
-        visits: visits.flatten().collect(),
-        blockers: control::holds(rollout, &seen, now).into_iter().map(Into::into).collect(),
-    })
+    let report = pb::RolloutReport {
+        guards: readings.iter().map(Into::into).collect(),
+        visits: visits.into_iter().flatten().flatten().collect(),
+        blockers: control::holds(&rollout, &around, now).into_iter().map(Into::into).collect(),
+    };
+    Ok((rollout, report))
 }
 
 /// Opens a stream on a rollout that is there.
@@ -104,9 +98,7 @@ struct Watch {
 impl Watch {
     async fn look(&self) -> Result<(Rollout, pb::WatchRolloutResponse), Failure> {
         let mut db = self.app.db.connection().await?;
-        let rollout = store::rollout::find(&mut db, &self.tenant, self.id).await?;
-        let rollout = rollout.ok_or_else(|| no_rollout(self.id))?;
-        let report = report(&mut db, &self.tenant, &rollout, self.app.clock.now()).await?;
+        let (rollout, report) = report(&mut db, &self.tenant, self.id, self.app.clock.now()).await?;
         let response = pb::WatchRolloutResponse { rollout: Some((&rollout).into()), report: Some(report) };
         Ok((rollout, response))
     }

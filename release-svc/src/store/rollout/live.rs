@@ -55,7 +55,8 @@ pub async fn find_exposing(
 }
 
 /// Rollouts of the named components whose environment's session services are to confirm their route, in the order in which
-/// their components are to be locked.
+/// their components are to be locked. Of two of one component that of mode ROLLBACK comes first: its end leaves the route
+/// as it is, which that of the other one changes again.
 #[tracing::instrument(name = "db.rollout.list_unconfirmed", skip_all)]
 pub async fn list_unconfirmed(
     db: &mut PgConnection,
@@ -69,7 +70,7 @@ pub async fn list_unconfirmed(
         where environment = $1
             and (state = 'ROLLING_BACK' or state = 'RUNNING' and coalesce(phase, 'EXPOSING') = 'EXPOSING')
             and (tenant_id, component) in (select * from unnest($2::text[], $3::text[]))
-        order by tenant_id, component
+        order by tenant_id, component, mode desc
         limit 2 * cardinality($2::text[])"#,
         environment.as_str(),
         tenants,
@@ -80,17 +81,39 @@ pub async fn list_unconfirmed(
     Ok(rows.into_iter().map(|row| (row.tenant_id, row.rollout_id)).collect())
 }
 
-/// A rollout that goes on by itself, as far as another table knows it.
+/// A rollout that goes on by itself, as far as its surroundings are concerned.
 pub struct Live {
     pub tenant: TenantId,
     pub id: RolloutId,
     /// Every session service acts on its route.
     pub is_applied: bool,
+    /// The end of its tenant's audit trail.
+    pub told: Option<i64>,
+    /// Where it was when something was last seen to hold the rollout back.
+    held: Option<i64>,
+    look_at: Option<Time>,
 }
 
-/// Rollouts that go on by themselves, of every tenant, or one of them. A route is acted on by all where every replica that
-/// may know of the rollout, because it was seen since `lease_began_at` and since the rollout started (less `margin_secs`,
-/// as a replica with an open watch is written down only now and then), has applied its present revision.
+impl Live {
+    /// Whether what held it back holds it still, for all that was told and for all that time does.
+    pub fn is_held(&self, now: Time) -> bool {
+        self.held == self.told && self.look_at.is_some_and(|at| now < at)
+    }
+}
+
+/// Which of those that go on by themselves.
+#[derive(Clone, Copy)]
+pub enum Which<'a> {
+    Only(&'a TenantId, RolloutId),
+    /// A page of every tenant's, the first one or that behind a rollout.
+    After(Option<(&'a TenantId, RolloutId)>),
+}
+
+/// Rollouts that go on by themselves, in the order of their keys. A route is acted on by all where every replica that
+/// may put visits on the rollout's release has applied its present revision: that is one that was seen since
+/// `lease_began_at`, and, where nobody knew of the release before, since the rollout started (less `margin_secs`, as a
+/// replica with an open watch is written down only now and then). What a rollback of mode ROLLBACK takes back was everyone's
+/// before it started, so that of such a one every replica counts.
 ///
 /// The present revision is that of the rollout's last step back or forward, or a later one.
 #[tracing::instrument(name = "db.rollout.list_live", skip_all)]
@@ -98,9 +121,13 @@ pub async fn list_live(
     db: &mut PgConnection,
     lease_began_at: Time,
     margin_secs: f64,
-    only: Option<(&TenantId, RolloutId)>,
+    which: Which<'_>,
     limit: i64,
 ) -> sqlx::Result<Vec<Live>> {
+    let (only, after) = match which {
+        Which::Only(tenant, id) => (Some((tenant, id)), None),
+        Which::After(after) => (None, after),
+    };
     let rows = sqlx::query!(
         r#"select rollout.tenant_id as "tenant_id: TenantId", rollout.rollout_id as "rollout_id: RolloutId",
             not exists (
@@ -112,18 +139,24 @@ pub async fn list_live(
                     and applied.environment = replica.environment and applied.replica_id = replica.replica_id
                 where route.tenant_id = rollout.tenant_id and route.component = rollout.component
                     and route.environment = rollout.environment
-                    and replica.seen_at >= greatest($1, rollout.started_at - make_interval(secs => $2))
+                    and replica.seen_at >= greatest(
+                        $1, case rollout.mode when 'FORWARD' then rollout.started_at - make_interval(secs => $2) end
+                    )
                     and coalesce(applied.revision, 0) < route.revision
-            ) as "is_applied!"
+            ) as "is_applied!", head.seq as "told?", held_seq, look_at
         from release.rollouts rollout
+        left join release.audit_heads head using (tenant_id)
         where rollout.state in ('WAITING', 'RUNNING', 'PAUSED', 'DRAINING', 'ROLLING_BACK')
             and ($3::text is null or rollout.tenant_id = $3 and rollout.rollout_id = $4)
+            and ($5::text is null or (rollout.tenant_id, rollout.rollout_id) > ($5, $6::uuid))
         order by rollout.tenant_id, rollout.rollout_id
-        limit $5"#,
+        limit $7"#,
         lease_began_at,
         margin_secs,
         only.map(|(tenant, _)| tenant.as_str()),
         only.map(|(_, id)| id.uuid()),
+        after.map(|(tenant, _)| tenant.as_str()),
+        after.map(|(_, id)| id.uuid()),
         limit,
     )
     .fetch_all(db)
@@ -132,6 +165,9 @@ pub async fn list_live(
         tenant: row.tenant_id,
         id: row.rollout_id,
         is_applied: row.is_applied,
+        told: row.told,
+        held: row.held_seq,
+        look_at: row.look_at,
     });
     Ok(live.collect())
 }
@@ -162,23 +198,40 @@ pub async fn list_named(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Notes what holds back a rollout that waits, which is no transition of it.
-#[tracing::instrument(name = "db.rollout.update_waiting", skip_all)]
-pub async fn update_waiting(
+/// What held a rollout back when it was looked at.
+pub struct Held<'a> {
+    pub reasons: &'a [Kind],
+    /// The end of the tenant's audit trail, read before the look.
+    pub told: Option<i64>,
+    pub look_at: Time,
+}
+
+/// Notes what holds a rollout back, which is no transition of it.
+#[tracing::instrument(name = "db.rollout.update_held", skip_all)]
+pub async fn update_held(
     db: &mut PgConnection,
     tenant: &TenantId,
     id: RolloutId,
-    reasons: &[Kind],
+    held: &Held<'_>,
 ) -> sqlx::Result<()> {
-    let names: Vec<_> = reasons.iter().map(|kind| kind.name().to_owned()).collect();
+    let names: Vec<_> = held.reasons.iter().map(|kind| kind.name().to_owned()).collect();
     sqlx::query!(
-        "update release.rollouts set waiting_for = $3
-        where tenant_id = $1 and rollout_id = $2 and state = 'WAITING' and waiting_for <> $3",
+        "update release.rollouts
+        set waiting_for = case state when 'WAITING' then $3 else waiting_for end, held_seq = $4, look_at = $5
+        where tenant_id = $1 and rollout_id = $2",
         tenant.as_str(),
         id.uuid(),
         &names,
+        held.told,
+        held.look_at,
     )
     .execute(db)
     .await
     .map(drop)
+}
+
+/// Makes this transaction wait for nobody's locks for long.
+#[tracing::instrument(name = "db.rollout.hurry", skip_all)]
+pub async fn hurry(db: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("set local lock_timeout = 50").execute(db).await.map(drop)
 }
