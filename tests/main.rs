@@ -81,6 +81,7 @@ mod evidence;
 mod executor;
 #[cfg(test)]
 mod facts;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod floors;
@@ -135,11 +136,15 @@ mod request_id;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod rollback_matrix;
+#[cfg(test)]
 mod rollout;
 #[cfg(test)]
 mod rollout_back;
 #[cfg(test)]
 mod rollout_control;
+#[cfg(test)]
+mod rollout_killed;
 #[cfg(test)]
 mod rollout_signal;
 #[cfg(test)]
