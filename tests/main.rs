@@ -142,6 +142,8 @@ mod rollout;
 #[cfg(test)]
 mod rollout_back;
 #[cfg(test)]
+mod rollout_bad_input;
+#[cfg(test)]
 mod rollout_control;
 #[cfg(test)]
 mod rollout_killed;
