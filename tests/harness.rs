@@ -30,6 +30,7 @@ pub(crate) mod answer;
 pub(crate) mod caller;
 pub(crate) mod carts;
 pub(crate) mod database;
+pub(crate) mod fleet;
 pub(crate) mod govern;
 pub(crate) mod hook;
 pub(crate) mod identity;

@@ -83,6 +83,7 @@ mod evidence;
 mod executor;
 #[cfg(test)]
 mod facts;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod floors;
@@ -137,6 +138,8 @@ mod request_id;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod rollback_matrix;
+#[cfg(test)]
 mod rollout;
 #[cfg(test)]
 mod rollout_back;
@@ -146,6 +149,11 @@ mod rollout_confirm;
 mod rollout_control;
 #[cfg(test)]
 mod rollout_hold;
+mod rollout_bad_input;
+#[cfg(test)]
+mod rollout_control;
+#[cfg(test)]
+mod rollout_killed;
 #[cfg(test)]
 mod rollout_signal;
 #[cfg(test)]
