@@ -117,6 +117,11 @@ impl Folder {
         status
     }
 
+    /// Ends this process with the test, too, however it ends. A process that has ended by then is no matter.
+    pub(crate) fn adopt(&self, pid: u32) {
+        self.tell('+', pid);
+    }
+
     fn tell(&self, change: char, pid: u32) {
         let mut leash = self.leash.lock().expect("nobody panics here");
         writeln!(leash.as_mut().expect("held until dropped"), "{change}{pid}").expect("the guard listens");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use shared::pb::release::{
-    ArmReport, AssignmentPolicy, GetRolloutResponse, GuardMode, GuardReport, ListReleasesRequest, Rollout,
-    RolloutState,
+    ArmReport, AssignmentPolicy, GetRolloutResponse, GuardMode, GuardReport, ListReleasesRequest,
+    RollbackPolicy, Rollout, RolloutState,
 };
 use shared::time::from_proto;
 
@@ -96,8 +96,14 @@ fn usable(rollout: Rollout) -> Result<Rollout, Error> {
         let mode = guard.mode();
         guard.name == GUARD && matches!(mode, GuardMode::Rollback | GuardMode::Unspecified)
     });
+    let ends_visits = rollout
+        .plan
+        .as_ref()
+        .is_some_and(|plan| plan.rollback_policy() == RollbackPolicy::End);
     let problem = if !is_watched {
         format!("has no guard `{GUARD}` that takes it back")
+    } else if ends_visits {
+        "ends visits when it goes back, open checkout or not".to_owned()
     } else if rollout.state() != RolloutState::Running || *exposure_bps >= 10_000 {
         let state = rollout.state().as_str_name().trim_start_matches("ROLLOUT_STATE_");
         format!("is {state}, with {} % of visits", exposure_bps / 100)
@@ -199,6 +205,9 @@ mod tests {
         ] {
             assert!(usable(rollout(mode, state)).is_err(), "{mode:?} {state:?}");
         }
+        let mut ends = rollout(GuardMode::Rollback, RolloutState::Running);
+        ends.plan.get_or_insert_default().set_rollback_policy(RollbackPolicy::End);
+        assert!(usable(ends).is_err());
         let everyone =
             Rollout { exposure_bps: 10_000, ..rollout(GuardMode::Rollback, RolloutState::Running) };
         assert!(usable(everyone).is_err());
