@@ -144,14 +144,13 @@ mod rollout;
 #[cfg(test)]
 mod rollout_back;
 #[cfg(test)]
+mod rollout_bad_input;
+#[cfg(test)]
 mod rollout_confirm;
 #[cfg(test)]
 mod rollout_control;
 #[cfg(test)]
 mod rollout_hold;
-mod rollout_bad_input;
-#[cfg(test)]
-mod rollout_control;
 #[cfg(test)]
 mod rollout_killed;
 #[cfg(test)]
