@@ -186,6 +186,10 @@ impl Controller<'_> {
                 let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
                 rollout.pause(Pause { cause, principal, reason, at: now })?
             }
+            (Next::Note(harms, is_mismatch), None) => {
+                let noted = rollout.with_findings(harms, is_mismatch, now);
+                return Ok(store::rollout::live::update_findings(db, tenant, &noted).await?);
+            }
             (Next::Bake, None) if is_applied(db, actor, &rollout).await? => Some(rollout.bake(now)?),
             (Next::Succeed, None) => Some(rollout.succeed(now)?),
             (Next::Confirm, None) => {

@@ -25,12 +25,13 @@ pub struct Reading {
     pub alpha: f64,
 }
 
-/// What every guard of a rollout makes of the counts, in the plan's order.
+/// What every guard of a rollout makes of the counts and of what was found before, in the plan's order.
 pub fn read(rollout: &Rollout, counts: &[Count]) -> Vec<Reading> {
     let readings = rollout.plan.guards.with_alpha().map(|(guard, alpha)| {
         let counts = of_guard(rollout, counts, guard);
-        // Harm that was found is kept with the rollout, so each look may begin anew.
-        let judgement = guard.rule.judge(alpha, &counts, Peaks::default());
+        let is_found = rollout.harms.iter().any(|harm| harm.guard == guard.name.as_str());
+        let before = Peaks::of_found(is_found.then_some(alpha), rollout.mismatched_at.is_some());
+        let judgement = guard.rule.judge(alpha, &counts, before);
         Reading { guard: guard.clone(), counts, judgement, alpha }
     });
     readings.collect()
