@@ -233,6 +233,29 @@ async fn reports_that_make_no_sense_are_refused_and_those_of_nobodys_rollouts_pa
 }
 
 #[tokio::test]
+async fn counts_of_steps_and_guards_that_a_plan_does_not_have_are_passed_over() {
+    let (stack, caller) = start().await;
+    let rollout = guarded(&caller, GuardMode::Observe).await;
+    let stray =
+        |step, guard: &str| pb::SignalCount { step, is_canary: true, guard: guard.to_owned(), count: 7 };
+    let mut counts = counts([10, 90], [1, 2]);
+    counts.extend([
+        stray(2, ""),
+        stray(2, "checkout"),
+        stray(32, ""),
+        stray(0, "slow"),
+        stray(1, "checkout"),
+    ]);
+    let mut report = told(&rollout, ("a", "1"), counts);
+    // The same rollout again, as of a source that cuts long reports.
+    report.rollouts.push(report.rollouts[0].clone());
+    assert_eq!(tell(&stack, report).await.ended_rollout_ids, Vec::<String>::new());
+    assert_eq!(figures(&caller, &rollout).await, [(10, 8), (90, 2)]);
+    let stored = "select count(*) from release.signal_counts";
+    assert_eq!(stack.database.count(stored).await, 5);
+}
+
+#[tokio::test]
 async fn guards_that_make_no_sense_are_refused() {
     let (_stack, caller) = start().await;
     let release = crate::harness::shop::create_release(&caller, "1.1").await;

@@ -16,9 +16,6 @@ use crate::store;
 use crate::store::rollout::live::{Live, Which};
 use crate::store::signal::Visits;
 
-/// Counts that are taken in at most: of each rollout some per step, arm and guard.
-const COUNTS_MAX: i64 = 100_000;
-
 /// A rollout with what surrounds it.
 pub(crate) struct Seen {
     pub(crate) rollout: Rollout,
@@ -85,7 +82,7 @@ struct Surroundings {
 impl Surroundings {
     async fn read(db: &mut PgConnection, tenants: &[String], ids: &[Uuid], now: Time) -> sqlx::Result<Self> {
         let mut counts: HashMap<_, Vec<_>> = HashMap::new();
-        for (id, count) in store::signal::list_counts(db, tenants, ids, COUNTS_MAX).await? {
+        for (id, count) in store::signal::list_counts(db, tenants, ids).await? {
             counts.entry(id).or_default().push(count);
         }
         let visits = store::signal::list_visits(db, tenants, ids, super::lease_began_at(now)).await?;

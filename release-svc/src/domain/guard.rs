@@ -28,7 +28,7 @@ pub const BETA: f64 = 0.05;
 /// From such odds on against the planned shares, units are not assigned or not counted as planned.
 const MISMATCH_MIN: f64 = 100.0;
 /// Most guards of a rollout.
-const GUARDS_MAX: usize = 16;
+pub const GUARDS_MAX: usize = 16;
 /// Most characters of a name.
 const NAME_MAX: usize = 63;
 

@@ -14,7 +14,7 @@ pub mod control;
 mod plan;
 mod state;
 
-pub use plan::{AtDeadline, BadSteps, Plan, RollbackPolicy, Steps};
+pub use plan::{AtDeadline, BadSteps, Plan, RollbackPolicy, STEPS_MAX, Steps};
 pub use state::{Cause, Harm, Pause, Phase, State};
 
 /// Everyone, in basis points.

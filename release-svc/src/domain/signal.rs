@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::guard::{Guard, Judgement, Peaks, StepCounts, Tally, Verdict};
-use crate::domain::rollout::Rollout;
+use crate::domain::guard::{GUARDS_MAX, Guard, Guards, Judgement, Peaks, StepCounts, Tally, Verdict};
 use crate::domain::rollout::control::Watched;
+use crate::domain::rollout::{Rollout, STEPS_MAX};
 
 /// One count: of units where there is no guard, else of the guard's outcomes, each unit once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,25 @@ pub struct Count {
     pub is_canary: bool,
     pub guard: Option<String>,
     pub number: u64,
+}
+
+/// Most counts of a rollout: of each step, with everyone's behind those that were asked for, and each arm the units and each
+/// guard's outcomes.
+pub const COUNTS_MAX: usize = (STEPS_MAX + 1) * 2 * (GUARDS_MAX + 1);
+
+/// What a rollout is counted by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    pub steps: usize,
+    pub guards: Guards,
+}
+
+impl Scope {
+    /// Whether a count of this step and guard, or of units where there is none, belongs to it.
+    pub fn has(&self, step: usize, guard: Option<&str>) -> bool {
+        let is_named = |name: &str| self.guards.as_slice().iter().any(|guard| guard.name.as_str() == name);
+        step < self.steps && guard.is_none_or(is_named)
+    }
 }
 
 /// A guard, with what it makes of the counts.

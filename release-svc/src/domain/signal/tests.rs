@@ -61,6 +61,15 @@ fn what_was_found_stays_found_whatever_is_counted_later() {
 }
 
 #[test]
+fn a_rollout_is_counted_by_its_own_steps_and_guards() {
+    let rollout = rollout();
+    let scope = Scope { steps: rollout.steps.as_slice().len(), guards: rollout.plan.guards };
+    let has = |step, guard| scope.has(step, guard);
+    assert!(has(0, None) && has(1, Some("slow")) && has(0, Some("checkout")));
+    assert!(!has(2, None) && !has(2, Some("slow")) && !has(0, Some("slower")));
+}
+
+#[test]
 fn without_counts_every_guard_is_inconclusive() {
     for watched in read(&rollout(), &[]).iter().map(Watched::from) {
         assert_eq!((watched.verdict, watched.has_data), (Verdict::Inconclusive, false));
