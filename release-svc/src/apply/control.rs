@@ -92,7 +92,7 @@ impl Controller<'_> {
         let next = next_of(&mut db, tenant, id, self.clock.now()).await?;
         drop(db);
         match next {
-            Some(found) => self.drive(tenant, id, &found.next, Patience::Some).await,
+            Some(found) => Box::pin(self.drive(tenant, id, &found.next, Patience::Some)).await,
             None => Ok(0),
         }
     }

@@ -330,7 +330,7 @@ impl Rollout {
     #[must_use]
     pub fn with_findings(self, harms: Vec<Harm>, is_mismatch: bool, now: Time) -> Self {
         let noted = harms.into_iter().fold(self, Self::with_harm);
-        Self { mismatched_at: noted.mismatched_at.or(is_mismatch.then_some(now)), ..noted }
+        Self { mismatched_at: noted.mismatched_at.or_else(|| is_mismatch.then_some(now)), ..noted }
     }
 
     fn passed_to(self, state: State, kind: &'static str) -> Decision {

@@ -172,7 +172,8 @@ pub async fn list_live(
     Ok(live.collect())
 }
 
-/// These rollouts, of whichever tenants. Those that are not there are left out.
+/// These rollouts, of whichever tenants. Those that are not there are left out, and so are those that cannot be read, as by
+/// an older version that runs beside a newer one: they keep nobody from the others.
 #[tracing::instrument(name = "db.rollout.list_named", skip_all)]
 pub async fn list_named(
     db: &mut PgConnection,
@@ -195,7 +196,12 @@ pub async fn list_named(
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    let read = |row: Row| {
+        row.try_into()
+            .inspect_err(|error| tracing::warn!(%error, "rollout passed over"))
+            .ok()
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
 }
 
 /// Writes down what was found of a rollout's visits, unless a transition came in between.
