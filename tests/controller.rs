@@ -72,10 +72,10 @@ async fn pass(app: &App) -> (u64, usize) {
     (moves, statements.load(Ordering::Relaxed))
 }
 
-/// As many environments more, each with the running rollout that `local` has, and its counts.
+/// As many environments more, each with the running rollout that `local` has, and its counts; these come before all others.
 async fn copy_rollout(db: &mut PgConnection, copies: i32) {
     let sql = format!(
-        "create temp table copies as select n, gen_random_uuid() as id from generate_series(1, {copies}) n;
+        "create temp table copies as select n, lpad(to_hex(n), 32, '0')::uuid as id from generate_series(1, {copies}) n;
         insert into release.environments
         select (jsonb_populate_record(known, jsonb_build_object('environment', 'e' || n, 'promotion_order', n))).*
         from release.environments known, copies
@@ -154,9 +154,11 @@ async fn what_is_held_back_is_left_alone_until_that_may_have_lifted() {
 async fn a_rollout_that_cannot_be_read_keeps_no_other_from_going_on() {
     let (mut stack, caller) = start().await;
     ship_by(&caller, "1.1", &[1000], baked()).await;
+    let mut db = stack.database.connect().await;
+    // More than are looked at together.
+    copy_rollout(&mut db, 250).await;
     let wallet = ship_wallet(&caller).await;
     stack.stop_release().await;
-    let mut db = stack.database.connect().await;
     let newer = "update release.rollouts set plan = '{\"guards\":7}' where component = 'storefront'";
     sqlx::query(newer).execute(&mut db).await.unwrap();
     stack.advance(TimeDelta::minutes(10));

@@ -108,7 +108,8 @@ impl Controller<'_> {
             let page = observation::live(&mut db, which, PAGE, now).await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(|(live, _)| (live.tenant.clone(), live.id));
-            due.extend(page.into_iter().filter_map(|(live, Seen { rollout, around, .. })| {
+            due.extend(page.into_iter().filter_map(|(live, seen)| {
+                let Seen { rollout, around, .. } = seen?;
                 let next = decide(&rollout, &around, now)?;
                 let is_held = next.raises() && live.is_held(now);
                 (!is_held).then_some(Due { tenant: live.tenant, id: live.id, next })
@@ -324,7 +325,8 @@ async fn next_of(
     now: Time,
 ) -> sqlx::Result<Option<Found>> {
     let mut seen = observation::live(db, Which::Only(tenant, id), 1, now).await?;
-    Ok(seen.pop().and_then(|(live, Seen { rollout, around, .. })| {
+    Ok(seen.pop().and_then(|(live, seen)| {
+        let Seen { rollout, around, .. } = seen?;
         let next = decide(&rollout, &around, now)?;
         Some(Found { rollout, next, told: live.told })
     }))

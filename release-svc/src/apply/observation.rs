@@ -26,13 +26,13 @@ pub(crate) struct Seen {
     pub(crate) visits: Option<Visits>,
 }
 
-/// Rollouts that go on by themselves, at most so many, in the order of their keys.
+/// Rollouts that go on by themselves, at most so many, in the order of their keys; nothing is seen of one that cannot be read.
 pub(crate) async fn live(
     db: &mut PgConnection,
     which: Which<'_>,
     limit: usize,
     now: Time,
-) -> sqlx::Result<Vec<(Live, Seen)>> {
+) -> sqlx::Result<Vec<(Live, Option<Seen>)>> {
     let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let live = store::rollout::live::list_live(db, began_at, margin, which, limit).await?;
@@ -44,10 +44,10 @@ pub(crate) async fn live(
     let rollouts = store::rollout::live::list_named(db, &tenants, &ids).await?;
     let mut rollouts: HashMap<_, _> = rollouts.into_iter().map(|rollout| (rollout.id, rollout)).collect();
     let mut surroundings = Surroundings::read(db, &tenants, &ids, now).await?;
-    let seen = live.into_iter().filter_map(|live| {
-        let rollout = rollouts.remove(&live.id)?;
-        let seen = surroundings.of(rollout, live.is_applied);
-        Some((live, seen))
+    let seen = live.into_iter().map(|live| {
+        let rollout = rollouts.remove(&live.id);
+        let seen = rollout.map(|rollout| surroundings.of(rollout, live.is_applied));
+        (live, seen)
     });
     Ok(seen.collect())
 }
