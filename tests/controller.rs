@@ -72,10 +72,10 @@ async fn pass(app: &App) -> (u64, usize) {
     (moves, statements.load(Ordering::Relaxed))
 }
 
-/// As many environments more, each with the running rollout that `local` has, and its counts.
+/// As many environments more, each with the running rollout that `local` has, and its counts; these come before all others.
 async fn copy_rollout(db: &mut PgConnection, copies: i32) {
     let sql = format!(
-        "create temp table copies as select n, gen_random_uuid() as id from generate_series(1, {copies}) n;
+        "create temp table copies as select n, lpad(to_hex(n), 32, '0')::uuid as id from generate_series(1, {copies}) n;
         insert into release.environments
         select (jsonb_populate_record(known, jsonb_build_object('environment', 'e' || n, 'promotion_order', n))).*
         from release.environments known, copies
@@ -150,6 +150,28 @@ async fn what_is_held_back_is_left_alone_until_that_may_have_lifted() {
     assert!(pass(&app).await.0 > 0);
 }
 
+#[tokio::test]
+async fn a_rollout_that_cannot_be_read_keeps_no_other_from_going_on() {
+    let (mut stack, caller) = start().await;
+    ship_by(&caller, "1.1", &[1000], baked()).await;
+    let mut db = stack.database.connect().await;
+    // More than are looked at together.
+    copy_rollout(&mut db, 250).await;
+    let wallet = ship_wallet(&caller).await;
+    stack.stop_release().await;
+    let newer = "update release.rollouts set plan = '{\"guards\":7}' where component = 'storefront'";
+    sqlx::query(newer).execute(&mut db).await.unwrap();
+    stack.advance(TimeDelta::minutes(10));
+    assert!(pass(&app(&stack)).await.0 > 0);
+    assert_eq!(step_of(&mut db, &wallet).await, 1);
+}
+
+async fn step_of(db: &mut PgConnection, rollout: &pb::Rollout) -> i32 {
+    let id = rollout.rollout_id.trim_start_matches("rlo_").to_owned();
+    let sql = "select step from release.rollouts where rollout_id = $1::uuid";
+    sqlx::query_scalar(sql).bind(id).fetch_one(db).await.unwrap()
+}
+
 async fn ship_wallet(caller: &Caller) -> pb::Rollout {
     create_component(caller, pb::Component { component: "wallet".to_owned(), ..Default::default() }).await;
     let of_wallet = |version| pb::CreateReleaseRequest { component: "wallet".to_owned(), ..draft(version) };
@@ -167,22 +189,18 @@ async fn ship_wallet(caller: &Caller) -> pb::Rollout {
 async fn what_somebody_has_locked_holds_no_other_rollout_up() {
     let (mut stack, caller) = start().await;
     ship_by(&caller, "1.1", &[1000], baked()).await;
-    let mut stuck = stack.database.connect().await;
-    copy_rollout(&mut stuck, 7).await;
+    let mut holder = stack.database.connect().await;
+    copy_rollout(&mut holder, 7).await;
     let wallet = ship_wallet(&caller).await;
     stack.stop_release().await;
     let lock = "begin; select from release.components where component = 'storefront' for update";
-    sqlx::raw_sql(lock).execute(&mut stuck).await.unwrap();
+    sqlx::raw_sql(lock).execute(&mut holder).await.unwrap();
     stack.advance(TimeDelta::minutes(10));
     let (app, began) = (app(&stack), Instant::now());
     let (moves, _) = pass(&app).await;
     // Each of the eight would have waited for a second.
     assert!(moves > 0 && began.elapsed() < Duration::from_secs(4), "{moves} after {:?}", began.elapsed());
-    let sql = "select step from release.rollouts where rollout_id = $1::uuid";
-    let id = wallet.rollout_id.trim_start_matches("rlo_").to_owned();
-    let mut db = stack.database.connect().await;
-    let step: i32 = sqlx::query_scalar(sql).bind(&id).fetch_one(&mut db).await.unwrap();
-    assert_eq!(step, 1);
-    drop(stuck);
+    assert_eq!(step_of(&mut stack.database.connect().await, &wallet).await, 1);
+    drop(holder);
     assert!(pass(&app).await.0 >= 8);
 }

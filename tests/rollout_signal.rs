@@ -124,15 +124,23 @@ async fn i15_harm_of_a_pausing_guard_is_cleared_by_a_named_person_who_had_no_par
 }
 
 #[tokio::test]
-async fn a_guard_that_observes_does_nothing() {
+async fn a_guard_that_observes_does_nothing_but_say_so_for_ever() {
     let (stack, caller) = start().await;
     let rollout = guarded(&caller, GuardMode::Observe).await;
     tell(&stack, told(&rollout, ("a", "1"), harm())).await;
     assert_eq!(report(&caller, &rollout).await.verdict(), Verdict::Harm);
+    eventually("the note of it", || async {
+        let harms = get_rollout(&caller, &rollout).await.harms;
+        (harms.len() == 1 && harms[0].guard == "checkout").then_some(())
+    })
+    .await;
+    // It stays, though by now as many fail on the one as on the other.
+    tell(&stack, told(&rollout, ("a", "1"), counts([10_000, 90_000], [100, 900]))).await;
+    assert_eq!(report(&caller, &rollout).await.verdict(), Verdict::Harm);
     stack.advance(TimeDelta::minutes(10));
     eventually("the next step", || async {
         let found = get_rollout(&caller, &rollout).await;
-        (found.step == 1 && found.harms.is_empty()).then_some(())
+        (found.step == 1 && found.harms.len() == 1).then_some(())
     })
     .await;
 }
@@ -162,6 +170,14 @@ async fn visits_that_are_dealt_wrongly_are_judged_by_nobody() {
     let rollout = guarded(&caller, GuardMode::Rollback).await;
     // A half where a tenth was planned.
     tell(&stack, told(&rollout, ("a", "1"), counts([1000, 1000], [200, 40]))).await;
+    assert_eq!(report(&caller, &rollout).await.verdict(), Verdict::SampleRatioMismatch);
+    eventually("the note of it", || async {
+        let noted = "select count(*) from release.rollouts where mismatched_at is not null";
+        (stack.database.count(noted).await == 1).then_some(())
+    })
+    .await;
+    // What was dealt wrongly stays among the counts, also where the shares come right.
+    tell(&stack, told(&rollout, ("a", "1"), counts([1000, 9000], [10, 90]))).await;
     assert_eq!(report(&caller, &rollout).await.verdict(), Verdict::SampleRatioMismatch);
     stack.advance(TimeDelta::minutes(10));
     let advance = pb::AdvanceRolloutRequest { rollout_id: rollout.rollout_id.clone(), ..Default::default() };
@@ -214,6 +230,29 @@ async fn reports_that_make_no_sense_are_refused_and_those_of_nobodys_rollouts_pa
             .await
             .refused(Code::InvalidArgument, "FIELD_INVALID");
     }
+}
+
+#[tokio::test]
+async fn counts_of_steps_and_guards_that_a_plan_does_not_have_are_passed_over() {
+    let (stack, caller) = start().await;
+    let rollout = guarded(&caller, GuardMode::Observe).await;
+    let stray =
+        |step, guard: &str| pb::SignalCount { step, is_canary: true, guard: guard.to_owned(), count: 7 };
+    let mut counts = counts([10, 90], [1, 2]);
+    counts.extend([
+        stray(2, ""),
+        stray(2, "checkout"),
+        stray(32, ""),
+        stray(0, "slow"),
+        stray(1, "checkout"),
+    ]);
+    let mut report = told(&rollout, ("a", "1"), counts);
+    // The same rollout again, as of a source that cuts long reports.
+    report.rollouts.push(report.rollouts[0].clone());
+    assert_eq!(tell(&stack, report).await.ended_rollout_ids, Vec::<String>::new());
+    assert_eq!(figures(&caller, &rollout).await, [(10, 8), (90, 2)]);
+    let stored = "select count(*) from release.signal_counts";
+    assert_eq!(stack.database.count(stored).await, 5);
 }
 
 #[tokio::test]

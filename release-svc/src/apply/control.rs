@@ -91,7 +91,7 @@ impl Controller<'_> {
         let next = next_of(&mut db, tenant, id, self.clock.now()).await?;
         drop(db);
         match next {
-            Some(found) => self.drive(tenant, id, &found.next, Patience::Some).await,
+            Some(found) => Box::pin(self.drive(tenant, id, &found.next, Patience::Some)).await,
             None => Ok(0),
         }
     }
@@ -107,7 +107,8 @@ impl Controller<'_> {
             let page = observation::live(&mut db, which, PAGE, now).await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(|(live, _)| (live.tenant.clone(), live.id));
-            due.extend(page.into_iter().filter_map(|(live, Seen { rollout, around, .. })| {
+            due.extend(page.into_iter().filter_map(|(live, seen)| {
+                let Seen { rollout, around, .. } = seen?;
                 let next = decide(&rollout, &around, now)?;
                 let is_held = next.raises() && live.is_held(now);
                 (!is_held).then_some(Due { tenant: live.tenant, id: live.id, next })
@@ -184,6 +185,10 @@ impl Controller<'_> {
                 let principal = actor.principal.clone();
                 let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
                 rollout.pause(Pause { cause, principal, reason, at: now })?
+            }
+            (Next::Note(harms, is_mismatch), None) => {
+                let noted = rollout.with_findings(harms, is_mismatch, now);
+                return Ok(store::rollout::live::update_findings(db, tenant, &noted).await?);
             }
             (Next::Bake, None) if is_applied(db, actor, &rollout).await? => Some(rollout.bake(now)?),
             (Next::Succeed, None) => Some(rollout.succeed(now)?),
@@ -317,7 +322,8 @@ async fn next_of(
     now: Time,
 ) -> sqlx::Result<Option<Found>> {
     let mut seen = observation::live(db, Which::Only(tenant, id), 1, now).await?;
-    Ok(seen.pop().and_then(|(live, Seen { rollout, around, .. })| {
+    Ok(seen.pop().and_then(|(live, seen)| {
+        let Seen { rollout, around, .. } = seen?;
         let next = decide(&rollout, &around, now)?;
         Some(Found { rollout, next, told: live.told })
     }))

@@ -16,9 +16,6 @@ use crate::store;
 use crate::store::rollout::live::{Live, Which};
 use crate::store::signal::Visits;
 
-/// Counts that are taken in at most: of each rollout some per step, arm and guard.
-const COUNTS_MAX: i64 = 100_000;
-
 /// A rollout with what surrounds it.
 pub(crate) struct Seen {
     pub(crate) rollout: Rollout,
@@ -29,13 +26,13 @@ pub(crate) struct Seen {
     pub(crate) visits: Option<Visits>,
 }
 
-/// Rollouts that go on by themselves, at most so many, in the order of their keys.
+/// Rollouts that go on by themselves, at most so many, in the order of their keys; nothing is seen of one that cannot be read.
 pub(crate) async fn live(
     db: &mut PgConnection,
     which: Which<'_>,
     limit: usize,
     now: Time,
-) -> sqlx::Result<Vec<(Live, Seen)>> {
+) -> sqlx::Result<Vec<(Live, Option<Seen>)>> {
     let (began_at, margin) = (super::lease_began_at(now), super::margin_secs());
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let live = store::rollout::live::list_live(db, began_at, margin, which, limit).await?;
@@ -47,10 +44,10 @@ pub(crate) async fn live(
     let rollouts = store::rollout::live::list_named(db, &tenants, &ids).await?;
     let mut rollouts: HashMap<_, _> = rollouts.into_iter().map(|rollout| (rollout.id, rollout)).collect();
     let mut surroundings = Surroundings::read(db, &tenants, &ids, now).await?;
-    let seen = live.into_iter().filter_map(|live| {
-        let rollout = rollouts.remove(&live.id)?;
-        let seen = surroundings.of(rollout, live.is_applied);
-        Some((live, seen))
+    let seen = live.into_iter().map(|live| {
+        let rollout = rollouts.remove(&live.id);
+        let seen = rollout.map(|rollout| surroundings.of(rollout, live.is_applied));
+        (live, seen)
     });
     Ok(seen.collect())
 }
@@ -85,7 +82,7 @@ struct Surroundings {
 impl Surroundings {
     async fn read(db: &mut PgConnection, tenants: &[String], ids: &[Uuid], now: Time) -> sqlx::Result<Self> {
         let mut counts: HashMap<_, Vec<_>> = HashMap::new();
-        for (id, count) in store::signal::list_counts(db, tenants, ids, COUNTS_MAX).await? {
+        for (id, count) in store::signal::list_counts(db, tenants, ids).await? {
             counts.entry(id).or_default().push(count);
         }
         let visits = store::signal::list_visits(db, tenants, ids, super::lease_began_at(now)).await?;

@@ -28,7 +28,7 @@ pub const BETA: f64 = 0.05;
 /// From such odds on against the planned shares, units are not assigned or not counted as planned.
 const MISMATCH_MIN: f64 = 100.0;
 /// Most guards of a rollout.
-const GUARDS_MAX: usize = 16;
+pub const GUARDS_MAX: usize = 16;
 /// Most characters of a name.
 const NAME_MAX: usize = 63;
 
@@ -109,7 +109,8 @@ pub enum Verdict {
     Inconclusive,
 }
 
-/// The greatest evidence there ever was. The caller keeps it between looks, so that what was proved stays proved.
+/// The greatest evidence there ever was. Between looks it is kept whether that proved something, so that what was proved
+/// stays proved.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Peaks {
     /// Of harm, as long as the units were balanced.
@@ -257,6 +258,13 @@ impl Rule {
 }
 
 impl Peaks {
+    /// What is left of earlier looks: at least so much as proved harm at this level of error, and that units are not
+    /// balanced, where they did.
+    pub fn of_found(harm_at: Option<f64>, is_mismatch: bool) -> Self {
+        let ln_harm = harm_at.map_or(0.0, |alpha| -alpha.ln());
+        Self { ln_harm, ln_mismatch: if is_mismatch { MISMATCH_MIN.ln() } else { 0.0 } }
+    }
+
     /// Units were not assigned or not counted as planned.
     pub fn is_mismatch(self) -> bool {
         self.ln_mismatch >= MISMATCH_MIN.ln()

@@ -14,7 +14,7 @@ pub mod control;
 mod plan;
 mod state;
 
-pub use plan::{AtDeadline, BadSteps, Plan, RollbackPolicy, Steps};
+pub use plan::{AtDeadline, BadSteps, Plan, RollbackPolicy, STEPS_MAX, Steps};
 pub use state::{Cause, Harm, Pause, Phase, State};
 
 /// Everyone, in basis points.
@@ -40,8 +40,12 @@ pub struct Rollout {
     pub exposure_bps: i32,
     pub assignment: Assignment,
     pub state: State,
-    /// What guards found, each once. Stays for ever.
+    /// When its present step began, or was resumed: what the step's deadline counts from.
+    pub step_began_at: Time,
+    /// What guards found, each once, those that only observe, too. Stays for ever.
     pub harms: Vec<Harm>,
+    /// When its visits were first found not to be dealt as planned. Stays for ever.
+    pub mismatched_at: Option<Time>,
     /// `issuer|sub`.
     pub starter: String,
     pub started_at: Time,
@@ -124,7 +128,9 @@ impl Rollout {
             exposure_bps: 0,
             assignment: asked.assignment,
             state: State::Waiting { since: now, reasons },
+            step_began_at: now,
             harms: Vec::new(),
+            mismatched_at: None,
             starter: asked.starter,
             started_at: now,
             approval: None,
@@ -158,6 +164,7 @@ impl Rollout {
             steps,
             approval: release.approval.as_ref().map(|approval| approval.id),
             started_at: now,
+            step_began_at: now,
             ..self
         };
         let has_nothing_to_watch = at_once && begun.plan.waits_for_nothing();
@@ -208,7 +215,7 @@ impl Rollout {
         } else {
             (Phase::Exposing, self.steps.exposure_bps(step))
         };
-        let next = Self { step, exposure_bps, ..self };
+        let next = Self { step, exposure_bps, step_began_at: now, ..self };
         Ok(next.passed_to(State::Running { phase, since: now }, "rollout.advanced"))
     }
 
@@ -227,7 +234,7 @@ impl Rollout {
         Ok(Some(self.passed_to(State::Paused { phase, pause }, "rollout.paused")))
     }
 
-    /// Goes on with the phase that it was in, from its beginning. Whoever resumes after harm has cleared the guard.
+    /// Goes on with the phase that it was in, from its beginning; the step's deadline begins anew, too. Whoever resumes after harm has cleared the guard.
     pub fn resume(self, by: &str, reason: String, now: Time) -> Result<Decision, WrongState> {
         let State::Paused { phase, pause } = &self.state else { return Err(self.wrong_state()) };
         // What was applied may have changed meanwhile; it is asked again.
@@ -238,7 +245,7 @@ impl Rollout {
         } else {
             harms.collect()
         };
-        let cleared = Self { harms, ..self };
+        let cleared = Self { harms, step_began_at: now, ..self };
         let resumed = cleared.passed_to(State::Running { phase, since: now }, "rollout.resumed");
         Ok(Decision { reason: Some(reason), ..resumed })
     }
@@ -271,7 +278,9 @@ impl Rollout {
             step: 0,
             exposure_bps: 0,
             state: State::RollingBack { reason: reason.clone(), since: now },
+            step_began_at: now,
             harms: Vec::new(),
+            mismatched_at: None,
             starter,
             started_at: now,
             approval: None,
@@ -315,6 +324,13 @@ impl Rollout {
             self.harms.push(found);
         }
         self
+    }
+
+    /// Writes down what was found of its visits, which is no transition.
+    #[must_use]
+    pub fn with_findings(self, harms: Vec<Harm>, is_mismatch: bool, now: Time) -> Self {
+        let noted = harms.into_iter().fold(self, Self::with_harm);
+        Self { mismatched_at: noted.mismatched_at.or_else(|| is_mismatch.then_some(now)), ..noted }
     }
 
     fn passed_to(self, state: State, kind: &'static str) -> Decision {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::guard::{Guard, Judgement, Peaks, StepCounts, Tally, Verdict};
-use crate::domain::rollout::Rollout;
+use crate::domain::guard::{GUARDS_MAX, Guard, Guards, Judgement, Peaks, StepCounts, Tally, Verdict};
 use crate::domain::rollout::control::Watched;
+use crate::domain::rollout::{Rollout, STEPS_MAX};
 
 /// One count: of units where there is no guard, else of the guard's outcomes, each unit once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,25 @@ pub struct Count {
     pub is_canary: bool,
     pub guard: Option<String>,
     pub number: u64,
+}
+
+/// Most counts of a rollout: of each step, with everyone's behind those that were asked for, and each arm the units and each
+/// guard's outcomes.
+pub const COUNTS_MAX: usize = (STEPS_MAX + 1) * 2 * (GUARDS_MAX + 1);
+
+/// What a rollout is counted by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    pub steps: usize,
+    pub guards: Guards,
+}
+
+impl Scope {
+    /// Whether a count of this step and guard, or of units where there is none, belongs to it.
+    pub fn has(&self, step: usize, guard: Option<&str>) -> bool {
+        let is_named = |name: &str| self.guards.as_slice().iter().any(|guard| guard.name.as_str() == name);
+        step < self.steps && guard.is_none_or(is_named)
+    }
 }
 
 /// A guard, with what it makes of the counts.
@@ -25,12 +44,13 @@ pub struct Reading {
     pub alpha: f64,
 }
 
-/// What every guard of a rollout makes of the counts, in the plan's order.
+/// What every guard of a rollout makes of the counts and of what was found before, in the plan's order.
 pub fn read(rollout: &Rollout, counts: &[Count]) -> Vec<Reading> {
     let readings = rollout.plan.guards.with_alpha().map(|(guard, alpha)| {
         let counts = of_guard(rollout, counts, guard);
-        // Harm that was found is kept with the rollout, so each look may begin anew.
-        let judgement = guard.rule.judge(alpha, &counts, Peaks::default());
+        let is_found = rollout.harms.iter().any(|harm| harm.guard == guard.name.as_str());
+        let before = Peaks::of_found(is_found.then_some(alpha), rollout.mismatched_at.is_some());
+        let judgement = guard.rule.judge(alpha, &counts, before);
         Reading { guard: guard.clone(), counts, judgement, alpha }
     });
     readings.collect()

@@ -33,6 +33,8 @@ struct Row {
     waiting_for: Vec<String>,
     pause: Option<String>,
     harms: String,
+    mismatched_at: Option<Time>,
+    step_began_at: Option<Time>,
     rollback_reason: Option<String>,
     superseded_by: Option<RolloutId>,
     starter: String,
@@ -94,6 +96,7 @@ impl TryFrom<Row> for Rollout {
 
     fn try_from(mut row: Row) -> sqlx::Result<Self> {
         let id = row.rollout_id;
+        let entered_at = row.entered_at.unwrap_or(row.started_at);
         let broken = |column| corrupt("rollouts", column, &id);
         let state = state_of(&mut row).ok_or_else(|| broken("state"))?;
         let previous = row.previous_release_id.zip(row.previous_semver);
@@ -110,7 +113,10 @@ impl TryFrom<Row> for Rollout {
             exposure_bps: row.exposure_bps,
             assignment: assignment_of(&row.assignment_policy).ok_or_else(|| broken("assignment_policy"))?,
             state,
+            // An older version that went on to the step did not write down when.
+            step_began_at: row.step_began_at.unwrap_or(entered_at),
             harms: serde_json::from_str(&row.harms).map_err(|_| broken("harms"))?,
+            mismatched_at: row.mismatched_at,
             starter: row.starter,
             started_at: row.started_at,
             approval: row.approval_id,
@@ -173,8 +179,9 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout)
         "insert into release.rollouts
             (tenant_id, rollout_id, component, environment, release_id, semver, previous_release_id, previous_semver,
             state, step_exposures_bps, step, exposure_bps, assignment_policy, starter, started_at, version, approval_id,
-            mode, rollback_of, plan, phase, entered_at, waiting_for, rollback_reason)
-        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24
+            mode, rollback_of, plan, phase, entered_at, waiting_for, rollback_reason, step_begins)
+        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+            array[$25::timestamptz]
         where $9 in ('WAITING', 'ROLLING_BACK') or exists (
             select
             from release.approvals approval
@@ -213,6 +220,7 @@ pub async fn insert(db: &mut PgConnection, tenant: &TenantId, rollout: &Rollout)
         rollout.state.since(),
         &waiting_for,
         rollout.state.rollback_reason(),
+        rollout.step_began_at,
     )
     .execute(db)
     .await?;
@@ -226,8 +234,8 @@ pub async fn find(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
-            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
-            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms,
+            mismatched_at, step_begins[step + 1] as step_began_at, rollback_reason, superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
             approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2"#,
@@ -246,8 +254,8 @@ pub async fn lock(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> sq
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
-            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
-            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms,
+            mismatched_at, step_begins[step + 1] as step_began_at, rollback_reason, superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
             approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1 and rollout_id = $2
@@ -304,8 +312,8 @@ pub async fn list(
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
-            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
-            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms,
+            mismatched_at, step_begins[step + 1] as step_began_at, rollback_reason, superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
             approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where tenant_id = $1
@@ -339,7 +347,8 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
         "update release.rollouts
         set state = $4, step = $5, exposure_bps = $6, rollback_reason = $7, ended_at = $8, version = $9, phase = $10,
             entered_at = $11, waiting_for = $12, pause = $13, harms = $14, superseded_by = $15, previous_release_id = $16,
-            previous_semver = $17, step_exposures_bps = $18, started_at = $19, approval_id = $20, plan = $21
+            previous_semver = $17, step_exposures_bps = $18, started_at = $19, approval_id = $20, plan = $21,
+            mismatched_at = $22, step_begins[$5 + 1] = $23
         where tenant_id = $1 and rollout_id = $2 and state = $3 and version + 1 = $9
             and state not in ('SUCCEEDED', 'ROLLED_BACK', 'CANCELLED', 'SUPERSEDED')
             and ($4 in ('ROLLING_BACK', 'ROLLBACK_FAILED', 'ROLLED_BACK') or (exposure_bps <= $6 and step <= $5))
@@ -384,6 +393,8 @@ pub async fn update(db: &mut PgConnection, tenant: &TenantId, decision: &Decisio
         rollout.started_at,
         rollout.approval.map(ApprovalId::uuid) as Option<Uuid>,
         plan,
+        rollout.mismatched_at,
+        rollout.step_began_at,
     )
     .execute(db)
     .await?;

@@ -1,12 +1,15 @@
 //! `release.signal_counts` and `release.visit_counts`: what session services counted of rollouts.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use shared::id::{EnvironmentId, RolloutId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::corrupt;
-use crate::domain::signal::Count;
+use crate::domain::rollout::Plan;
+use crate::domain::signal::{COUNTS_MAX, Count, Scope};
 
 /// A database that counts, since it was restored last.
 pub struct Source {
@@ -15,20 +18,15 @@ pub struct Source {
     pub epoch: String,
 }
 
-/// Counts of a rollout, by column; each place once.
-pub struct Counts {
+/// What one count is of. Their order is that of the rows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub tenant: TenantId,
     pub rollout: RolloutId,
-    pub steps: Vec<i32>,
-    pub are_canary: Vec<bool>,
+    pub step: i32,
+    pub is_canary: bool,
     /// Empty for units.
-    pub guards: Vec<String>,
-    pub numbers: Vec<i64>,
-}
-
-impl Counts {
-    pub const fn of(rollout: RolloutId) -> Self {
-        Self { rollout, steps: Vec::new(), are_canary: Vec::new(), guards: Vec::new(), numbers: Vec::new() }
-    }
+    pub guard: String,
 }
 
 /// Live visits.
@@ -62,109 +60,142 @@ pub async fn enter(db: &mut PgConnection, source: &Source, now: Time) -> sqlx::R
 }
 
 /// What is still to be counted of a rollout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interest {
-    All,
+    All(Scope),
     /// It has ended; but a release of it is retired only once no visit is on it.
     Visits,
     Nothing,
 }
 
-/// What is still to be counted of a rollout of this environment.
-#[tracing::instrument(name = "db.signal.interest", skip_all)]
-pub async fn interest(
+/// What is still to be counted of rollouts of this environment; of those that are not there, nothing.
+#[tracing::instrument(name = "db.signal.list_interests", skip_all)]
+pub async fn list_interests(
     db: &mut PgConnection,
-    tenant: &TenantId,
     environment: &EnvironmentId,
-    rollout: RolloutId,
-) -> sqlx::Result<Interest> {
-    let row = sqlx::query!(
-        r#"select ended_at is null as "is_live!", exists (
-            select
-            from release.tasks
-            where tenant_id = $1 and counted_rollout_id = $2 and state in ('QUEUED', 'LEASED')
-        ) as "is_waited_for!"
-        from release.rollouts
-        where tenant_id = $1 and rollout_id = $2 and environment = $3"#,
-        tenant.as_str(),
-        rollout.uuid(),
+    rollouts: &BTreeSet<(TenantId, RolloutId)>,
+) -> sqlx::Result<HashMap<(TenantId, RolloutId), Interest>> {
+    let (tenants, ids): (Vec<_>, Vec<_>) =
+        rollouts.iter().map(|(tenant, id)| (tenant.to_string(), id.uuid())).unzip();
+    let rows = sqlx::query!(
+        r#"select tenant_id as "tenant_id: TenantId", rollout_id as "rollout_id: RolloutId",
+            ended_at is null as "is_live!", exists (
+                select
+                from release.tasks task
+                where task.tenant_id = rollout.tenant_id and counted_rollout_id = rollout.rollout_id
+                    and task.state in ('QUEUED', 'LEASED')
+            ) as "is_waited_for!", cardinality(step_exposures_bps) as "steps!", plan
+        from release.rollouts rollout
+        where environment = $1 and (tenant_id, rollout_id) in (select * from unnest($2::text[], $3::uuid[]))
+        limit cardinality($3::uuid[])"#,
         environment.as_str(),
+        &tenants,
+        &ids,
     )
-    .fetch_optional(db)
+    .fetch_all(db)
     .await?;
-    Ok(match row {
-        Some(row) if row.is_live => Interest::All,
-        Some(row) if row.is_waited_for => Interest::Visits,
-        Some(_) | None => Interest::Nothing,
-    })
+    let interests = rows.into_iter().map(|row| {
+        let id = row.rollout_id;
+        let interest = if row.is_live {
+            let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| corrupt("rollouts", "plan", &id))?;
+            let steps =
+                usize::try_from(row.steps).map_err(|_| corrupt("rollouts", "step_exposures_bps", &id))?;
+            Interest::All(Scope { steps, guards: plan.guards })
+        } else if row.is_waited_for {
+            Interest::Visits
+        } else {
+            Interest::Nothing
+        };
+        Ok(((row.tenant_id, id), interest))
+    });
+    interests.collect()
 }
 
 /// Takes counts in; smaller ones of the same epoch change nothing.
 #[tracing::instrument(name = "db.signal.upsert_counts", skip_all)]
 pub async fn upsert_counts(
     db: &mut PgConnection,
-    tenant: &TenantId,
     source: &Source,
-    counts: &Counts,
+    counts: &BTreeMap<Place, i64>,
 ) -> sqlx::Result<()> {
+    let (mut tenants, mut rollouts, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut are_canary, mut guards, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+    for (Place { tenant, rollout, step, is_canary, guard }, number) in counts {
+        tenants.push(tenant.to_string());
+        rollouts.push(rollout.uuid());
+        steps.push(*step);
+        are_canary.push(*is_canary);
+        guards.push(guard.clone());
+        numbers.push(*number);
+    }
     sqlx::query!(
         "insert into release.signal_counts as known
             (tenant_id, rollout_id, source_id, step, is_canary, guard, source_epoch, count)
-        select $1, $2, $3, step, is_canary, guard, $4, count
-        from unnest($5::integer[], $6::boolean[], $7::text[], $8::bigint[]) as told (step, is_canary, guard, count)
-        order by step, is_canary, guard
+        select tenant, rollout, $1, step, is_canary, guard, $2, count
+        from unnest($3::text[], $4::uuid[], $5::integer[], $6::boolean[], $7::text[], $8::bigint[])
+            as told (tenant, rollout, step, is_canary, guard, count)
         on conflict (tenant_id, rollout_id, source_id, step, is_canary, guard) do update
         set source_epoch = excluded.source_epoch, count = excluded.count
         where known.source_epoch <> excluded.source_epoch or known.count < excluded.count",
-        tenant.as_str(),
-        counts.rollout.uuid(),
         source.id,
         source.epoch,
-        &counts.steps,
-        &counts.are_canary,
-        &counts.guards,
-        &counts.numbers,
+        &tenants,
+        &rollouts,
+        &steps,
+        &are_canary,
+        &guards,
+        &numbers,
     )
     .execute(db)
     .await
     .map(drop)
 }
 
-/// Takes a count of live visits in, unless a later one is known.
+/// Takes counts of live visits in, unless later ones are known.
 #[tracing::instrument(name = "db.signal.upsert_visits", skip_all)]
 pub async fn upsert_visits(
     db: &mut PgConnection,
-    tenant: &TenantId,
     source: &Source,
-    rollout: RolloutId,
-    visits: &Visits,
+    visits: &BTreeMap<(TenantId, RolloutId), Visits>,
 ) -> sqlx::Result<()> {
+    let (mut tenants, mut rollouts, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut canary, mut control) = (Vec::new(), Vec::new());
+    for ((tenant, rollout), visits) in visits {
+        tenants.push(tenant.to_string());
+        rollouts.push(rollout.uuid());
+        times.push(visits.counted_at);
+        canary.push(visits.canary);
+        control.push(visits.control);
+    }
     sqlx::query!(
         "insert into release.visit_counts as known (tenant_id, rollout_id, source_id, counted_at, canary, control)
-        values ($1, $2, $3, $4, $5, $6)
+        select tenant, rollout, $1, counted_at, canary, control
+        from unnest($2::text[], $3::uuid[], $4::timestamptz[], $5::bigint[], $6::bigint[])
+            as told (tenant, rollout, counted_at, canary, control)
         on conflict (tenant_id, rollout_id, source_id) do update
         set counted_at = excluded.counted_at, canary = excluded.canary, control = excluded.control
         where known.counted_at < excluded.counted_at",
-        tenant.as_str(),
-        rollout.uuid(),
         source.id,
-        visits.counted_at,
-        visits.canary,
-        visits.control,
+        &tenants,
+        &rollouts,
+        &times,
+        &canary,
+        &control,
     )
     .execute(db)
     .await
     .map(drop)
 }
 
-/// What was counted of these rollouts, summed over sources, each in its present epoch.
+/// All that was counted of these rollouts, summed over sources, each in its present epoch. There are no more counts than
+/// [`COUNTS_MAX`] of a rollout, as no others are taken in.
 #[tracing::instrument(name = "db.signal.list_counts", skip_all)]
 pub async fn list_counts(
     db: &mut PgConnection,
     tenants: &[String],
     rollouts: &[Uuid],
-    limit: i64,
 ) -> sqlx::Result<Vec<(RolloutId, Count)>> {
+    let limit = i64::try_from(rollouts.len() * COUNTS_MAX).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
         r#"select known.rollout_id as "rollout_id: RolloutId", known.step, is_canary, guard, sum(count)::bigint as "count!"
         from release.signal_counts known

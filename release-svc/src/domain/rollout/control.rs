@@ -56,6 +56,8 @@ pub enum Next {
     Advance,
     Pause(Cause, String, Option<Harm>),
     RollBack(String, Option<Harm>),
+    /// Harm that leads to nothing yet, and whether visits are not dealt as planned: what is proved is to stay so.
+    Note(Vec<Harm>, bool),
     Succeed,
     Confirm,
     Fail,
@@ -71,7 +73,7 @@ impl Next {
     pub const fn urgency(&self) -> u8 {
         match self {
             Self::RollBack(..) => 0,
-            Self::Pause(..) | Self::Confirm | Self::Fail => 1,
+            Self::Pause(..) | Self::Note(..) | Self::Confirm | Self::Fail => 1,
             Self::Bake | Self::Succeed => 2,
             Self::Begin | Self::Expose | Self::Advance => 3,
         }
@@ -88,21 +90,21 @@ pub fn look_again(blockers: &[Blocker], now: Time) -> Time {
 
 /// What a rollout does by itself now.
 pub fn decide(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
-    if let Some(next) = harm(rollout, seen, now) {
+    if let Some(next) = harm(rollout, seen, now).or_else(|| note(rollout, seen, now)) {
         return Some(next);
     }
     match &rollout.state {
         State::Waiting { .. } => Some(Next::Begin),
-        State::Running { phase: Phase::Deploying, since } => match &seen.task {
+        State::Running { phase: Phase::Deploying, .. } => match &seen.task {
             Some(TaskEnd::Done) => Some(Next::Expose),
             Some(TaskEnd::Failed(why)) => Some(Next::RollBack(format!("the executor failed: {why}"), None)),
-            None => late(rollout, *since, now, "no executor had made room for the step"),
+            None => late(rollout, now, "no executor had made room for the step"),
         },
-        State::Running { phase: Phase::Exposing, since } => {
+        State::Running { phase: Phase::Exposing, .. } => {
             if seen.is_applied {
                 return Some(Next::Bake);
             }
-            late(rollout, *since, now, "not every session service acts on the step")
+            late(rollout, now, "not every session service acts on the step")
         }
         State::Running { phase: Phase::Baking, since } => baked(rollout, seen, *since, now),
         State::Draining { since } => {
@@ -174,9 +176,8 @@ fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
         guards.find(|watched| watched.mode == mode && is_harmful(rollout, watched))
     };
     let found = |watched: &Watched| {
-        let harm =
-            Harm { guard: watched.guard.clone(), finding: watched.finding.clone(), at: now, cleared: None };
-        (format!("guard {} found harm: {}", watched.guard, watched.finding), Some(harm))
+        let reason = format!("guard {} found harm: {}", watched.guard, watched.finding);
+        (reason, Some(watched.harm(now)))
     };
     if let Some(watched) = harmful(Mode::Rollback).filter(|_| rollout.state.is_exposing()) {
         let (reason, harm) = found(watched);
@@ -187,6 +188,24 @@ fn harm(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
     Some(Next::Pause(Cause::Harm, reason, harm))
 }
 
+/// What is proved for the first time, and what leads to nothing now: of a guard that only observes, or of a rollout that
+/// is paused or goes on no more. It may be acted on later, whatever is counted then.
+fn note(rollout: &Rollout, seen: &Observation, now: Time) -> Option<Next> {
+    let is_new = |watched: &&Watched| rollout.harms.iter().all(|harm| harm.guard != watched.guard);
+    let harmful = seen.guards.iter().filter(|watched| watched.verdict == Verdict::Harm);
+    let harms: Vec<_> = harmful.filter(is_new).map(|watched| watched.harm(now)).collect();
+    let is_mismatch =
+        rollout.mismatched_at.is_none() && seen.guards.iter().any(|watched| watched.is_mismatch);
+    let is_news = rollout.state.ended_at().is_none() && (is_mismatch || !harms.is_empty());
+    is_news.then_some(Next::Note(harms, is_mismatch))
+}
+
+impl Watched {
+    fn harm(&self, at: Time) -> Harm {
+        Harm { guard: self.guard.clone(), finding: self.finding.clone(), at, cleared: None }
+    }
+}
+
 /// Guards that an increase waits for: at every step those of visits that are dealt wrongly; before everyone all that are not
 /// sure that it is safe. SAFE at a small share of visits would take days, so earlier steps do with no harm; and once
 /// everyone gets the release there is nothing left to compare with.
@@ -195,8 +214,8 @@ fn unsure<'a>(rollout: &'a Rollout, seen: &'a Observation) -> impl Iterator<Item
     let is_compared = !steps.is_last(step);
     let everyone_is_next = is_compared && steps.is_last(step + 1);
     seen.guards.iter().filter(move |watched| {
-        let is_cleared = rollout.harms.iter().any(|harm| harm.guard == watched.guard);
-        let is_asked = is_compared && watched.mode != Mode::Observe && !is_cleared;
+        let is_found = rollout.harms.iter().any(|harm| harm.guard == watched.guard);
+        let is_asked = is_compared && watched.mode != Mode::Observe && !is_found;
         is_asked && (watched.is_mismatch || everyone_is_next && watched.verdict == Verdict::Inconclusive)
     })
 }
@@ -209,8 +228,9 @@ fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Optio
     if min_bake.is_some_and(|bake| now >= since + bake) && unsure.peek().is_none() {
         return Some(Next::Advance);
     }
-    let deadline = rollout.plan.step_deadline?;
-    if now < since + deadline.max(min_bake.unwrap_or_default()) {
+    // What takes long to be exposed is watched for its time all the same.
+    let deadline = rollout.step_began_at + rollout.plan.step_deadline?;
+    if now < deadline.max(since + min_bake.unwrap_or_default()) {
         return None;
     }
     let cause = if seen.guards.iter().any(|watched| watched.is_mismatch) {
@@ -231,9 +251,8 @@ fn baked(rollout: &Rollout, seen: &Observation, since: Time, now: Time) -> Optio
     })
 }
 
-fn late(rollout: &Rollout, since: Time, now: Time, what: &str) -> Option<Next> {
-    let deadline = rollout.plan.step_deadline?;
-    if now < since + deadline {
+fn late(rollout: &Rollout, now: Time, what: &str) -> Option<Next> {
+    if now < rollout.step_began_at + rollout.plan.step_deadline? {
         return None;
     }
     let reason = format!("the step's deadline came, and {what}");
@@ -243,3 +262,6 @@ fn late(rollout: &Rollout, since: Time, now: Time, what: &str) -> Option<Next> {
         AtDeadline::RollBack => Next::RollBack(reason, None),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use crate::domain::component::Environment;
 use crate::domain::guard::Guards;
 
 /// Most steps that may be asked for.
-const STEPS_MAX: usize = 32;
+pub const STEPS_MAX: usize = 32;
 
 /// What a rollout goes by besides its steps.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -89,7 +89,7 @@ pub enum Cause {
     Deadline,
 }
 
-/// A guard's finding, which nothing takes back.
+/// A guard's finding, which nothing takes back, whatever is counted later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Harm {
     pub guard: String,

@@ -41,7 +41,7 @@ fn pause(cause: Cause) -> Pause {
 }
 
 /// One in each state.
-fn in_state(name: &str) -> Rollout {
+pub(crate) fn in_state(name: &str) -> Rollout {
     let rollout = running(vec![1000], drains());
     let waiting =
         || Rollout::wait(asked(vec![1000], drains()), &release(true), vec![Kind::Window], at(3)).rollout;

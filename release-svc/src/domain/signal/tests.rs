@@ -1,6 +1,8 @@
+use shared::time::at;
+
 use super::*;
 use crate::domain::guard::{Guards, Kind, Mode, Rule};
-use crate::domain::rollout::{Plan, tests as rollouts};
+use crate::domain::rollout::{Harm, Plan, tests as rollouts};
 
 fn rollout() -> Rollout {
     let guard = |name: &str| Guard {
@@ -43,6 +45,28 @@ fn each_guard_reads_its_own_outcomes_of_everyones_units() {
             .finding
             .starts_with("20 of 100 visits on the new release, 40 of 900 on the old one; p = ")
     );
+}
+
+#[test]
+fn what_was_found_stays_found_whatever_is_counted_later() {
+    let found = Harm { guard: "slow".to_owned(), finding: "f".to_owned(), at: at(9), cleared: None };
+    let rollout = rollout().with_harm(found);
+    let watched: Vec<_> = read(&rollout, &[]).iter().map(Watched::from).collect();
+    assert_eq!(watched[0].verdict, Verdict::Inconclusive);
+    assert_eq!((watched[1].verdict, watched[1].is_mismatch), (Verdict::Harm, false));
+    let rollout = rollout.with_findings(vec![], true, at(10));
+    let readings = read(&rollout, &[count(true, None, 100), count(false, None, 900)]);
+    assert!(readings.iter().all(|reading| Watched::from(reading).is_mismatch));
+    assert_eq!(readings[1].judgement.verdict, Verdict::Harm);
+}
+
+#[test]
+fn a_rollout_is_counted_by_its_own_steps_and_guards() {
+    let rollout = rollout();
+    let scope = Scope { steps: rollout.steps.as_slice().len(), guards: rollout.plan.guards };
+    let has = |step, guard| scope.has(step, guard);
+    assert!(has(0, None) && has(1, Some("slow")) && has(0, Some("checkout")));
+    assert!(!has(2, None) && !has(2, Some("slow")) && !has(0, Some("slower")));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What session services report: what they act on, what they count, and what they stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost_types::Timestamp;
 use shared::edge::Deadline;
@@ -19,7 +19,7 @@ use crate::domain::guard::Name;
 use crate::rpc::App;
 use crate::store;
 use crate::store::route::Applied;
-use crate::store::signal::{Counts, Interest, Source, Visits};
+use crate::store::signal::{Interest, Place, Source, Visits};
 
 /// Rollouts and kills that a report names at most.
 const REPORTED_MAX: usize = 100;
@@ -50,36 +50,57 @@ fn parse_applied(routes: Vec<pb::AppliedRoute>) -> Result<Applied, Refusal> {
     Ok(applied)
 }
 
-/// What was counted of one rollout.
-fn parse_signals(
-    at: usize,
-    signals: pb::RolloutSignals,
-) -> Result<(TenantId, Counts, Option<Visits>), Refusal> {
-    let field = |name: &str| format!("rollouts[{at}].{name}");
-    let pb::RolloutSignals { tenant, rollout_id, counts, visits } = signals;
-    let tenant: TenantId = parse(&field("tenant"), &tenant)?;
-    let rollout: RolloutId = parse(&field("rollout_id"), &rollout_id)?;
-    at_most(&field("counts"), &counts, COUNTS_MAX)?;
-    let mut known = BTreeMap::new();
-    for (i, pb::SignalCount { step, is_canary, guard, count }) in counts.into_iter().enumerate() {
-        let field = |name: &str| format!("rollouts[{at}].counts[{i}].{name}");
-        let step = within(&field("step"), step, 0, STEP_MAX)?;
-        let count = within(&field("count"), count, 0, i64::MAX)?;
-        if !guard.is_empty() {
-            parse::<Name>(&field("guard"), &guard)?;
+/// What a report of signals says, each thing once: the greatest of several counts, and the latest of visits.
+#[derive(Default)]
+struct Signals {
+    rollouts: BTreeSet<(TenantId, RolloutId)>,
+    counts: BTreeMap<Place, i64>,
+    visits: BTreeMap<(TenantId, RolloutId), Visits>,
+}
+
+impl Signals {
+    fn take_in(&mut self, at: usize, signals: pb::RolloutSignals) -> Result<(), Refusal> {
+        let field = |name: &str| format!("rollouts[{at}].{name}");
+        let pb::RolloutSignals { tenant, rollout_id, counts, visits } = signals;
+        let tenant: TenantId = parse(&field("tenant"), &tenant)?;
+        let rollout: RolloutId = parse(&field("rollout_id"), &rollout_id)?;
+        at_most(&field("counts"), &counts, COUNTS_MAX)?;
+        for (i, pb::SignalCount { step, is_canary, guard, count }) in counts.into_iter().enumerate() {
+            let field = |name: &str| format!("rollouts[{at}].counts[{i}].{name}");
+            let step = within(&field("step"), step, 0, STEP_MAX)?;
+            let count = within(&field("count"), count, 0, i64::MAX)?;
+            if !guard.is_empty() {
+                parse::<Name>(&field("guard"), &guard)?;
+            }
+            let place = Place { tenant: tenant.clone(), rollout, step, is_canary, guard };
+            let known = self.counts.entry(place).or_insert(count);
+            *known = count.max(*known);
         }
-        let known = known.entry((step, is_canary, guard)).or_insert(count);
-        *known = count.max(*known);
+        if let Some(visits) = visits {
+            let told = parse_visits(&field("visits"), visits)?;
+            let known = self.visits.entry((tenant.clone(), rollout)).or_insert(told);
+            if known.counted_at < told.counted_at {
+                *known = told;
+            }
+        }
+        self.rollouts.insert((tenant, rollout));
+        Ok(())
     }
-    let mut counts = Counts::of(rollout);
-    for ((step, is_canary, guard), count) in known {
-        counts.steps.push(step);
-        counts.are_canary.push(is_canary);
-        counts.guards.push(guard);
-        counts.numbers.push(count);
+
+    /// Leaves out what nobody asks for: what rollouts are not counted by, and those that are not.
+    fn retain(&mut self, interests: &HashMap<(TenantId, RolloutId), Interest>) {
+        self.counts.retain(|place, _| {
+            let step = usize::try_from(place.step).unwrap_or(usize::MAX);
+            let guard = Some(place.guard.as_str()).filter(|guard| !guard.is_empty());
+            let interest = interests.get(&(place.tenant.clone(), place.rollout));
+            matches!(interest, Some(Interest::All(scope)) if scope.has(step, guard))
+        });
+        let is_counted = |of: &(TenantId, RolloutId)| {
+            matches!(interests.get(of), Some(Interest::All(_) | Interest::Visits))
+        };
+        self.visits.retain(|of, _| is_counted(of));
+        self.rollouts.retain(|of| !is_counted(of));
     }
-    let visits = visits.map(|visits| parse_visits(&field("visits"), visits)).transpose()?;
-    Ok((tenant, counts, visits))
 }
 
 fn parse_visits(field: &str, visits: pb::VisitCounts) -> Result<Visits, Refusal> {
@@ -139,8 +160,10 @@ impl App {
         let id = text_of("source_id", source_id, 1, NAME_MAX)?;
         let epoch = text_of("source_epoch", source_epoch, 1, NAME_MAX)?;
         at_most("rollouts", &rollouts, REPORTED_MAX)?;
-        let signals = rollouts.into_iter().enumerate().map(|(at, signals)| parse_signals(at, signals));
-        let signals = signals.collect::<Result<Vec<_>, _>>()?;
+        let mut signals = Signals::default();
+        for (at, of) in rollouts.into_iter().enumerate() {
+            signals.take_in(at, of)?;
+        }
         let source = Source { environment, id, epoch };
         let mut tx = self.db.begin(deadline).await?;
         if !store::signal::enter(&mut tx, &source, self.clock.now()).await? {
@@ -151,20 +174,12 @@ impl App {
             );
             return Ok(pb::ReportSignalsResponse::default());
         }
-        let mut ended_rollout_ids = Vec::new();
-        for (tenant, counts, visits) in &signals {
-            match store::signal::interest(&mut tx, tenant, &source.environment, counts.rollout).await? {
-                Interest::All => store::signal::upsert_counts(&mut tx, tenant, &source, counts).await?,
-                Interest::Visits => {}
-                Interest::Nothing => {
-                    ended_rollout_ids.push(counts.rollout.to_string());
-                    continue;
-                }
-            }
-            if let Some(visits) = visits {
-                store::signal::upsert_visits(&mut tx, tenant, &source, counts.rollout, visits).await?;
-            }
-        }
+        let interests =
+            store::signal::list_interests(&mut tx, &source.environment, &signals.rollouts).await?;
+        signals.retain(&interests);
+        store::signal::upsert_counts(&mut tx, &source, &signals.counts).await?;
+        store::signal::upsert_visits(&mut tx, &source, &signals.visits).await?;
+        let ended_rollout_ids = signals.rollouts.iter().map(|(_, id)| id.to_string()).collect();
         tx.commit().await?;
         Ok(pb::ReportSignalsResponse { ended_rollout_ids })
     }

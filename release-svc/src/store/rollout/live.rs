@@ -172,7 +172,8 @@ pub async fn list_live(
     Ok(live.collect())
 }
 
-/// These rollouts, of whichever tenants. Those that are not there are left out.
+/// These rollouts, of whichever tenants. Those that are not there are left out, and so are those that cannot be read, as by
+/// an older version that runs beside a newer one: they keep nobody from the others.
 #[tracing::instrument(name = "db.rollout.list_named", skip_all)]
 pub async fn list_named(
     db: &mut PgConnection,
@@ -184,8 +185,8 @@ pub async fn list_named(
         r#"select rollout_id as "rollout_id: RolloutId", seq, component as "component: ComponentId",
             environment as "environment: EnvironmentId", release_id as "release_id: ReleaseId", semver,
             previous_release_id as "previous_release_id: ReleaseId", previous_semver, state, phase, entered_at,
-            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms, rollback_reason,
-            superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
+            step_exposures_bps, plan, step, exposure_bps, assignment_policy, waiting_for, pause, harms,
+            mismatched_at, step_begins[step + 1] as step_began_at, rollback_reason, superseded_by as "superseded_by: RolloutId", starter, started_at, ended_at,
             approval_id as "approval_id: ApprovalId", mode, rollback_of as "rollback_of: RolloutId", version
         from release.rollouts
         where (tenant_id, rollout_id) in (select * from unnest($1::text[], $2::uuid[]))
@@ -195,7 +196,34 @@ pub async fn list_named(
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    let read = |row: Row| {
+        row.try_into()
+            .inspect_err(|error| tracing::warn!(%error, "rollout passed over"))
+            .ok()
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
+}
+
+/// Writes down what was found of a rollout's visits, unless a transition came in between.
+#[tracing::instrument(name = "db.rollout.update_findings", skip_all)]
+pub async fn update_findings(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    rollout: &Rollout,
+) -> sqlx::Result<bool> {
+    let harms = serde_json::to_string(&rollout.harms);
+    let done = sqlx::query!(
+        "update release.rollouts set harms = $4, mismatched_at = $5
+        where tenant_id = $1 and rollout_id = $2 and version = $3",
+        tenant.as_str(),
+        rollout.id.uuid(),
+        rollout.row_version,
+        harms.map_err(|error| sqlx::Error::Encode(Box::new(error)))?,
+        rollout.mismatched_at,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// What held a rollout back when it was looked at.
