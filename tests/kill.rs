@@ -179,7 +179,7 @@ async fn a_kill_is_refused_with_what_is_wrong_with_it() {
 /// A visit of a session on the `n`th release.
 fn on(n: u128) -> Visit {
     let release = Release { id: ReleaseId::from_uuid(Uuid::from_u128(n)), version: format!("1.{n}") };
-    let pins = Pins::from([("storefront".parse().unwrap(), Pin { release, arm: None })]);
+    let pins = Pins::from([("storefront".parse().unwrap(), Pin { release, arm: None, dealt_step: None })]);
     Visit { pins, ..Visit::default() }
 }
 

@@ -9,8 +9,7 @@ use arc_swap::ArcSwap;
 use shared::id::{ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 
-use crate::domain::signal::Asking;
-use crate::domain::visit::{Rollout, Route, Routing};
+use crate::domain::visit::{Route, Routing};
 
 /// Names a route.
 pub type Key = (TenantId, ComponentId);
@@ -86,19 +85,13 @@ impl RouteTable {
     }
 
     /// The tenant's rollouts that ask for this outcome.
-    pub fn asking(&self, tenant: &TenantId, guard: &str) -> Vec<Asking> {
+    pub fn asking(&self, tenant: &TenantId, guard: &str) -> Vec<RolloutId> {
         let table = self.table.load();
         let rollouts = table.rolling.get(tenant).into_iter().flatten();
         let asking = rollouts
             .filter_map(|(_, route)| route.rollout.as_ref())
             .filter(|rollout| rollout.guards.iter().any(|name| name == guard));
-        asking
-            .map(|Rollout { id, step, is_all_sessions, .. }| Asking {
-                rollout: *id,
-                step: *step,
-                is_all_sessions: *is_all_sessions,
-            })
-            .collect()
+        asking.map(|rollout| rollout.id).collect()
     }
 
     /// The routes with a rollout under way, by tenant.

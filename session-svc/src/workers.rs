@@ -15,6 +15,7 @@ use shared::time::Time;
 use crate::OUTBOX;
 use crate::rpc::App;
 use crate::store;
+use crate::store::signal::Deal;
 use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
@@ -76,6 +77,7 @@ pub async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     let of = |begun: &Begun| batch.get(begun.position);
     let changed: Vec<_> = begun.iter().filter(|begun| begun.is_new_visit).filter_map(of).collect();
     let events: Vec<_> = changed.iter().map(|touch| pinned(&touch.tenant, touch.session, now)).collect();
+    store::signal::enrol(&mut tx, &changed.iter().flat_map(|touch| dealt(touch)).collect::<Vec<_>>()).await?;
     OUTBOX.append_all(&mut tx, &events).await?;
     tx.commit().await?;
     // What was not written was decided on something that has changed.
@@ -84,6 +86,15 @@ pub async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     }
     app.touches.written(begun.iter().filter_map(of));
     Ok(())
+}
+
+/// What was dealt to a session by the visit that it began.
+fn dealt(touch: &Touch) -> impl Iterator<Item = Deal<'_>> {
+    let Touch { tenant, session, visit, .. } = touch;
+    let units = visit
+        .iter()
+        .flat_map(|begun| begun.units.iter().map(|unit| (unit, begun.visit.started_at)));
+    units.map(|(unit, at)| Deal { tenant, session: *session, unit, at })
 }
 
 /// A visit has other pins than before: every replica reads the session anew.

@@ -16,8 +16,9 @@ use super::{Broken, Client};
 use crate::domain::kill::Kill;
 use crate::rpc::App;
 use crate::store;
+use crate::store::signal::Source;
 use crate::store::signal::scan::Visits;
-use crate::store::signal::{Source, Sum};
+use crate::store::signal::sum::Sum;
 
 /// How often there is a report, if there is something new, and how often in any case.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -75,7 +76,7 @@ impl<'a> Reports<'a> {
         let now = self.app.clock.now();
         let mut db = self.app.db.connection().await?;
         let source = self.source(&mut db, now).await?;
-        let counts = store::signal::counts(&mut db).await?;
+        let counts = store::signal::sum::counts(&mut db).await?;
         let visits = store::signal::scan::list(&mut db).await?;
         drop(db);
         let is_full = self.told_at.is_none_or(|at| at.elapsed() >= INTERVAL_MAX);
@@ -171,7 +172,7 @@ impl<'a> Reports<'a> {
             .filter(|(tenant, rollout)| !self.app.routes.is_rolling(tenant, *rollout))
             .collect();
         if !ended.is_empty() {
-            store::signal::end(&mut *self.app.db.connection().await?, &ended, now).await?;
+            store::signal::sum::end(&mut *self.app.db.connection().await?, &ended, now).await?;
         }
         Ok(())
     }

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::domain::visit::{Pins, Route};
 use crate::rpc::App;
-use crate::store::signal;
 use crate::store::signal::scan::{self, Visits};
+use crate::store::signal::sum;
 
 /// How often what was written since is added up.
 pub const ADD_INTERVAL: Duration = Duration::from_millis(500);
@@ -38,10 +38,11 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
     let mut db = app.db.connection().await?;
     let mut added = 0;
     for _ in 0..ADD_BATCHES {
-        let enrolments = signal::add_enrolments(&mut db, ADD_BATCH).await?;
-        let outcomes = signal::add_outcomes(&mut db, ADD_BATCH).await?;
-        added += (enrolments + outcomes).unsigned_abs();
-        if enrolments < ADD_BATCH && outcomes < ADD_BATCH {
+        let enrolments = sum::add_enrolments(&mut db, ADD_BATCH).await?;
+        let redeals = sum::add_redeals(&mut db, ADD_BATCH).await?;
+        let outcomes = sum::add_outcomes(&mut db, ADD_BATCH).await?;
+        added += (enrolments + redeals + outcomes).unsigned_abs();
+        if enrolments.max(redeals).max(outcomes) < ADD_BATCH {
             break;
         }
     }
@@ -51,7 +52,7 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
 /// Forgets sums that nobody asks for.
 pub async fn forget_signals(app: &App) -> sqlx::Result<u64> {
     let forgotten =
-        signal::forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
+        sum::forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
     Ok(forgotten.unsigned_abs())
 }
 

@@ -1,0 +1,200 @@
+//! `session.signal_counts`: units and outcomes added up in batches, and the sums that are told.
+
+use shared::id::{RolloutId, TenantId};
+use shared::time::Time;
+use sqlx::PgConnection;
+
+use crate::store::corrupt;
+
+/// More than all rollouts of an environment have.
+const COUNTS_MAX: i64 = 100_000;
+
+/// Adds enrolments to the sums that are not in them yet, at most `limit`, and marks them in the same transaction; says how
+/// many. What another replica adds at the same time is left to it.
+#[tracing::instrument(name = "db.signal.add_enrolments", skip_all)]
+pub async fn add_enrolments(db: &mut PgConnection, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with taken as materialized (
+            select tenant_id, session_id, rollout_id
+            from session.enrolments
+            where not is_counted
+            limit $1
+            for update skip locked
+        ), marked as (
+            update session.enrolments enrolment
+            set is_counted = true
+            from taken
+            where enrolment.tenant_id = taken.tenant_id and enrolment.session_id = taken.session_id
+                and enrolment.rollout_id = taken.rollout_id
+            returning enrolment.tenant_id, enrolment.rollout_id, step, is_canary
+        ), added as (
+            insert into session.signal_counts as sum (tenant_id, rollout_id, step, is_canary, guard, count)
+            select tenant_id, rollout_id, step, is_canary, '', count(*)
+            from marked
+            group by tenant_id, rollout_id, step, is_canary
+            order by tenant_id, rollout_id, step, is_canary
+            on conflict (tenant_id, rollout_id, step, is_canary, guard) do update set count = sum.count + excluded.count
+        )
+        select count(*) as "count!" from marked"#,
+        limit,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// As [`add_enrolments`], of what was dealt to enrolled sessions later.
+#[tracing::instrument(name = "db.signal.add_redeals", skip_all)]
+pub async fn add_redeals(db: &mut PgConnection, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with taken as materialized (
+            select tenant_id, session_id, rollout_id, step
+            from session.redeals
+            where not is_counted
+            limit $1
+            for update skip locked
+        ), marked as (
+            update session.redeals redeal
+            set is_counted = true
+            from taken
+            where redeal.tenant_id = taken.tenant_id and redeal.session_id = taken.session_id
+                and redeal.rollout_id = taken.rollout_id and redeal.step = taken.step
+            returning redeal.tenant_id, redeal.rollout_id, redeal.step, is_canary
+        ), added as (
+            insert into session.signal_counts as sum (tenant_id, rollout_id, step, is_canary, guard, count)
+            select tenant_id, rollout_id, step, is_canary, '', count(*)
+            from marked
+            group by tenant_id, rollout_id, step, is_canary
+            order by tenant_id, rollout_id, step, is_canary
+            on conflict (tenant_id, rollout_id, step, is_canary, guard) do update set count = sum.count + excluded.count
+        )
+        select count(*) as "count!" from marked"#,
+        limit,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// As [`add_enrolments`], of outcomes.
+#[tracing::instrument(name = "db.signal.add_outcomes", skip_all)]
+pub async fn add_outcomes(db: &mut PgConnection, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with taken as materialized (
+            select tenant_id, session_id, rollout_id, guard
+            from session.outcomes
+            where not is_counted
+            limit $1
+            for update skip locked
+        ), marked as (
+            update session.outcomes outcome
+            set is_counted = true
+            from taken
+            where outcome.tenant_id = taken.tenant_id and outcome.session_id = taken.session_id
+                and outcome.rollout_id = taken.rollout_id and outcome.guard = taken.guard
+            returning outcome.tenant_id, outcome.rollout_id, step, is_canary, outcome.guard
+        ), added as (
+            insert into session.signal_counts as sum (tenant_id, rollout_id, step, is_canary, guard, count)
+            select tenant_id, rollout_id, step, is_canary, guard, count(*)
+            from marked
+            group by tenant_id, rollout_id, step, is_canary, guard
+            order by tenant_id, rollout_id, step, is_canary, guard
+            on conflict (tenant_id, rollout_id, step, is_canary, guard) do update set count = sum.count + excluded.count
+        )
+        select count(*) as "count!" from marked"#,
+        limit,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// A sum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Of which rollout.
+    pub rollout: RolloutId,
+    /// Booked under this step.
+    pub step: i32,
+    /// Of the new release, or of the old one.
+    pub is_canary: bool,
+    /// Of outcomes of this name; of units where it is empty.
+    pub guard: String,
+    /// How many.
+    pub count: i64,
+}
+
+/// The sums that release-svc has not asked to end, those of a rollout together and in order.
+#[tracing::instrument(name = "db.signal.counts", skip_all)]
+pub async fn counts(db: &mut PgConnection) -> sqlx::Result<Vec<Sum>> {
+    let rows = sqlx::query!(
+        "select tenant_id, rollout_id, step, is_canary, guard, count
+        from session.signal_counts
+        where ended_at is null
+        order by tenant_id, rollout_id, step, is_canary, guard
+        limit $1",
+        COUNTS_MAX,
+    )
+    .fetch_all(db)
+    .await?;
+    let mut counts = Vec::with_capacity(rows.len());
+    for row in rows {
+        let bad = || corrupt("signal_counts", "tenant_id", &row.rollout_id);
+        counts.push(Sum {
+            tenant: row.tenant_id.parse().map_err(|_| bad())?,
+            rollout: RolloutId::from_uuid(row.rollout_id),
+            step: row.step,
+            is_canary: row.is_canary,
+            guard: row.guard,
+            count: row.count,
+        });
+    }
+    Ok(counts)
+}
+
+/// Nobody asks for the sums of these rollouts any more.
+#[tracing::instrument(name = "db.signal.end", skip_all)]
+pub async fn end(db: &mut PgConnection, rollouts: &[(TenantId, RolloutId)], now: Time) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update session.signal_counts count
+        set ended_at = $3
+        from unnest($1::text[], $2::uuid[]) as ended (tenant_id, rollout_id)
+        where count.tenant_id = ended.tenant_id and count.rollout_id = ended.rollout_id and count.ended_at is null",
+        &rollouts.iter().map(|(tenant, _)| tenant.to_string()).collect::<Vec<_>>(),
+        &rollouts.iter().map(|(_, rollout)| rollout.uuid()).collect::<Vec<_>>(),
+        now,
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Deletes what nobody has asked for, or counted, since `before`; says how much.
+#[tracing::instrument(name = "db.signal.forget", skip_all)]
+pub async fn forget(db: &mut PgConnection, before: Time, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with counts as (
+            delete from session.signal_counts
+            where (tenant_id, rollout_id, step, is_canary, guard) in (
+                select tenant_id, rollout_id, step, is_canary, guard
+                from session.signal_counts
+                where ended_at < $1
+                limit $2
+                for update skip locked)
+            returning 1
+        ), visits as (
+            delete from session.visit_counts
+            where (tenant_id, rollout_id) in (
+                select tenant_id, rollout_id
+                from session.visit_counts
+                where counted_at < $1
+                limit $2
+                for update skip locked)
+            returning 1
+        )
+        select (select count(*) from counts) + (select count(*) from visits) as "count!""#,
+        before,
+        limit,
+    )
+    .fetch_one(db)
+    .await
+}
