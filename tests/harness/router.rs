@@ -36,6 +36,7 @@ struct Told {
     applied: Mutex<HashMap<String, i64>>,
     signals: Mutex<Vec<pb::ReportSignalsRequest>>,
     kills: Mutex<Vec<pb::ReleaseKill>>,
+    refused: Mutex<Option<pb::RoutedRelease>>,
     ended: Mutex<HashSet<String>>,
 }
 
@@ -101,6 +102,7 @@ impl Router {
             applied: Mutex::default(),
             signals: Mutex::default(),
             kills: Mutex::default(),
+            refused: Mutex::default(),
             ended: Mutex::default(),
         });
         let service = RoutingServiceServer::new(Service(Arc::clone(&told)));
@@ -197,6 +199,11 @@ impl Router {
         self.told.kills.lock().unwrap().clone()
     }
 
+    /// Takes no kill of this release, or takes all again.
+    pub(crate) fn refuse_kills(&self, of: Option<pb::RoutedRelease>) {
+        *self.told.refused.lock().unwrap() = of;
+    }
+
     /// Wants no more reports of a rollout.
     pub(crate) fn end(&self, rollout: RolloutId) {
         self.told.ended.lock().unwrap().insert(rollout.to_string());
@@ -273,7 +280,15 @@ impl RoutingService for Service {
         &self,
         request: Request<pb::ReportKillsRequest>,
     ) -> Result<Response<pb::ReportKillsResponse>, Status> {
-        self.0.kills.lock().unwrap().extend(request.into_inner().kills);
+        let kills = request.into_inner().kills;
+        let refused = self.0.refused.lock().unwrap().clone();
+        if kills
+            .iter()
+            .any(|kill| refused.as_ref().is_some_and(|release| release.release_id == kill.release_id))
+        {
+            return Err(Status::invalid_argument("a kill that makes no sense"));
+        }
+        self.0.kills.lock().unwrap().extend(kills);
         Ok(Response::new(pb::ReportKillsResponse {}))
     }
 }

@@ -1,32 +1,26 @@
-//! What release-svc is told beside the routes that are acted on: how rollouts go, and which releases were stopped here.
+//! What release-svc is told of rollouts: how they go.
 //!
 //! Every replica tells the same sums, those of the database, so it does not matter which of them is heard, or how often.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use shared::id::{EnvironmentId, RolloutId, TenantId};
 use shared::pb::release as pb;
 use shared::time::{Time, to_proto};
 use tonic::{Code, Request};
 
-use super::{Broken, Client};
-use crate::domain::kill::Kill;
+use super::{Broken, CALL_LIMIT, Client, INTERVAL, INTERVAL_MAX};
 use crate::rpc::App;
 use crate::store;
 use crate::store::signal::Source;
 use crate::store::signal::scan::Visits;
 use crate::store::signal::sum::Sum;
 
-/// How often there is a report, if there is something new, and how often in any case.
-const INTERVAL: Duration = Duration::from_secs(2);
-const INTERVAL_MAX: Duration = Duration::from_secs(15);
-const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// One message names at most so many rollouts, or kills, and so many counts of a rollout.
+/// One message names at most so many rollouts, and so many counts of a rollout.
 const ROLLOUTS_MAX: usize = 100;
-const KILLS_MAX: i64 = 100;
 const COUNTS_MAX: usize = 1000;
 
 type Key = (TenantId, RolloutId);
@@ -72,7 +66,6 @@ impl<'a> Reports<'a> {
     }
 
     async fn pass(&mut self) -> Result<(), Broken> {
-        self.tell_kills().await?;
         let now = self.app.clock.now();
         let mut db = self.app.db.connection().await?;
         let source = self.source(&mut db, now).await?;
@@ -175,35 +168,5 @@ impl<'a> Reports<'a> {
             store::signal::sum::end(&mut *self.app.db.connection().await?, &ended, now).await?;
         }
         Ok(())
-    }
-
-    async fn tell_kills(&mut self) -> Result<(), Broken> {
-        loop {
-            let mut db = self.app.db.connection().await?;
-            let kills = store::kill::unreported(&mut db, KILLS_MAX).await?;
-            drop(db);
-            if kills.is_empty() {
-                return Ok(());
-            }
-            let mut request = Request::new(pb::ReportKillsRequest {
-                environment: self.environment.to_string(),
-                kills: kills.iter().map(kill_to_proto).collect(),
-            });
-            request.set_timeout(CALL_LIMIT);
-            self.client.report_kills(request).await?;
-            let now = self.app.clock.now();
-            store::kill::reported(&mut *self.app.db.connection().await?, &kills, now).await?;
-        }
-    }
-}
-
-fn kill_to_proto((tenant, kill): &(TenantId, Kill)) -> pb::ReleaseKill {
-    pb::ReleaseKill {
-        tenant: tenant.to_string(),
-        component: kill.component.to_string(),
-        release_id: kill.release.to_string(),
-        principal: kill.principal.clone(),
-        reason: kill.reason.clone(),
-        kill_time: Some(to_proto(kill.at)),
     }
 }
