@@ -135,6 +135,8 @@ mod request_id;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod retire;
+#[cfg(test)]
 mod rollout;
 #[cfg(test)]
 mod rollout_back;

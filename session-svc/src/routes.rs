@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use shared::id::{ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 
+use crate::domain::signal::Counted;
 use crate::domain::visit::{Route, Routing};
 
 /// Names a route.
@@ -19,11 +20,17 @@ pub struct RouteTable {
     table: ArcSwap<Table>,
     changes: AtomicU64,
     exposes_until: AtomicI64,
+    awaited: ArcSwap<Vec<(TenantId, Counted)>>,
 }
 
 impl Default for RouteTable {
     fn default() -> Self {
-        Self { table: ArcSwap::default(), changes: AtomicU64::new(1), exposes_until: AtomicI64::new(0) }
+        Self {
+            table: ArcSwap::default(),
+            changes: AtomicU64::new(1),
+            exposes_until: AtomicI64::new(0),
+            awaited: ArcSwap::default(),
+        }
     }
 }
 
@@ -94,9 +101,37 @@ impl RouteTable {
         asking.map(|rollout| rollout.id).collect()
     }
 
-    /// The routes with a rollout under way, by tenant.
-    pub fn rolling(&self) -> HashMap<TenantId, Vec<(ComponentId, Arc<Route>)>> {
-        self.table.load().rolling.clone()
+    /// Rollouts that are over, and whose last visits release-svc waits for; in place of those before.
+    pub fn set_awaited(&self, awaited: Vec<(TenantId, Counted)>) {
+        self.awaited.store(Arc::new(awaited));
+    }
+
+    /// The rollouts whose live visits are counted, by tenant, each once.
+    pub fn counted(&self) -> HashMap<TenantId, Vec<Counted>> {
+        let (table, awaited) = (self.table.load(), self.awaited.load());
+        let mut counted: HashMap<_, Vec<_>> = HashMap::new();
+        for (tenant, routes) in &table.rolling {
+            let of = |(component, route): &(ComponentId, Arc<Route>)| {
+                let (component, rollout) = (component.clone(), route.rollout.as_ref()?);
+                let previous = route.stable.as_ref().map(|stable| stable.id);
+                Some(Counted { component, rollout: rollout.id, release: rollout.release.id, previous })
+            };
+            counted.insert(tenant.clone(), routes.iter().filter_map(of).collect());
+        }
+        for (tenant, awaited) in awaited.iter() {
+            let known = counted.entry(tenant.clone()).or_default();
+            if known.iter().all(|known| known.rollout != awaited.rollout) {
+                known.push(awaited.clone());
+            }
+        }
+        counted
+    }
+
+    /// Whether live visits of a rollout are counted.
+    pub fn is_counted(&self, tenant: &TenantId, rollout: RolloutId) -> bool {
+        let awaited = self.awaited.load();
+        let mut awaited = awaited.iter().filter(|(of, _)| of == tenant);
+        awaited.any(|(_, awaited)| awaited.rollout == rollout) || self.is_rolling(tenant, rollout)
     }
 
     /// Whether a rollout is under way here.

@@ -273,7 +273,7 @@ impl RoutingService for Service {
     ) -> Result<Response<pb::ReportSignalsResponse>, Status> {
         self.0.signals.lock().unwrap().push(request.into_inner());
         let ended_rollout_ids = self.0.ended.lock().unwrap().iter().cloned().collect();
-        Ok(Response::new(pb::ReportSignalsResponse { ended_rollout_ids }))
+        Ok(Response::new(pb::ReportSignalsResponse { ended_rollout_ids, awaited: vec![] }))
     }
 
     async fn report_kills(

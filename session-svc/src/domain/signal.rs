@@ -9,6 +9,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use shared::id::{ComponentId, ReleaseId, RolloutId};
+
+use super::visit::{Arm, Pins};
+
 /// A checkout failed, or was abandoned.
 pub const CHECKOUT: Guard = Guard(Cow::Borrowed("checkout"));
 /// An order was placed.
@@ -45,6 +49,32 @@ impl FromStr for Guard {
             && text.as_bytes()[0].is_ascii_lowercase()
             && text.bytes().all(is_inner);
         if is_guard { Ok(Self(text.to_owned().into())) } else { Err(Malformed) }
+    }
+}
+
+/// A rollout whose live visits are counted, under way or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// Of which component.
+    pub component: ComponentId,
+    /// Which.
+    pub rollout: RolloutId,
+    /// What it rolls out, or rolled out.
+    pub release: ReleaseId,
+    /// What that replaces, if anything.
+    pub previous: Option<ReleaseId>,
+}
+
+impl Counted {
+    /// The side that a visit is on, by its release alone: one from before the rollout is on the old release as those are
+    /// that the rollout left there.
+    pub fn side(&self, pins: &Pins) -> Option<Arm> {
+        let pinned = pins.get(&self.component)?.release.id;
+        if pinned == self.release {
+            Some(Arm::Canary)
+        } else {
+            (Some(pinned) == self.previous).then_some(Arm::Control)
+        }
     }
 }
 

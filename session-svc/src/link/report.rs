@@ -13,6 +13,7 @@ use shared::time::{Time, to_proto};
 use tonic::{Code, Request};
 
 use super::{Broken, CALL_LIMIT, Client, INTERVAL, INTERVAL_MAX};
+use crate::domain::signal::Counted;
 use crate::rpc::App;
 use crate::store;
 use crate::store::signal::Source;
@@ -79,7 +80,10 @@ impl<'a> Reports<'a> {
             .filter(|(key, signals)| is_full || self.told.get(key) != Some(signals))
             .flat_map(|(key, signals)| self.messages(key, signals))
             .collect();
-        for rollouts in told.chunks(ROLLOUTS_MAX) {
+        // The answer says what to count, so one is asked for even where there is nothing to tell.
+        let mut rest = told.chunks(ROLLOUTS_MAX);
+        self.tell(&source, rest.next().unwrap_or_default().to_vec(), now).await?;
+        for rollouts in rest {
             self.tell(&source, rollouts.to_vec(), now).await?;
         }
         if is_full {
@@ -105,7 +109,7 @@ impl<'a> Reports<'a> {
         }
     }
 
-    /// Live visits only of what is under way: of the rest nobody counts them any more.
+    /// Live visits only of what they are counted of by now: of the rest the last count is an old one.
     fn signals(&self, counts: Vec<Sum>, visits: Vec<Visits>) -> BTreeMap<Key, Signals> {
         let mut signals: BTreeMap<Key, Signals> = BTreeMap::new();
         for Sum { tenant, rollout, step, is_canary, guard, count } in counts {
@@ -113,7 +117,7 @@ impl<'a> Reports<'a> {
             of.counts.push(pb::SignalCount { step, is_canary, guard, count });
         }
         for Visits { tenant, rollout, canary, control, counted_at } in visits {
-            if self.app.routes.is_rolling(&tenant, rollout) {
+            if self.app.routes.is_counted(&tenant, rollout) {
                 let count_time = Some(to_proto(counted_at));
                 let of = signals.entry((tenant, rollout)).or_default();
                 of.visits = Some(pb::VisitCounts { count_time, canary, control });
@@ -156,7 +160,9 @@ impl<'a> Reports<'a> {
             rollouts,
         });
         request.set_timeout(CALL_LIMIT);
-        let ended = self.client.report_signals(request).await?.into_inner().ended_rollout_ids;
+        let answer = self.client.report_signals(request).await?.into_inner();
+        let pb::ReportSignalsResponse { ended_rollout_ids: ended, awaited } = answer;
+        self.app.routes.set_awaited(awaited.iter().filter_map(read_awaited).collect());
         let ended: Vec<Key> = told
             .iter()
             .filter(|(_, id)| ended.contains(id))
@@ -169,4 +175,24 @@ impl<'a> Reports<'a> {
         }
         Ok(())
     }
+}
+
+/// One that makes no sense is not counted; release-svc waits for it only so long.
+fn read_awaited(awaited: &pb::AwaitedVisits) -> Option<(TenantId, Counted)> {
+    let pb::AwaitedVisits { tenant, component, rollout_id, release_id, previous_release_id } = awaited;
+    let read = || {
+        let previous = Some(previous_release_id).filter(|id| !id.is_empty());
+        let counted = Counted {
+            component: component.parse().ok()?,
+            rollout: rollout_id.parse().ok()?,
+            release: release_id.parse().ok()?,
+            previous: previous.map(|id| id.parse().ok()).unwrap_or_default(),
+        };
+        Some((tenant.parse().ok()?, counted))
+    };
+    let counted = read();
+    if counted.is_none() {
+        tracing::error!(?awaited, "release-svc asks for visits of what makes no sense");
+    }
+    counted
 }
