@@ -36,11 +36,11 @@ fn killing(n: u128) -> pb::KillReleaseRequest {
     }
 }
 
-async fn kill(caller: &Caller, n: u128) -> pb::Kill {
+pub(crate) async fn kill(caller: &Caller, n: u128) -> pb::Kill {
     caller.visits().kill_release(killing(n)).await.answer().kill.unwrap()
 }
 
-async fn unkill(caller: &Caller, n: u128) -> Option<pb::Kill> {
+pub(crate) async fn unkill(caller: &Caller, n: u128) -> Option<pb::Kill> {
     let request = pb::UnkillReleaseRequest {
         release_id: release(n).release_id,
         reason: "put out".to_owned(),

@@ -10,6 +10,8 @@ mod abandonment_races;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod arm_properties;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;

@@ -40,7 +40,7 @@ fn outcome(session: pb::SessionSelector, guard: &str) -> pb::RecordOutcomeReques
     pb::RecordOutcomeRequest { session: Some(session), guard: guard.to_owned(), request_id: String::new() }
 }
 
-async fn record(caller: &Caller, token: &str, guard: &str) -> bool {
+pub(crate) async fn record(caller: &Caller, token: &str, guard: &str) -> bool {
     caller
         .visits()
         .record_outcome(outcome(by_token(token), guard))

@@ -9,7 +9,7 @@ use shared::id::{ReleaseId, RolloutId};
 use shared::pb::release as pb;
 use shared::pb::release::routing_service_server::{RoutingService, RoutingServiceServer};
 use shared::pb::release::watch_routes_response::Message;
-use shared::time::{Clock, to_proto};
+use shared::time::{Clock, Time, to_proto};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -38,6 +38,7 @@ struct Told {
     kills: Mutex<Vec<pb::ReleaseKill>>,
     refused: Mutex<Option<pb::RoutedRelease>>,
     ended: Mutex<HashSet<String>>,
+    silent_since: Mutex<Option<Time>>,
 }
 
 /// The `n`th release, of version `1.n`.
@@ -104,6 +105,7 @@ impl Router {
             kills: Mutex::default(),
             refused: Mutex::default(),
             ended: Mutex::default(),
+            silent_since: Mutex::default(),
         });
         let service = RoutingServiceServer::new(Service(Arc::clone(&told)));
         let server = tonic::transport::Server::builder().add_service(service);
@@ -204,6 +206,11 @@ impl Router {
         *self.told.refused.lock().unwrap() = of;
     }
 
+    /// Renews the lease no longer, as a link on which every message waits; or again.
+    pub(crate) fn fall_silent(&self, is_silent: bool) {
+        *self.told.silent_since.lock().unwrap() = is_silent.then(|| self.told.clock.now());
+    }
+
     /// Wants no more reports of a rollout.
     pub(crate) fn end(&self, rollout: RolloutId) {
         self.told.ended.lock().unwrap().insert(rollout.to_string());
@@ -228,7 +235,7 @@ impl Told {
         pb::WatchRoutesResponse {
             table_epoch: "epoch".to_owned(),
             exposure_lease: Some(seconds(300)),
-            send_time: Some(to_proto(self.clock.now())),
+            send_time: Some(to_proto(self.silent_since.lock().unwrap().unwrap_or_else(|| self.clock.now()))),
             message,
         }
     }

@@ -24,6 +24,18 @@ pub struct Visit {
     pub left: Vec<RolloutId>,
 }
 
+impl Visit {
+    /// Whether a rollout has to do with what it is on and its row is not. That is written before anyone is told: else another
+    /// replica, with another exposure or without the lease, could decide otherwise.
+    pub fn is_dealt_beyond(&self, stored: &Self) -> bool {
+        let mut components = self.pins.keys().chain(stored.pins.keys());
+        components.any(|component| {
+            let (now, then) = (self.pins.get(component), stored.pins.get(component));
+            now != then && now.into_iter().chain(then).any(|pin| pin.arm.is_some())
+        })
+    }
+}
+
 /// Releases by component.
 pub type Pins = BTreeMap<ComponentId, Pin>;
 

@@ -119,8 +119,8 @@ pub async fn release_pin(
     Ok(done.rows_affected() == 1)
 }
 
-/// Puts a running visit on other releases; false if it changed, something holds it that was not known, or one of them was
-/// killed.
+/// Puts a session that is seen now on other releases, in the visit that it was in or a new one; false if that changed,
+/// something holds it that was not known, or one of them was killed.
 #[tracing::instrument(name = "db.visit.move_visit", skip_all)]
 pub async fn move_visit(
     db: &mut PgConnection,
@@ -132,7 +132,7 @@ pub async fn move_visit(
     let Beginning { visit: to, stored: from, is_held, units: _ } = to;
     let done = sqlx::query!(
         "update session.sessions
-        set visit_started_at = $3, pins = $4, left_rollout_ids = $7
+        set visit_started_at = $3, pins = $4, left_rollout_ids = $7, last_seen_at = greatest(last_seen_at, $9)
         where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6 and revoked_at is null
             and ($8 or checkout_cart_ids is null and (pin_held_until is null or pin_held_until <= $9))
             and not exists (
