@@ -163,6 +163,8 @@ mod shopper_section;
 #[cfg(test)]
 mod signal;
 #[cfg(test)]
+mod signal_sums;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod threads;

@@ -3,20 +3,17 @@
 
 use chrono::TimeDelta;
 use session_svc::domain::visit::bucket;
-use session_svc::store::signal::source;
-use session_svc::store::signal::sum::forget;
 use shared::pb::release as rpb;
 use shared::pb::session as pb;
 use shared::pb::session::Arm;
 use tonic::Code;
-use uuid::Uuid;
 
-use crate::harness::router::{moving, rolled_back, rolling, rollout_id, stable, with_rollout};
+use crate::harness::router::{moving, rolled_back, rolling, rollout_id, with_rollout};
 use crate::harness::shop::{
     add_line, begin_checkout, complete_checkout, create_session, create_session_with_pins, owner, pin,
     request_id, session_id, validate,
 };
-use crate::harness::{Answer as _, Caller, Stack, eventually};
+use crate::harness::{Answer as _, Caller, eventually};
 use crate::visit::{by_id, by_token, served, start};
 
 /// So many sessions that begin now, and their arms.
@@ -322,55 +319,4 @@ async fn live_visits_are_counted_by_the_release_that_they_are_on() {
     stack.advance(TimeDelta::minutes(2));
     // A checkout holds its visit on the release, however long ago it was seen.
     visits(1, 1).await;
-}
-
-#[tokio::test]
-async fn of_a_rollout_that_ended_nothing_is_told_any_more_and_in_a_day_nothing_is_known() {
-    let (stack, router, caller) = start().await;
-    router.send(rolling(10_000, &[])).await;
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
-    let ended = "select count(*) from session.signal_counts where ended_at is not null";
-    // Not while it is under way here.
-    router.end(rollout_id(9));
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 2)]).await;
-    assert_eq!(stack.database.count(ended).await, 0);
-    router.send(stable()).await;
-    eventually("its end", || async { (stack.database.count(ended).await == 1).then_some(()) }).await;
-    let mut db = stack.database.connect().await;
-    forget(&mut db, stack.now(), 10).await.unwrap();
-    assert_eq!(stack.database.count(ended).await, 1, "not before its time");
-    forget(&mut db, stack.now() + TimeDelta::seconds(1), 10).await.unwrap();
-    assert_eq!(stack.database.count("select count(*) from session.signal_counts").await, 0);
-}
-
-#[tokio::test]
-async fn a_database_keeps_its_name_and_begins_an_epoch_when_it_is_restored_elsewhere() {
-    let stack = Stack::prepare();
-    let mut db = stack.database.connect().await;
-    let (drawn, now) = (Uuid::from_u128(1), stack.now());
-    let first = source(&mut db, "here", drawn, now).await.unwrap();
-    let later = now + TimeDelta::seconds(1);
-    let again = source(&mut db, "here", Uuid::from_u128(2), later).await.unwrap();
-    assert_eq!((first.id, &first), (drawn, &again));
-    let restored = source(&mut db, "there", Uuid::from_u128(3), later).await.unwrap();
-    assert_eq!(restored.id, drawn);
-    assert!(restored.epoch > first.epoch);
-}
-
-#[tokio::test]
-async fn reports_name_the_environment_and_the_database() {
-    let (stack, router, caller) = start().await;
-    let replica = stack.session_svc(&router.linked());
-    router.send_to(2, rolling(10_000, &[])).await;
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
-    drop(replica);
-    let reports = router.reports();
-    let names = |report: &shared::pb::release::ReportSignalsRequest| {
-        (report.environment.clone(), report.source_id.clone(), report.source_epoch.clone())
-    };
-    assert!(reports.iter().all(|report| names(report) == names(&reports[0])));
-    assert_eq!(reports[0].environment, "local");
 }

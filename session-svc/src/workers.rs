@@ -16,6 +16,7 @@ use crate::OUTBOX;
 use crate::rpc::App;
 use crate::store;
 use crate::store::signal::Deal;
+use crate::store::signal::sum::Stretch;
 use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
@@ -34,6 +35,8 @@ pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
 /// Sessions looked at in one step, and steps in one pass: at most 5,000 sessions a second and replica.
 const WALK_STEP: i64 = 500;
 const WALK_STEPS: usize = 10;
+/// What sessions of one step were dealt by rollouts long over, deleted with it.
+const UNITS_MAX: i64 = 5000;
 /// For so long an ended session can still be told from one that never was.
 const ENDED_RETENTION: TimeDelta = TimeDelta::hours(24);
 /// From the end of one walk to the start of the next.
@@ -108,7 +111,8 @@ pub fn system(tenant: &TenantId, kind: &'static str, subject: String, data: Valu
     Event { tenant: tenant.clone(), kind, subject, principal, at, data, trace_parent }
 }
 
-/// Goes on with the walk that deletes sessions long dead. Whether a session lives is never asked of it.
+/// Goes on with the walk that deletes sessions long dead, and what is left of rollouts long over. Whether a session lives is
+/// never asked of it.
 pub async fn purge_sessions(app: &App) -> sqlx::Result<u64> {
     let now = app.clock.now();
     let completed_at = store::purge::completed_at(&mut *app.db.connection().await?).await?;
@@ -122,6 +126,9 @@ pub async fn purge_sessions(app: &App) -> sqlx::Result<u64> {
             break;
         }
         let step = store::purge::step(&mut tx, &position, now - ENDED_RETENTION, WALK_STEP).await?;
+        let reached = step.reached.as_ref().map(|(tenant, session)| (tenant.as_str(), *session));
+        let walked = Stretch { after: (&position.tenant, position.session), until: reached };
+        store::signal::sum::forget_units(&mut tx, &walked, UNITS_MAX).await?;
         let is_end = step.reached.is_none();
         match step.reached {
             Some((tenant, session)) => store::purge::advance(&mut tx, &tenant, session).await?,

@@ -3,11 +3,12 @@
 use shared::id::{RolloutId, TenantId};
 use shared::time::Time;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::store::corrupt;
 
-/// More than all rollouts of an environment have.
-const COUNTS_MAX: i64 = 100_000;
+/// Sums read at once.
+const PAGE: i64 = 10_000;
 
 /// Adds enrolments to the sums that are not in them yet, at most `limit`, and marks them in the same transaction; says how
 /// many. What another replica adds at the same time is left to it.
@@ -124,15 +125,33 @@ pub struct Sum {
 }
 
 /// The sums that release-svc has not asked to end, those of a rollout together and in order.
-#[tracing::instrument(name = "db.signal.counts", skip_all)]
 pub async fn counts(db: &mut PgConnection) -> sqlx::Result<Vec<Sum>> {
+    let mut counts = vec![];
+    loop {
+        let read = page(db, counts.last()).await?;
+        if read.is_empty() {
+            return Ok(counts);
+        }
+        counts.extend(read);
+    }
+}
+
+/// Those after one of them.
+#[tracing::instrument(name = "db.signal.counts", skip_all)]
+async fn page(db: &mut PgConnection, after: Option<&Sum>) -> sqlx::Result<Vec<Sum>> {
     let rows = sqlx::query!(
         "select tenant_id, rollout_id, step, is_canary, guard, count
         from session.signal_counts
-        where ended_at is null
+        where ended_at is null and ($1::text is null or (tenant_id, rollout_id, step, is_canary, guard)
+            > ($1, $2::uuid, $3::integer, $4::boolean, $5::text))
         order by tenant_id, rollout_id, step, is_canary, guard
-        limit $1",
-        COUNTS_MAX,
+        limit $6",
+        after.map(|sum| sum.tenant.as_str()),
+        after.map(|sum| sum.rollout.uuid()),
+        after.map(|sum| sum.step),
+        after.map(|sum| sum.is_canary),
+        after.map(|sum| sum.guard.as_str()),
+        PAGE,
     )
     .fetch_all(db)
     .await?;
@@ -193,6 +212,54 @@ pub async fn forget(db: &mut PgConnection, before: Time, limit: i64) -> sqlx::Re
         )
         select (select count(*) from counts) + (select count(*) from visits) as "count!""#,
         before,
+        limit,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// A stretch of sessions, by tenant and id: after the first, up to the last if there is one.
+pub struct Stretch<'a> {
+    /// Before it.
+    pub after: (&'a str, Uuid),
+    /// Its end.
+    pub until: Option<(&'a str, Uuid)>,
+}
+
+/// Deletes what sessions were dealt by rollouts whose sums are forgotten, and what became of them; says of how many deals.
+/// Rows that somebody holds, and those beyond `limit`, are left for the next time.
+#[tracing::instrument(name = "db.signal.forget_units", skip_all)]
+pub async fn forget_units(db: &mut PgConnection, of: &Stretch<'_>, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with forgotten as materialized (
+            select tenant_id, session_id, rollout_id
+            from session.enrolments enrolment
+            where (tenant_id, session_id) > ($1, $2)
+                and ($3::text is null or (tenant_id, session_id) <= ($3, $4::uuid))
+                and is_counted and not exists (
+                    select from session.signal_counts sum
+                    where sum.tenant_id = enrolment.tenant_id and sum.rollout_id = enrolment.rollout_id)
+            limit $5
+            for update skip locked
+        ), outcomes as (
+            delete from session.outcomes outcome using forgotten
+            where outcome.tenant_id = forgotten.tenant_id and outcome.session_id = forgotten.session_id
+                and outcome.rollout_id = forgotten.rollout_id
+        ), redeals as (
+            delete from session.redeals redeal using forgotten
+            where redeal.tenant_id = forgotten.tenant_id and redeal.session_id = forgotten.session_id
+                and redeal.rollout_id = forgotten.rollout_id
+        ), deleted as (
+            delete from session.enrolments enrolment using forgotten
+            where enrolment.tenant_id = forgotten.tenant_id and enrolment.session_id = forgotten.session_id
+                and enrolment.rollout_id = forgotten.rollout_id
+            returning 1
+        )
+        select count(*) as "count!" from deleted"#,
+        of.after.0,
+        of.after.1,
+        of.until.map(|(tenant, _)| tenant),
+        of.until.map(|(_, session)| session),
         limit,
     )
     .fetch_one(db)
