@@ -21,7 +21,7 @@ use crate::harness::shop::{
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Options, Stack, eventually, person, workload};
 
 /// The catalogue with an environment that needs an executor.
-async fn start() -> (Stack, Caller) {
+pub(crate) async fn start() -> (Stack, Caller) {
     let stack = Stack::releases();
     let caller = stack.caller(&person("ada"));
     create_catalog(&caller).await;
@@ -29,7 +29,7 @@ async fn start() -> (Stack, Caller) {
     (stack, caller)
 }
 
-async fn need_executor(caller: &Caller) {
+pub(crate) async fn need_executor(caller: &Caller) {
     let environment = pb::Environment {
         environment: ENVIRONMENT.to_owned(),
         needs_executor: Some(true),
@@ -44,7 +44,7 @@ fn asking() -> pb::LeaseTaskRequest {
     pb::LeaseTaskRequest { environment: ENVIRONMENT.to_owned(), ..Default::default() }
 }
 
-async fn try_lease(caller: &Caller) -> Option<(pb::Task, i64)> {
+pub(crate) async fn try_lease(caller: &Caller) -> Option<(pb::Task, i64)> {
     let answer = caller.executors().lease_task(asking()).await.answer();
     Some((answer.task?, answer.fencing_token))
 }
@@ -68,14 +68,14 @@ async fn report(caller: &Caller, (task, token): &(pb::Task, i64), outcome: TaskO
 }
 
 /// Does the next task, which is this one.
-async fn work(caller: &Caller, kind: TaskKind, version: &str) -> pb::Task {
+pub(crate) async fn work(caller: &Caller, kind: TaskKind, version: &str) -> pb::Task {
     let leased = lease(caller).await;
     assert_eq!((leased.0.kind(), leased.0.version.as_str()), (kind, version));
     report(caller, &leased, TaskOutcome::Done).await
 }
 
 /// Shipped to everyone.
-async fn deploy(caller: &Caller, version: &str) -> pb::Rollout {
+pub(crate) async fn deploy(caller: &Caller, version: &str) -> pb::Rollout {
     let rollout = ship(caller, version, &[]).await;
     work(caller, TaskKind::Expose, version).await;
     let rollout = get_rollout(caller, &rollout).await;

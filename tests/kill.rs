@@ -19,7 +19,7 @@ use sqlx::Connection as _;
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::router::{Router, moving, release, rolling};
+use crate::harness::router::{Router, moving, release, rolling, rollout_id};
 use crate::harness::shop::{
     add_line, begin_checkout, complete_checkout, create_session, create_session_with_pins, create_touchpoint,
     get_cart, pin, request_id, web,
@@ -36,11 +36,11 @@ fn killing(n: u128) -> pb::KillReleaseRequest {
     }
 }
 
-async fn kill(caller: &Caller, n: u128) -> pb::Kill {
+pub(crate) async fn kill(caller: &Caller, n: u128) -> pb::Kill {
     caller.visits().kill_release(killing(n)).await.answer().kill.unwrap()
 }
 
-async fn unkill(caller: &Caller, n: u128) -> Option<pb::Kill> {
+pub(crate) async fn unkill(caller: &Caller, n: u128) -> Option<pb::Kill> {
     let request = pb::UnkillReleaseRequest {
         release_id: release(n).release_id,
         reason: "put out".to_owned(),
@@ -126,6 +126,28 @@ async fn a_kill_works_while_release_svc_is_away_and_is_reported_once_when_it_is_
 }
 
 #[tokio::test]
+async fn a_kill_that_release_svc_refuses_keeps_back_nothing_else_and_is_told_again() {
+    let (stack, router, caller) = start().await;
+    router.refuse_kills(Some(release(7)));
+    for n in [7, 8] {
+        kill(&caller, n).await;
+        stack.advance(TimeDelta::seconds(1));
+    }
+    let report_time = |n| {
+        let (caller, of) = (&caller, release(n).release_id);
+        async move { kills(caller).await.into_iter().find(|kill| kill.release_id == of)?.report_time }
+    };
+    eventually("the later one", || report_time(8)).await;
+    router.send(rolling(10_000, &[])).await;
+    create_session(&caller).await;
+    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
+    assert_eq!((report_time(7).await, router.kills().len()), (None, 1));
+    router.refuse_kills(None);
+    eventually("the one that was refused", || report_time(7)).await;
+    assert_eq!(router.kills().len(), 2);
+}
+
+#[tokio::test]
 async fn a_kill_is_refused_with_what_is_wrong_with_it() {
     let stack = Stack::sessions();
     let caller = stack.caller(&person("ada"));
@@ -179,7 +201,7 @@ async fn a_kill_is_refused_with_what_is_wrong_with_it() {
 /// A visit of a session on the `n`th release.
 fn on(n: u128) -> Visit {
     let release = Release { id: ReleaseId::from_uuid(Uuid::from_u128(n)), version: format!("1.{n}") };
-    let pins = Pins::from([("storefront".parse().unwrap(), Pin { release, arm: None })]);
+    let pins = Pins::from([("storefront".parse().unwrap(), Pin { release, arm: None, dealt_step: None })]);
     Visit { pins, ..Visit::default() }
 }
 

@@ -10,6 +10,8 @@ mod abandonment_races;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod arm_properties;
+#[cfg(test)]
 mod assertion;
 #[cfg(test)]
 mod asvs;
@@ -139,6 +141,7 @@ mod request_id;
 mod retention;
 #[cfg(test)]
 mod rollback_matrix;
+mod retire;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]
@@ -171,6 +174,8 @@ mod shopper_retention;
 mod shopper_section;
 #[cfg(test)]
 mod signal;
+#[cfg(test)]
+mod signal_sums;
 #[cfg(test)]
 mod store;
 #[cfg(test)]

@@ -3,18 +3,17 @@
 
 use chrono::TimeDelta;
 use session_svc::domain::visit::bucket;
-use session_svc::store::signal::{forget, source};
+use shared::pb::release as rpb;
 use shared::pb::session as pb;
 use shared::pb::session::Arm;
 use tonic::Code;
-use uuid::Uuid;
 
-use crate::harness::router::{moving, rolled_back, rolling, rollout_id, stable, with_rollout};
+use crate::harness::router::{moving, rolled_back, rolling, rollout_id, with_rollout};
 use crate::harness::shop::{
     add_line, begin_checkout, complete_checkout, create_session, create_session_with_pins, owner, pin,
     request_id, session_id, validate,
 };
-use crate::harness::{Answer as _, Caller, Stack, eventually};
+use crate::harness::{Answer as _, Caller, eventually};
 use crate::visit::{by_id, by_token, served, start};
 
 /// So many sessions that begin now, and their arms.
@@ -38,7 +37,7 @@ fn outcome(session: pb::SessionSelector, guard: &str) -> pb::RecordOutcomeReques
     pb::RecordOutcomeRequest { session: Some(session), guard: guard.to_owned(), request_id: String::new() }
 }
 
-async fn record(caller: &Caller, token: &str, guard: &str) -> bool {
+pub(crate) async fn record(caller: &Caller, token: &str, guard: &str) -> bool {
     caller
         .visits()
         .record_outcome(outcome(by_token(token), guard))
@@ -106,34 +105,91 @@ async fn every_session_that_chance_dealt_an_arm_counts_once_and_so_does_what_bec
     router.told_of(rollout_id(9), &expected).await;
 }
 
+fn at_step(step: i32, route: rpb::Route) -> rpb::Route {
+    with_rollout(route, |rollout| rollout.step = step)
+}
+
+/// One of them on an arm.
+fn one(sessions: &[(String, Arm)], arm: Arm) -> String {
+    sessions.iter().find(|session| session.1 == arm).unwrap().0.clone()
+}
+
 #[tokio::test]
-async fn outcomes_are_booked_in_the_step_of_assignment_or_of_their_own() {
+async fn outcomes_are_booked_in_the_step_of_assignment() {
     let (_stack, router, caller) = start().await;
-    let at_step = |step, route| with_rollout(route, |rollout| rollout.step = step);
     router.send(at_step(0, rolling(5000, &["slow"]))).await;
     let early = sessions(&caller, 8).await;
     router.send(at_step(1, rolling(5000, &["slow"]))).await;
     let late = sessions(&caller, 8).await;
-    let one =
-        |sessions: &[(String, Arm)], arm| sessions.iter().find(|session| session.1 == arm).unwrap().0.clone();
-    assert!(record(&caller, &one(&early, Arm::Canary), "slow").await);
-    assert!(record(&caller, &one(&late, Arm::Canary), "slow").await);
-    let mut expected = vec![
+    for (sessions, arm) in [(&early, Arm::Canary), (&early, Arm::Control), (&late, Arm::Canary)] {
+        assert!(record(&caller, &one(sessions, arm), "slow").await);
+    }
+    let expected = [
         (0, true, "", count(&early, Arm::Canary)),
         (0, false, "", count(&early, Arm::Control)),
         (1, true, "", count(&late, Arm::Canary)),
         (1, false, "", count(&late, Arm::Control)),
         (0, true, "slow", 1),
+        (0, false, "slow", 1),
         (1, true, "slow", 1),
     ];
     router.told_of(rollout_id(9), &expected).await;
-    // Where running visits move, too, it is the step and the arm of then.
-    router.send(at_step(2, moving(rolling(10_000, &["slow"])))).await;
-    let moved = one(&early, Arm::Control);
-    assert_eq!(served(&caller, &moved).await.1, Arm::Canary);
-    assert!(record(&caller, &moved, "slow").await);
-    expected.push((2, true, "slow", 1));
+}
+
+/// Where running visits move, too, a session is a unit of each step in which it is dealt an arm, moved by that or not; one
+/// that is held, or not seen, is not, and its outcome is of the step before.
+#[tokio::test]
+async fn outcomes_are_booked_in_the_step_of_the_last_deal() {
+    let (_stack, router, caller) = start().await;
+    router.send(at_step(0, moving(rolling(5000, &["slow", "purchase"])))).await;
+    let all = sessions(&caller, 24).await;
+    let (canary, control) = (count(&all, Arm::Canary), count(&all, Arm::Control));
+    let of = |arm| all.iter().filter(move |session| session.1 == arm).map(|session| &session.0);
+    let [held, unseen, moved] = of(Arm::Control).take(3).collect::<Vec<_>>()[..] else { panic!("too few") };
+    let stays = of(Arm::Canary).next().unwrap();
+    check_out(&caller, held).await;
+    router.send(at_step(2, moving(rolling(10_000, &["slow", "purchase"])))).await;
+    for _ in 0..2 {
+        assert_eq!(served(&caller, held).await.1, Arm::Control);
+        assert_eq!(served(&caller, moved).await.1, Arm::Canary);
+        assert_eq!(served(&caller, stays).await.1, Arm::Canary);
+    }
+    for token in [unseen, moved, stays] {
+        assert!(record(&caller, token, "slow").await);
+    }
+    complete_checkout(&caller, held, "order-1").await;
+    let mut expected = vec![
+        (0, true, "", canary),
+        (0, false, "", control),
+        (2, true, "", 2),
+        (2, true, "slow", 2),
+        (0, false, "slow", 1),
+        (0, false, "purchase", 1),
+    ];
     router.told_of(rollout_id(9), &expected).await;
+    // Held no longer, it is dealt an arm with its next call; what was booked stays.
+    assert_eq!(served(&caller, held).await.1, Arm::Canary);
+    expected[2].3 = 3;
+    router.told_of(rollout_id(9), &expected).await;
+}
+
+/// A visit that a cart's change began, and that is not written yet, is a unit of its step, too.
+#[tokio::test]
+async fn what_a_visit_was_dealt_that_is_not_written_yet_is_not_lost_when_it_is_dealt_to_again() {
+    let (stack, router, caller) = start().await;
+    let (_, token) = create_session(&caller).await;
+    router.send(at_step(0, moving(rolling(5000, &[])))).await;
+    stack.advance(TimeDelta::minutes(6));
+    eventually("the lease after the jump of the clock", || async {
+        (pin(&create_session_with_pins(&caller).await.pins).1 == Arm::Canary).then_some(())
+    })
+    .await;
+    add_line(&caller, &token, "85123A", 1).await;
+    router.send(at_step(1, moving(rolling(10_000, &[])))).await;
+    assert_eq!(served(&caller, &token).await.1, Arm::Canary);
+    let dealt = "select count(*) from session.redeals join session.enrolments using (tenant_id, session_id, rollout_id) \
+                 where redeals.step = 1 and enrolments.step = 0";
+    assert_eq!(stack.database.count(dealt).await, 1);
 }
 
 #[tokio::test]
@@ -263,55 +319,4 @@ async fn live_visits_are_counted_by_the_release_that_they_are_on() {
     stack.advance(TimeDelta::minutes(2));
     // A checkout holds its visit on the release, however long ago it was seen.
     visits(1, 1).await;
-}
-
-#[tokio::test]
-async fn of_a_rollout_that_ended_nothing_is_told_any_more_and_in_a_day_nothing_is_known() {
-    let (stack, router, caller) = start().await;
-    router.send(rolling(10_000, &[])).await;
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
-    let ended = "select count(*) from session.signal_counts where ended_at is not null";
-    // Not while it is under way here.
-    router.end(rollout_id(9));
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 2)]).await;
-    assert_eq!(stack.database.count(ended).await, 0);
-    router.send(stable()).await;
-    eventually("its end", || async { (stack.database.count(ended).await == 1).then_some(()) }).await;
-    let mut db = stack.database.connect().await;
-    forget(&mut db, stack.now(), 10).await.unwrap();
-    assert_eq!(stack.database.count(ended).await, 1, "not before its time");
-    forget(&mut db, stack.now() + TimeDelta::seconds(1), 10).await.unwrap();
-    assert_eq!(stack.database.count("select count(*) from session.signal_counts").await, 0);
-}
-
-#[tokio::test]
-async fn a_database_keeps_its_name_and_begins_an_epoch_when_it_is_restored_elsewhere() {
-    let stack = Stack::prepare();
-    let mut db = stack.database.connect().await;
-    let (drawn, now) = (Uuid::from_u128(1), stack.now());
-    let first = source(&mut db, "here", drawn, now).await.unwrap();
-    let later = now + TimeDelta::seconds(1);
-    let again = source(&mut db, "here", Uuid::from_u128(2), later).await.unwrap();
-    assert_eq!((first.id, &first), (drawn, &again));
-    let restored = source(&mut db, "there", Uuid::from_u128(3), later).await.unwrap();
-    assert_eq!(restored.id, drawn);
-    assert!(restored.epoch > first.epoch);
-}
-
-#[tokio::test]
-async fn reports_name_the_environment_and_the_database() {
-    let (stack, router, caller) = start().await;
-    let replica = stack.session_svc(&router.linked());
-    router.send_to(2, rolling(10_000, &[])).await;
-    create_session(&caller).await;
-    router.told_of(rollout_id(9), &[(0, true, "", 1)]).await;
-    drop(replica);
-    let reports = router.reports();
-    let names = |report: &shared::pb::release::ReportSignalsRequest| {
-        (report.environment.clone(), report.source_id.clone(), report.source_epoch.clone())
-    };
-    assert!(reports.iter().all(|report| names(report) == names(&reports[0])));
-    assert_eq!(reports[0].environment, "local");
 }

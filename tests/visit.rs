@@ -36,7 +36,7 @@ pub(crate) fn by_id(id: &str) -> pb::SessionSelector {
     pb::SessionSelector { session: Some(Named::SessionId(id.to_owned())) }
 }
 
-fn hold(session: pb::SessionSelector, ttl: i64) -> pb::HoldPinRequest {
+pub(crate) fn hold(session: pb::SessionSelector, ttl: i64) -> pb::HoldPinRequest {
     pb::HoldPinRequest {
         session: Some(session),
         reason: "a cart elsewhere".to_owned(),

@@ -46,6 +46,13 @@ impl Known {
         self.stored.as_deref().unwrap_or(&self.session.visit)
     }
 
+    /// Whether its visit may be told of before it is written.
+    pub fn may_be_told(&self) -> bool {
+        self.stored
+            .as_deref()
+            .is_none_or(|stored| !self.session.visit.is_dealt_beyond(stored))
+    }
+
     /// When it was last seen here, or by whoever wrote it.
     pub fn last_seen_at(&self) -> Time {
         from_micros(self.seen_at.load(Ordering::Relaxed))

@@ -20,17 +20,24 @@ use tonic::{Request, Status};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::kill::Kills;
 use self::report::Reports;
 use self::route::{Applied, Parsed, Unread, parse};
 use crate::routes::Key;
 use crate::rpc::App;
 use crate::store;
 
+mod kill;
 mod report;
 mod route;
 
 /// Reports name at most so many routes.
 const REPORT_MAX: usize = 1000;
+/// How often there is a report, if there is something new, and how often in any case.
+const INTERVAL: Duration = Duration::from_secs(2);
+const INTERVAL_MAX: Duration = Duration::from_secs(15);
+/// Longest that one of them takes.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -137,9 +144,11 @@ impl Link<'_> {
     async fn follow(&self) -> Result<(), Broken> {
         let client = self.connect().await?;
         let reports = Reports::new(self.app, &self.environment, client.clone());
+        let kills = Kills::new(self.app, &self.environment, client.clone());
         tokio::select! {
             end = self.watch(client) => end,
             never = Box::pin(reports.run()) => match never {},
+            never = Box::pin(kills.run()) => match never {},
         }
     }
 
@@ -251,7 +260,7 @@ impl Link<'_> {
             routes,
         };
         let mut request = Request::new(request);
-        request.set_timeout(Duration::from_secs(5));
+        request.set_timeout(CALL_LIMIT);
         client.report_applied(request).await?;
         Ok(())
     }

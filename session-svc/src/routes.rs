@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use shared::id::{ComponentId, ReleaseId, RolloutId, TenantId};
 use shared::time::Time;
 
-use crate::domain::signal::Asking;
-use crate::domain::visit::{Rollout, Route, Routing};
+use crate::domain::signal::Counted;
+use crate::domain::visit::{Route, Routing};
 
 /// Names a route.
 pub type Key = (TenantId, ComponentId);
@@ -20,11 +20,17 @@ pub struct RouteTable {
     table: ArcSwap<Table>,
     changes: AtomicU64,
     exposes_until: AtomicI64,
+    awaited: ArcSwap<Vec<(TenantId, Counted)>>,
 }
 
 impl Default for RouteTable {
     fn default() -> Self {
-        Self { table: ArcSwap::default(), changes: AtomicU64::new(1), exposes_until: AtomicI64::new(0) }
+        Self {
+            table: ArcSwap::default(),
+            changes: AtomicU64::new(1),
+            exposes_until: AtomicI64::new(0),
+            awaited: ArcSwap::default(),
+        }
     }
 }
 
@@ -86,24 +92,46 @@ impl RouteTable {
     }
 
     /// The tenant's rollouts that ask for this outcome.
-    pub fn asking(&self, tenant: &TenantId, guard: &str) -> Vec<Asking> {
+    pub fn asking(&self, tenant: &TenantId, guard: &str) -> Vec<RolloutId> {
         let table = self.table.load();
         let rollouts = table.rolling.get(tenant).into_iter().flatten();
         let asking = rollouts
             .filter_map(|(_, route)| route.rollout.as_ref())
             .filter(|rollout| rollout.guards.iter().any(|name| name == guard));
-        asking
-            .map(|Rollout { id, step, is_all_sessions, .. }| Asking {
-                rollout: *id,
-                step: *step,
-                is_all_sessions: *is_all_sessions,
-            })
-            .collect()
+        asking.map(|rollout| rollout.id).collect()
     }
 
-    /// The routes with a rollout under way, by tenant.
-    pub fn rolling(&self) -> HashMap<TenantId, Vec<(ComponentId, Arc<Route>)>> {
-        self.table.load().rolling.clone()
+    /// Rollouts that are over, and whose last visits release-svc waits for; in place of those before.
+    pub fn set_awaited(&self, awaited: Vec<(TenantId, Counted)>) {
+        self.awaited.store(Arc::new(awaited));
+    }
+
+    /// The rollouts whose live visits are counted, by tenant, each once.
+    pub fn counted(&self) -> HashMap<TenantId, Vec<Counted>> {
+        let (table, awaited) = (self.table.load(), self.awaited.load());
+        let mut counted: HashMap<_, Vec<_>> = HashMap::new();
+        for (tenant, routes) in &table.rolling {
+            let of = |(component, route): &(ComponentId, Arc<Route>)| {
+                let (component, rollout) = (component.clone(), route.rollout.as_ref()?);
+                let previous = route.stable.as_ref().map(|stable| stable.id);
+                Some(Counted { component, rollout: rollout.id, release: rollout.release.id, previous })
+            };
+            counted.insert(tenant.clone(), routes.iter().filter_map(of).collect());
+        }
+        for (tenant, awaited) in awaited.iter() {
+            let known = counted.entry(tenant.clone()).or_default();
+            if known.iter().all(|known| known.rollout != awaited.rollout) {
+                known.push(awaited.clone());
+            }
+        }
+        counted
+    }
+
+    /// Whether live visits of a rollout are counted.
+    pub fn is_counted(&self, tenant: &TenantId, rollout: RolloutId) -> bool {
+        let awaited = self.awaited.load();
+        let mut awaited = awaited.iter().filter(|(of, _)| of == tenant);
+        awaited.any(|(_, awaited)| awaited.rollout == rollout) || self.is_rolling(tenant, rollout)
     }
 
     /// Whether a rollout is under way here.

@@ -15,6 +15,8 @@ use shared::time::Time;
 use crate::OUTBOX;
 use crate::rpc::App;
 use crate::store;
+use crate::store::signal::Deal;
+use crate::store::signal::sum::Stretch;
 use crate::store::visit::{Begun, Touch};
 use crate::touches::BATCH;
 
@@ -33,6 +35,8 @@ pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
 /// Sessions looked at in one step, and steps in one pass: at most 5,000 sessions a second and replica.
 const WALK_STEP: i64 = 500;
 const WALK_STEPS: usize = 10;
+/// What sessions of one step were dealt by rollouts long over, deleted with it.
+const UNITS_MAX: i64 = 5000;
 /// For so long an ended session can still be told from one that never was.
 const ENDED_RETENTION: TimeDelta = TimeDelta::hours(24);
 /// From the end of one walk to the start of the next.
@@ -76,6 +80,7 @@ pub async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     let of = |begun: &Begun| batch.get(begun.position);
     let changed: Vec<_> = begun.iter().filter(|begun| begun.is_new_visit).filter_map(of).collect();
     let events: Vec<_> = changed.iter().map(|touch| pinned(&touch.tenant, touch.session, now)).collect();
+    store::signal::enrol(&mut tx, &changed.iter().flat_map(|touch| dealt(touch)).collect::<Vec<_>>()).await?;
     OUTBOX.append_all(&mut tx, &events).await?;
     tx.commit().await?;
     // What was not written was decided on something that has changed.
@@ -84,6 +89,15 @@ pub async fn flush_batch(app: &App, batch: &[&Touch]) -> sqlx::Result<()> {
     }
     app.touches.written(begun.iter().filter_map(of));
     Ok(())
+}
+
+/// What was dealt to a session by the visit that it began.
+fn dealt(touch: &Touch) -> impl Iterator<Item = Deal<'_>> {
+    let Touch { tenant, session, visit, .. } = touch;
+    let units = visit
+        .iter()
+        .flat_map(|begun| begun.units.iter().map(|unit| (unit, begun.visit.started_at)));
+    units.map(|(unit, at)| Deal { tenant, session: *session, unit, at })
 }
 
 /// A visit has other pins than before: every replica reads the session anew.
@@ -97,7 +111,8 @@ pub fn system(tenant: &TenantId, kind: &'static str, subject: String, data: Valu
     Event { tenant: tenant.clone(), kind, subject, principal, at, data, trace_parent }
 }
 
-/// Goes on with the walk that deletes sessions long dead. Whether a session lives is never asked of it.
+/// Goes on with the walk that deletes sessions long dead, and what is left of rollouts long over. Whether a session lives is
+/// never asked of it.
 pub async fn purge_sessions(app: &App) -> sqlx::Result<u64> {
     let now = app.clock.now();
     let completed_at = store::purge::completed_at(&mut *app.db.connection().await?).await?;
@@ -111,6 +126,9 @@ pub async fn purge_sessions(app: &App) -> sqlx::Result<u64> {
             break;
         }
         let step = store::purge::step(&mut tx, &position, now - ENDED_RETENTION, WALK_STEP).await?;
+        let reached = step.reached.as_ref().map(|(tenant, session)| (tenant.as_str(), *session));
+        let walked = Stretch { after: (&position.tenant, position.session), until: reached };
+        store::signal::sum::forget_units(&mut tx, &walked, UNITS_MAX).await?;
         let is_end = step.reached.is_none();
         match step.reached {
             Some((tenant, session)) => store::purge::advance(&mut tx, &tenant, session).await?,

@@ -9,7 +9,7 @@ use shared::id::{ReleaseId, RolloutId};
 use shared::pb::release as pb;
 use shared::pb::release::routing_service_server::{RoutingService, RoutingServiceServer};
 use shared::pb::release::watch_routes_response::Message;
-use shared::time::{Clock, to_proto};
+use shared::time::{Clock, Time, to_proto};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -36,7 +36,9 @@ struct Told {
     applied: Mutex<HashMap<String, i64>>,
     signals: Mutex<Vec<pb::ReportSignalsRequest>>,
     kills: Mutex<Vec<pb::ReleaseKill>>,
+    refused: Mutex<Option<pb::RoutedRelease>>,
     ended: Mutex<HashSet<String>>,
+    silent_since: Mutex<Option<Time>>,
 }
 
 /// The `n`th release, of version `1.n`.
@@ -101,7 +103,9 @@ impl Router {
             applied: Mutex::default(),
             signals: Mutex::default(),
             kills: Mutex::default(),
+            refused: Mutex::default(),
             ended: Mutex::default(),
+            silent_since: Mutex::default(),
         });
         let service = RoutingServiceServer::new(Service(Arc::clone(&told)));
         let server = tonic::transport::Server::builder().add_service(service);
@@ -197,6 +201,16 @@ impl Router {
         self.told.kills.lock().unwrap().clone()
     }
 
+    /// Takes no kill of this release, or takes all again.
+    pub(crate) fn refuse_kills(&self, of: Option<pb::RoutedRelease>) {
+        *self.told.refused.lock().unwrap() = of;
+    }
+
+    /// Renews the lease no longer, as a link on which every message waits; or again.
+    pub(crate) fn fall_silent(&self, is_silent: bool) {
+        *self.told.silent_since.lock().unwrap() = is_silent.then(|| self.told.clock.now());
+    }
+
     /// Wants no more reports of a rollout.
     pub(crate) fn end(&self, rollout: RolloutId) {
         self.told.ended.lock().unwrap().insert(rollout.to_string());
@@ -221,7 +235,7 @@ impl Told {
         pb::WatchRoutesResponse {
             table_epoch: "epoch".to_owned(),
             exposure_lease: Some(seconds(300)),
-            send_time: Some(to_proto(self.clock.now())),
+            send_time: Some(to_proto(self.silent_since.lock().unwrap().unwrap_or_else(|| self.clock.now()))),
             message,
         }
     }
@@ -266,14 +280,22 @@ impl RoutingService for Service {
     ) -> Result<Response<pb::ReportSignalsResponse>, Status> {
         self.0.signals.lock().unwrap().push(request.into_inner());
         let ended_rollout_ids = self.0.ended.lock().unwrap().iter().cloned().collect();
-        Ok(Response::new(pb::ReportSignalsResponse { ended_rollout_ids }))
+        Ok(Response::new(pb::ReportSignalsResponse { ended_rollout_ids, awaited: vec![] }))
     }
 
     async fn report_kills(
         &self,
         request: Request<pb::ReportKillsRequest>,
     ) -> Result<Response<pb::ReportKillsResponse>, Status> {
-        self.0.kills.lock().unwrap().extend(request.into_inner().kills);
+        let kills = request.into_inner().kills;
+        let refused = self.0.refused.lock().unwrap().clone();
+        if kills
+            .iter()
+            .any(|kill| refused.as_ref().is_some_and(|release| release.release_id == kill.release_id))
+        {
+            return Err(Status::invalid_argument("a kill that makes no sense"));
+        }
+        self.0.kills.lock().unwrap().extend(kills);
         Ok(Response::new(pb::ReportKillsResponse {}))
     }
 }

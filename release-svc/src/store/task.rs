@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::corrupt;
+use super::signal::Source;
 use crate::domain::rollout::Rollout;
 use crate::domain::rollout::control::TaskEnd;
 use crate::domain::task::{Decision, Kind, New, RETIRE_AFTER, State, Task};
@@ -198,6 +199,50 @@ pub async fn lock_next(
         now - RETIRE_AFTER,
     )
     .fetch_optional(db)
+    .await
+}
+
+/// A rollout that has ended, and whose last visits on one of its releases a task waits for.
+pub struct Awaited {
+    pub tenant: String,
+    pub component: String,
+    pub rollout: RolloutId,
+    pub release: ReleaseId,
+    pub previous: Option<ReleaseId>,
+}
+
+/// Those of which a source has yet to tell that no visit is left, oldest first. A visit that begins gets another release,
+/// so none comes after that.
+#[tracing::instrument(name = "db.task.list_awaited", skip_all)]
+pub async fn list_awaited(
+    db: &mut PgConnection,
+    source: &Source,
+    now: Time,
+    limit: i64,
+) -> sqlx::Result<Vec<Awaited>> {
+    sqlx::query_as!(
+        Awaited,
+        r#"select rollout.tenant_id as tenant, rollout.component, rollout.rollout_id as "rollout: RolloutId",
+            rollout.release_id as "release: ReleaseId", previous_release_id as "previous: ReleaseId"
+        from release.tasks task
+        join release.rollouts rollout
+            on rollout.tenant_id = task.tenant_id and rollout.rollout_id = counted_rollout_id
+        where task.environment = $1 and task.state in ('QUEUED', 'LEASED') and forced_at > $3 and not exists (
+            select
+            from release.visit_counts counted
+            where counted.tenant_id = task.tenant_id and counted.rollout_id = counted_rollout_id
+                and counted.source_id = $2 and counted.counted_at >= counted_since
+                and case when task.rollout_id = counted_rollout_id then canary else control end = 0
+        )
+        group by rollout.tenant_id, rollout.rollout_id
+        order by min(task.seq)
+        limit $4"#,
+        source.environment.as_str(),
+        source.id,
+        now,
+        limit,
+    )
+    .fetch_all(db)
     .await
 }
 

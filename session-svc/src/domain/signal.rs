@@ -1,10 +1,15 @@
-//! How rollouts go: what becomes of the sessions that chance dealt an arm of theirs, and what that is booked under.
+//! How rollouts go: what becomes of the sessions that chance dealt an arm of theirs.
+//!
+//! An outcome is booked under the step in which its session was dealt an arm last, with the arm that it was dealt then, and
+//! units are counted by the same rule: so each arm has the step's share of both. A visit that is held, or was not seen since
+//! the step changed, keeps the earlier deal; booked in the present step, such visits would be too many on control, and leaving
+//! out just those that would have moved would make them too few.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use shared::id::RolloutId;
+use shared::id::{ComponentId, ReleaseId, RolloutId};
 
 use super::visit::{Arm, Pins};
 
@@ -47,44 +52,35 @@ impl FromStr for Guard {
     }
 }
 
-/// A rollout that asks for an outcome.
+/// A rollout whose live visits are counted, under way or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asking {
+pub struct Counted {
+    /// Of which component.
+    pub component: ComponentId,
     /// Which.
     pub rollout: RolloutId,
-    /// Its present step.
-    pub step: i32,
-    /// Whether it moves visits that run.
-    pub is_all_sessions: bool,
+    /// What it rolls out, or rolled out.
+    pub release: ReleaseId,
+    /// What that replaces, if anything.
+    pub previous: Option<ReleaseId>,
 }
 
-/// What an outcome of a session is booked under, if the session is a unit of the rollout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Booking {
-    /// The rollout.
-    pub rollout: RolloutId,
-    /// Step and arm; none stands for those of the enrolment.
-    pub at: Option<(i32, Arm)>,
-}
-
-/// Where a rollout leaves running visits alone, an outcome is of the arm that the session was dealt, in the step in which it
-/// was. Where it moves them, it is of the arm that the session is on, in the present step; a session that is on neither has
-/// none.
-pub fn book(asking: &Asking, pins: &Pins) -> Option<Booking> {
-    let rollout = asking.rollout;
-    if !asking.is_all_sessions {
-        return Some(Booking { rollout, at: None });
+impl Counted {
+    /// The side that a visit is on, by its release alone: one from before the rollout is on the old release as those are
+    /// that the rollout left there.
+    pub fn side(&self, pins: &Pins) -> Option<Arm> {
+        let pinned = pins.get(&self.component)?.release.id;
+        if pinned == self.release {
+            Some(Arm::Canary)
+        } else {
+            (Some(pinned) == self.previous).then_some(Arm::Control)
+        }
     }
-    let arm = pins.values().filter_map(|pin| pin.arm).find(|(of, _)| *of == rollout);
-    arm.map(|(_, arm)| Booking { rollout, at: Some((asking.step, arm)) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::visit::{Pin, Release};
-    use shared::id::ReleaseId;
-    use uuid::Uuid;
 
     #[test]
     fn names_of_guards_are_short_and_plain() {
@@ -94,17 +90,5 @@ mod tests {
         for bad in ["", "A", "1a", "-a", "a b", "ä", &"a".repeat(64)] {
             assert_eq!(bad.parse::<Guard>(), Err(Malformed), "{bad}");
         }
-    }
-
-    #[test]
-    fn outcomes_are_booked_where_they_happen_only_by_rollouts_that_move_running_visits() {
-        let rollout = RolloutId::from_uuid(Uuid::from_u128(1));
-        let release = Release { id: ReleaseId::from_uuid(Uuid::from_u128(2)), version: "2".to_owned() };
-        let on = |arm| Pins::from([("shop".parse().unwrap(), Pin { release: release.clone(), arm })]);
-        let asking = |is_all_sessions| Asking { rollout, step: 3, is_all_sessions };
-        let (canary, nowhere) = (on(Some((rollout, Arm::Canary))), on(None));
-        assert_eq!(book(&asking(false), &nowhere), Some(Booking { rollout, at: None }));
-        assert_eq!(book(&asking(true), &canary), Some(Booking { rollout, at: Some((3, Arm::Canary)) }));
-        assert_eq!(book(&asking(true), &nowhere), None);
     }
 }

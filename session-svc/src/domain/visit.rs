@@ -24,6 +24,18 @@ pub struct Visit {
     pub left: Vec<RolloutId>,
 }
 
+impl Visit {
+    /// Whether a rollout has to do with what it is on and its row is not. That is written before anyone is told: else another
+    /// replica, with another exposure or without the lease, could decide otherwise.
+    pub fn is_dealt_beyond(&self, stored: &Self) -> bool {
+        let mut components = self.pins.keys().chain(stored.pins.keys());
+        components.any(|component| {
+            let (now, then) = (self.pins.get(component), stored.pins.get(component));
+            now != then && now.into_iter().chain(then).any(|pin| pin.arm.is_some())
+        })
+    }
+}
+
 /// Releases by component.
 pub type Pins = BTreeMap<ComponentId, Pin>;
 
@@ -34,6 +46,9 @@ pub struct Pin {
     pub release: Release,
     /// Which side of which rollout that is, where one assigned it.
     pub arm: Option<(RolloutId, Arm)>,
+    /// In which step chance dealt that last. None where the session is no unit of the rollout, or where that deals each
+    /// session once.
+    pub dealt_step: Option<i32>,
 }
 
 /// A side of a rollout.
@@ -100,7 +115,7 @@ pub struct Routing<'a> {
     pub may_expose: bool,
 }
 
-/// A session in whose visit a rollout's arm was dealt by chance.
+/// A session that chance dealt a rollout's arm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     /// By which.
@@ -109,6 +124,8 @@ pub struct Unit {
     pub step: i32,
     /// Which.
     pub arm: Arm,
+    /// Whether the rollout deals anew in each step.
+    pub is_all_sessions: bool,
 }
 
 /// What a session is in from now on.
@@ -116,7 +133,7 @@ pub struct Unit {
 pub struct Next {
     /// The visit; the one before, where nothing changed.
     pub visit: Visit,
-    /// What the session becomes by it, where it is not one yet.
+    /// What was dealt to the session by it. What it is already, it stays.
     pub units: Vec<Unit>,
 }
 
@@ -135,15 +152,15 @@ pub fn next(
     let begins = is_new && !is_held;
     let (mut pins, mut units) = (Pins::new(), vec![]);
     for component in routing.components {
-        let Some(pin) = before.pins.get(component).filter(|_| !begins) else {
-            let arm = before.pins.get(component).and_then(|pin| pin.arm);
-            let Some(route) = (routing.route)(component) else { continue };
-            let assigned = routing.assign(session, &route, arm, &before.left);
-            units.extend(assigned.unit.filter(|_| begins));
-            pins.extend(assigned.pin.map(|pin| (component.clone(), pin)));
-            continue;
+        let pinned = before.pins.get(component);
+        let Assigned { pin, unit } = match pinned.filter(|_| !begins) {
+            Some(pin) => routing.keep(session, component, pin, is_held, &before.left),
+            None => match (routing.route)(component) {
+                Some(route) => routing.assign(session, &route, pinned, begins, &before.left),
+                None => continue,
+            },
         };
-        let pin = routing.keep(session, component, pin, is_held, &before.left);
+        units.extend(unit);
         pins.extend(pin.map(|pin| (component.clone(), pin)));
     }
     let left = left(before, &pins);
@@ -167,10 +184,22 @@ fn left(before: &Visit, pins: &Pins) -> Vec<RolloutId> {
     left.split_off(excess)
 }
 
-/// What a visit that begins is served of a component, and what its session becomes by it.
+/// What a visit is served of a component, and what was dealt to its session by that.
 struct Assigned {
     pin: Option<Pin>,
     unit: Option<Unit>,
+}
+
+impl From<Option<Pin>> for Assigned {
+    fn from(pin: Option<Pin>) -> Self {
+        Self { pin, unit: None }
+    }
+}
+
+impl Pin {
+    fn dealt_by(&self, rollout: RolloutId) -> Option<i32> {
+        self.dealt_step.filter(|_| self.arm.is_some_and(|(of, _)| of == rollout))
+    }
 }
 
 impl Routing<'_> {
@@ -189,23 +218,41 @@ impl Routing<'_> {
         pin: &Pin,
         is_held: bool,
         left: &[RolloutId],
-    ) -> Option<Pin> {
+    ) -> Assigned {
         let is_killed = (self.is_killed)(pin.release.id);
-        let Some(route) = (self.route)(component) else { return (!is_killed).then(|| pin.clone()) };
+        let Some(route) = (self.route)(component) else { return (!is_killed).then(|| pin.clone()).into() };
         if is_killed || route.ended.contains(&pin.release.id) {
-            return self.let_go(&route, pin);
+            return self.let_go(&route, pin).into();
         }
         if is_held {
-            return Some(pin.clone());
+            return Some(pin.clone()).into();
         }
         let is_withdrawn = route.withdrawn.contains(&pin.release.id);
         let moved = if is_withdrawn { self.let_go(&route, pin) } else { None };
         let pin = moved.unwrap_or_else(|| pin.clone());
-        let concerns_running = route.rollout.as_ref().is_some_and(|rollout| rollout.is_all_sessions);
-        let assigned = if concerns_running { self.assign(session, &route, pin.arm, left).pin } else { None };
-        // A visit that runs may only move onto the canary; whatever else the hash says, it stays.
+        match &route.rollout {
+            Some(rollout) if rollout.is_all_sessions => self.deal_again(session, &route, rollout, pin, left),
+            Some(_) | None => Some(pin).into(),
+        }
+    }
+
+    /// A visit that runs may only move onto the canary; whatever else the hash says, it stays. Of a session that is a unit
+    /// either is as much of a deal as its first one.
+    fn deal_again(
+        &self,
+        session: SessionId,
+        route: &Route,
+        rollout: &Rollout,
+        pin: Pin,
+        left: &[RolloutId],
+    ) -> Assigned {
+        let dealt_step = pin.dealt_by(rollout.id);
+        let Assigned { pin: assigned, unit } =
+            self.assign(session, route, Some(&pin), dealt_step.is_some(), left);
+        let unit = unit.filter(|unit| dealt_step != Some(unit.step));
         let canary = assigned.filter(|assigned| matches!(assigned.arm, Some((_, Arm::Canary))));
-        Some(canary.unwrap_or(pin))
+        let dealt_step = unit.as_ref().map(|unit| unit.step).or(pin.dealt_step);
+        Assigned { pin: Some(canary.unwrap_or(Pin { dealt_step, ..pin })), unit }
     }
 
     /// Off a release, onto the stable one: the control of the rollout that it was, unless another one runs by now. None
@@ -217,7 +264,7 @@ impl Routing<'_> {
             .arm
             .filter(|(rollout, _)| !is_other(*rollout))
             .map(|(rollout, _)| (rollout, Arm::Control));
-        Some(Pin { release: release.clone(), arm })
+        Some(Pin { release: release.clone(), arm, dealt_step: None })
     }
 
     fn stable<'r>(&self, route: &'r Route) -> Option<&'r Release> {
@@ -225,37 +272,45 @@ impl Routing<'_> {
         (!(self.is_killed)(stable.id) && !route.ended.contains(&stable.id)).then_some(stable)
     }
 
+    /// `counts` where the session may become a unit, or is one.
     fn assign(
         &self,
         session: SessionId,
         route: &Route,
-        before: Option<(RolloutId, Arm)>,
+        before: Option<&Pin>,
+        counts: bool,
         left: &[RolloutId],
     ) -> Assigned {
-        let stable = self.stable(route);
-        let on_stable = |arm| stable.map(|release| Pin { release: release.clone(), arm });
+        let on_stable = |arm, dealt_step| {
+            let release = self.stable(route)?.clone();
+            Some(Pin { release, arm, dealt_step })
+        };
         let may_go_to = |id: ReleaseId| !route.withdrawn.contains(&id) && !(self.is_killed)(id);
         let Some(rollout) = route.rollout.as_ref().filter(|rollout| may_go_to(rollout.release.id)) else {
-            return Assigned { pin: on_stable(None), unit: None };
+            return on_stable(None, None).into();
         };
         let by_hash = bucket(&rollout.salt, session) < rollout.exposure_bps;
-        let was_canary = before == Some((rollout.id, Arm::Canary)) && rollout.exposure_bps > 0;
+        let was_canary = before.is_some_and(|pin| pin.arm == Some((rollout.id, Arm::Canary)));
         let may_return = !left.contains(&rollout.id);
-        let is_canary = may_return && (was_canary || (self.may_expose && by_hash));
-        let arm = if is_canary { Arm::Canary } else { Arm::Control };
-        let pin = if is_canary {
-            Some(Pin { release: rollout.release.clone(), arm: Some((rollout.id, arm)) })
-        } else {
-            on_stable(Some((rollout.id, arm)))
-        };
+        let is_canary = may_return && (was_canary && rollout.exposure_bps > 0 || self.may_expose && by_hash);
         // Whom the lease, or an earlier visit, sent elsewhere than the hash would was not dealt an arm by chance; and at
         // exposure 0 there is no chance.
-        let by_chance = self.may_expose
+        let by_chance = counts
+            && self.may_expose
             && may_return
             && rollout.exposure_bps > 0
             && is_canary == by_hash
-            && pin.is_some();
-        let unit = by_chance.then_some(Unit { rollout: rollout.id, step: rollout.step, arm });
+            && (is_canary || self.stable(route).is_some());
+        let arm = if is_canary { Arm::Canary } else { Arm::Control };
+        let &Rollout { id, step, is_all_sessions, .. } = rollout;
+        let unit = by_chance.then_some(Unit { rollout: id, step, arm, is_all_sessions });
+        let dealt_before = before.and_then(|pin| pin.dealt_by(id));
+        let dealt_step = if by_chance && is_all_sessions { Some(step) } else { dealt_before };
+        let pin = if is_canary {
+            Some(Pin { release: rollout.release.clone(), arm: Some((id, arm)), dealt_step })
+        } else {
+            on_stable(Some((id, arm)), dealt_step)
+        };
         Assigned { pin, unit }
     }
 }

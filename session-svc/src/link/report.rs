@@ -1,31 +1,27 @@
-//! What release-svc is told beside the routes that are acted on: how rollouts go, and which releases were stopped here.
+//! What release-svc is told of rollouts: how they go.
 //!
 //! Every replica tells the same sums, those of the database, so it does not matter which of them is heard, or how often.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use shared::id::{EnvironmentId, RolloutId, TenantId};
 use shared::pb::release as pb;
 use shared::time::{Time, to_proto};
 use tonic::{Code, Request};
 
-use super::{Broken, Client};
-use crate::domain::kill::Kill;
+use super::{Broken, CALL_LIMIT, Client, INTERVAL, INTERVAL_MAX};
+use crate::domain::signal::Counted;
 use crate::rpc::App;
 use crate::store;
+use crate::store::signal::Source;
 use crate::store::signal::scan::Visits;
-use crate::store::signal::{Source, Sum};
+use crate::store::signal::sum::Sum;
 
-/// How often there is a report, if there is something new, and how often in any case.
-const INTERVAL: Duration = Duration::from_secs(2);
-const INTERVAL_MAX: Duration = Duration::from_secs(15);
-const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// One message names at most so many rollouts, or kills, and so many counts of a rollout.
+/// One message names at most so many rollouts, and so many counts of a rollout.
 const ROLLOUTS_MAX: usize = 100;
-const KILLS_MAX: i64 = 100;
 const COUNTS_MAX: usize = 1000;
 
 type Key = (TenantId, RolloutId);
@@ -71,11 +67,10 @@ impl<'a> Reports<'a> {
     }
 
     async fn pass(&mut self) -> Result<(), Broken> {
-        self.tell_kills().await?;
         let now = self.app.clock.now();
         let mut db = self.app.db.connection().await?;
         let source = self.source(&mut db, now).await?;
-        let counts = store::signal::counts(&mut db).await?;
+        let counts = store::signal::sum::counts(&mut db).await?;
         let visits = store::signal::scan::list(&mut db).await?;
         drop(db);
         let is_full = self.told_at.is_none_or(|at| at.elapsed() >= INTERVAL_MAX);
@@ -85,7 +80,10 @@ impl<'a> Reports<'a> {
             .filter(|(key, signals)| is_full || self.told.get(key) != Some(signals))
             .flat_map(|(key, signals)| self.messages(key, signals))
             .collect();
-        for rollouts in told.chunks(ROLLOUTS_MAX) {
+        // The answer says what to count, so one is asked for even where there is nothing to tell.
+        let mut rest = told.chunks(ROLLOUTS_MAX);
+        self.tell(&source, rest.next().unwrap_or_default().to_vec(), now).await?;
+        for rollouts in rest {
             self.tell(&source, rollouts.to_vec(), now).await?;
         }
         if is_full {
@@ -111,7 +109,7 @@ impl<'a> Reports<'a> {
         }
     }
 
-    /// Live visits only of what is under way: of the rest nobody counts them any more.
+    /// Live visits only of what they are counted of by now: of the rest the last count is an old one.
     fn signals(&self, counts: Vec<Sum>, visits: Vec<Visits>) -> BTreeMap<Key, Signals> {
         let mut signals: BTreeMap<Key, Signals> = BTreeMap::new();
         for Sum { tenant, rollout, step, is_canary, guard, count } in counts {
@@ -119,7 +117,7 @@ impl<'a> Reports<'a> {
             of.counts.push(pb::SignalCount { step, is_canary, guard, count });
         }
         for Visits { tenant, rollout, canary, control, counted_at } in visits {
-            if self.app.routes.is_rolling(&tenant, rollout) {
+            if self.app.routes.is_counted(&tenant, rollout) {
                 let count_time = Some(to_proto(counted_at));
                 let of = signals.entry((tenant, rollout)).or_default();
                 of.visits = Some(pb::VisitCounts { count_time, canary, control });
@@ -162,7 +160,9 @@ impl<'a> Reports<'a> {
             rollouts,
         });
         request.set_timeout(CALL_LIMIT);
-        let ended = self.client.report_signals(request).await?.into_inner().ended_rollout_ids;
+        let answer = self.client.report_signals(request).await?.into_inner();
+        let pb::ReportSignalsResponse { ended_rollout_ids: ended, awaited } = answer;
+        self.app.routes.set_awaited(awaited.iter().filter_map(read_awaited).collect());
         let ended: Vec<Key> = told
             .iter()
             .filter(|(_, id)| ended.contains(id))
@@ -171,38 +171,28 @@ impl<'a> Reports<'a> {
             .filter(|(tenant, rollout)| !self.app.routes.is_rolling(tenant, *rollout))
             .collect();
         if !ended.is_empty() {
-            store::signal::end(&mut *self.app.db.connection().await?, &ended, now).await?;
+            store::signal::sum::end(&mut *self.app.db.connection().await?, &ended, now).await?;
         }
         Ok(())
     }
-
-    async fn tell_kills(&mut self) -> Result<(), Broken> {
-        loop {
-            let mut db = self.app.db.connection().await?;
-            let kills = store::kill::unreported(&mut db, KILLS_MAX).await?;
-            drop(db);
-            if kills.is_empty() {
-                return Ok(());
-            }
-            let mut request = Request::new(pb::ReportKillsRequest {
-                environment: self.environment.to_string(),
-                kills: kills.iter().map(kill_to_proto).collect(),
-            });
-            request.set_timeout(CALL_LIMIT);
-            self.client.report_kills(request).await?;
-            let now = self.app.clock.now();
-            store::kill::reported(&mut *self.app.db.connection().await?, &kills, now).await?;
-        }
-    }
 }
 
-fn kill_to_proto((tenant, kill): &(TenantId, Kill)) -> pb::ReleaseKill {
-    pb::ReleaseKill {
-        tenant: tenant.to_string(),
-        component: kill.component.to_string(),
-        release_id: kill.release.to_string(),
-        principal: kill.principal.clone(),
-        reason: kill.reason.clone(),
-        kill_time: Some(to_proto(kill.at)),
+/// One that makes no sense is not counted; release-svc waits for it only so long.
+fn read_awaited(awaited: &pb::AwaitedVisits) -> Option<(TenantId, Counted)> {
+    let pb::AwaitedVisits { tenant, component, rollout_id, release_id, previous_release_id } = awaited;
+    let read = || {
+        let previous = Some(previous_release_id).filter(|id| !id.is_empty());
+        let counted = Counted {
+            component: component.parse().ok()?,
+            rollout: rollout_id.parse().ok()?,
+            release: release_id.parse().ok()?,
+            previous: previous.map(|id| id.parse().ok()).unwrap_or_default(),
+        };
+        Some((tenant.parse().ok()?, counted))
+    };
+    let counted = read();
+    if counted.is_none() {
+        tracing::error!(?awaited, "release-svc asks for visits of what makes no sense");
     }
+    counted
 }

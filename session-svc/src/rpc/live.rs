@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use shared::auth::Caller;
+use shared::db::Tx;
 use shared::id::{SessionId, TenantId};
 use shared::mutation::Mutation;
 use shared::status::{Failure, Reason, Refusal};
@@ -22,6 +23,7 @@ use crate::domain::visit::{Next, Unit, Visit};
 use crate::known::Known;
 use crate::store;
 use crate::store::session::Loaded;
+use crate::store::signal::Deal;
 use crate::store::visit::{Beginning, Touch};
 use crate::workers::system;
 
@@ -170,10 +172,19 @@ impl App {
         Ok(if begins { visit } else { session.visit.clone() })
     }
 
-    /// What a session becomes by its visit, as far as that is not written yet.
-    pub(super) fn pending_units(&self, tenant: &TenantId, session: SessionId) -> Vec<Unit> {
+    /// Writes what was dealt to a session by the visit that is being written, and by those before it that were not.
+    pub(super) async fn enrol(
+        &self,
+        tx: &mut Tx,
+        tenant: &TenantId,
+        session: SessionId,
+        units: &[Unit],
+        at: Time,
+    ) -> sqlx::Result<()> {
         let begun = self.touches.peek(tenant, session).and_then(|touch| touch.visit);
-        begun.map(|begun| begun.units).unwrap_or_default()
+        let pending = begun.map(|begun| begun.units).unwrap_or_default();
+        let deals = pending.iter().chain(units).map(|unit| Deal { tenant, session, unit, at });
+        store::signal::enrol(tx, &deals.collect::<Vec<_>>()).await
     }
 
     /// The live session of a token.

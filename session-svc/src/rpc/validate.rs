@@ -117,7 +117,7 @@ impl App {
             && session.touchpoint == touchpoint.id
             && session.standing_if_seen(last_seen_at, touchpoint, now).is_ok()
             && now < last_seen_at + touchpoint.policy.visit_gap;
-        if !lives || !self.stays(asked.tenant, known, touchpoint, now) {
+        if !lives || !known.may_be_told() || !self.stays(asked.tenant, known, touchpoint, now) {
             return None;
         }
         if known.see(now) {
@@ -184,17 +184,22 @@ impl App {
             let before = &seen.session.visit;
             let Next { mut visit, units } = self.visit(tenant, &seen.session, touchpoint, now);
             let begins = visit.started_at != before.started_at;
+            let moves = !begins && visit.pins != before.pins;
+            let is_dealt = visit.is_dealt_beyond(&seen.stored);
             let (stored, is_held) = (seen.stored, seen.session.is_held(now));
             let next = Beginning { visit: visit.clone(), stored, is_held, units };
-            if !begins && visit.pins != before.pins {
-                if seen.degraded {
-                    // A checkout may have begun that is not known here.
-                    visit = before.clone();
-                } else if !self.move_visit(tenant, asked.session, &next, now).await? {
+            if (moves || is_dealt) && !seen.degraded {
+                if !self.move_visit(tenant, asked.session, &next, now).await? {
                     continue;
                 }
+                self.touches.note(tenant, asked.session, now, None);
+            } else {
+                if moves {
+                    // A checkout may have begun that is not known here.
+                    visit = before.clone();
+                }
+                self.touches.note(tenant, asked.session, now, begins.then_some(next));
             }
-            self.touches.note(tenant, asked.session, now, begins.then_some(next));
             if begins {
                 self.sessions.invalidate(&(tenant.clone(), asked.session));
             }
@@ -273,8 +278,8 @@ impl App {
         })
     }
 
-    /// Moves a running visit to other releases, at once and only if nothing began to hold it meanwhile; false if something
-    /// else came first.
+    /// Puts a visit on other releases, at once and only if nothing began to hold it meanwhile; false if something else came
+    /// first.
     async fn move_visit(
         &self,
         tenant: &TenantId,
@@ -289,6 +294,7 @@ impl App {
             self.load_kills().await?;
             return Ok(false);
         }
+        self.enrol(&mut tx, tenant, id, &next.units, now).await?;
         OUTBOX.append(&mut tx, &pinned(tenant, id, now)).await?;
         tx.commit().await?;
         self.touches.moved(tenant, id);

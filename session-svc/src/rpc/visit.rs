@@ -99,12 +99,11 @@ impl App {
         };
         let (tenant, id, until) = (&caller.tenant, selected.seen.session.id, work.now + ttl);
         let visit = self.visit_of(tenant, &selected, work.now)?;
-        let units = self.pending_units(tenant, id);
         let stored = &selected.seen.stored;
         if !store::visit::hold_pin(&mut work.tx, tenant, id, (until, &reason), stored, &visit).await? {
             return Err(overtaken());
         }
-        store::signal::enrol(&mut work.tx, tenant, id, &units, visit.started_at).await?;
+        self.enrol(&mut work.tx, tenant, id, &[], visit.started_at).await?;
         work.tell("session.pin_held", id.to_string(), json!({"reason": reason, "hold_end_time": until}));
         let (pins, hold_end_time) = (pins_to_proto(&visit.pins), Some(to_proto(until)));
         let answer = work.answer(pb::HoldPinResponse { pins, hold_end_time }).await?;

@@ -146,16 +146,24 @@ pub async fn all(db: &mut PgConnection) -> sqlx::Result<HashSet<(TenantId, Relea
     rows.into_iter().map(|row| key(row.tenant_id, row.release_id)).collect()
 }
 
-/// Those that release-svc took no note of yet, oldest first.
+/// Those that release-svc took no note of yet, oldest first, after one of them.
 #[tracing::instrument(name = "db.kill.unreported", skip_all)]
-pub async fn unreported(db: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<(TenantId, Kill)>> {
+pub async fn unreported(
+    db: &mut PgConnection,
+    after: Option<&(TenantId, Kill)>,
+    limit: i64,
+) -> sqlx::Result<Vec<(TenantId, Kill)>> {
     let rows = sqlx::query_as!(
         Row,
         "select tenant_id, release_id, component_id, principal, reason, killed_at, reported_at
         from session.kills
         where reported_at is null
-        order by killed_at
-        limit $1",
+            and ($1::timestamptz is null or (killed_at, tenant_id, release_id) > ($1, $2::text, $3::uuid))
+        order by killed_at, tenant_id, release_id
+        limit $4",
+        after.map(|(_, kill)| kill.at),
+        after.map(|(tenant, _)| tenant.as_str()),
+        after.map(|(_, kill)| kill.release.uuid()),
         limit,
     )
     .fetch_all(db)
@@ -170,16 +178,18 @@ pub async fn unreported(db: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<(
     rows.into_iter().map(read).collect()
 }
 
-/// release-svc took note of them.
+/// release-svc took note of it.
 #[tracing::instrument(name = "db.kill.reported", skip_all)]
-pub async fn reported(db: &mut PgConnection, kills: &[(TenantId, Kill)], now: Time) -> sqlx::Result<()> {
+pub async fn reported(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    release: ReleaseId,
+    now: Time,
+) -> sqlx::Result<()> {
     sqlx::query!(
-        "update session.kills kill
-        set reported_at = $3
-        from unnest($1::text[], $2::uuid[]) as told (tenant_id, release_id)
-        where kill.tenant_id = told.tenant_id and kill.release_id = told.release_id and kill.reported_at is null",
-        &kills.iter().map(|(tenant, _)| tenant.to_string()).collect::<Vec<_>>(),
-        &kills.iter().map(|(_, kill)| kill.release.uuid()).collect::<Vec<_>>(),
+        "update session.kills set reported_at = $3 where tenant_id = $1 and release_id = $2 and reported_at is null",
+        tenant.as_str(),
+        release.uuid(),
         now,
     )
     .execute(db)

@@ -93,6 +93,9 @@ pub async fn step(
         ), enrolments as (
             delete from session.enrolments enrolment using dead
             where enrolment.tenant_id = dead.tenant_id and enrolment.session_id = dead.session_id
+        ), redeals as (
+            delete from session.redeals redeal using dead
+            where redeal.tenant_id = dead.tenant_id and redeal.session_id = dead.session_id
         ), outcomes as (
             delete from session.outcomes outcome using dead
             where outcome.tenant_id = dead.tenant_id and outcome.session_id = dead.session_id

@@ -119,8 +119,8 @@ pub async fn release_pin(
     Ok(done.rows_affected() == 1)
 }
 
-/// Puts a running visit on other releases; false if it changed, something holds it that was not known, or one of them was
-/// killed.
+/// Puts a session that is seen now on other releases, in the visit that it was in or a new one; false if that changed,
+/// something holds it that was not known, or one of them was killed.
 #[tracing::instrument(name = "db.visit.move_visit", skip_all)]
 pub async fn move_visit(
     db: &mut PgConnection,
@@ -132,7 +132,7 @@ pub async fn move_visit(
     let Beginning { visit: to, stored: from, is_held, units: _ } = to;
     let done = sqlx::query!(
         "update session.sessions
-        set visit_started_at = $3, pins = $4, left_rollout_ids = $7
+        set visit_started_at = $3, pins = $4, left_rollout_ids = $7, last_seen_at = greatest(last_seen_at, $9)
         where tenant_id = $1 and session_id = $2 and visit_started_at = $5 and pins = $6 and revoked_at is null
             and ($8 or checkout_cart_ids is null and (pin_held_until is null or pin_held_until <= $9))
             and not exists (
@@ -162,7 +162,7 @@ pub struct Beginning {
     pub stored: Visit,
     /// Whether it was decided on as one that something holds.
     pub is_held: bool,
-    /// What the session becomes by it.
+    /// What was dealt to the session by it.
     pub units: Vec<Unit>,
 }
 
@@ -206,15 +206,14 @@ pub struct Begun {
     pub is_new_visit: bool,
 }
 
-/// As [`touch`], with the visits that began and what the sessions become by them; answers which of those given it is done
-/// with. Rows are locked in key order, and a row that somebody holds is left for the next time: it keeps back none but itself.
+/// As [`touch`], with the visits that began; answers which of those given it is done with. Rows are locked in key order, and
+/// a row that somebody holds is left for the next time: it keeps back none but itself.
 /// A visit that something holds that was not known, or on a killed release, is not written: whoever sees the session next
 /// decides again.
 #[tracing::instrument(name = "db.visit.begin", skip_all, fields(count = touches.len()))]
 pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch], now: Time) -> sqlx::Result<Vec<Begun>> {
     let visits = || touches.iter().map(|touch| touch.visit.as_ref());
     let begun = || (1_i64..).zip(visits()).filter_map(|(position, begun)| Some((position, begun?)));
-    let units = || begun().flat_map(|(position, begun)| begun.units.iter().map(move |unit| (position, unit)));
     let leaving = || begun().flat_map(|(at, begun)| begun.visit.left.iter().map(move |left| (at, left)));
     let rows = sqlx::query!(
         r#"with locked as materialized (
@@ -226,7 +225,7 @@ pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch], now: Time) 
                     and session.pins = touch.old_pins
                     and (touch.is_held or session.pins = touch.pins
                         or session.checkout_cart_ids is null
-                            and (session.pin_held_until is null or session.pin_held_until <= $14))
+                            and (session.pin_held_until is null or session.pin_held_until <= $11))
                     and not exists (
                         select from session.kills kill
                         where kill.tenant_id = session.tenant_id
@@ -252,14 +251,6 @@ pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch], now: Time) 
                     case when is_new_visit then leaving.left_rollout_ids else session.left_rollout_ids end
             from locked left join leaving using (position)
             where session.tenant_id = locked.tenant_id and session.session_id = locked.session_id and is_open
-        ), enrolled as (
-            insert into session.enrolments (tenant_id, session_id, rollout_id, step, is_canary, enrolled_at)
-            select tenant_id, session_id, rollout_id, step, is_canary, visit_started_at
-            from unnest($11::bigint[], $12::uuid[], $13::integer[], $15::boolean[])
-                as unit (position, rollout_id, step, is_canary)
-            join locked using (position)
-            where is_new_visit
-            on conflict do nothing
         )
         select position as "position!", is_new_visit as "is_new_visit!" from locked"#,
         &touches.iter().map(|touch| touch.tenant.to_string()).collect::<Vec<_>>(),
@@ -272,11 +263,7 @@ pub async fn begin_visits(db: &mut PgConnection, touches: &[&Touch], now: Time) 
         &visits().map(|begun| begun.is_some_and(|begun| begun.is_held)).collect::<Vec<_>>(),
         &leaving().map(|(position, _)| position).collect::<Vec<_>>(),
         &leaving().map(|(_, rollout)| rollout.uuid()).collect::<Vec<_>>(),
-        &units().map(|(position, _)| position).collect::<Vec<_>>(),
-        &units().map(|(_, unit)| unit.rollout.uuid()).collect::<Vec<_>>(),
-        &units().map(|(_, unit)| unit.step).collect::<Vec<_>>(),
         now,
-        &units().map(|(_, unit)| unit.arm == Arm::Canary).collect::<Vec<_>>(),
     )
     .fetch_all(db)
     .await?;
@@ -305,7 +292,7 @@ pub(super) fn read_pins(bytes: &[u8]) -> Option<Pins> {
             None => None,
             Some(arm) => Some((RolloutId::from_uuid(Uuid::from_slice(&stored.rollout_id).ok()?), arm)),
         };
-        Some((stored.component.parse().ok()?, Pin { release, arm }))
+        Some((stored.component.parse().ok()?, Pin { release, arm, dealt_step: stored.dealt_step }))
     };
     stored.pins.into_iter().map(pin).collect()
 }
@@ -334,6 +321,7 @@ pub(super) fn write_pins(pins: &Pins) -> Vec<u8> {
             Some((_, Arm::Control)) => 1,
             Some((_, Arm::Canary)) => 2,
         },
+        dealt_step: pin.dealt_step,
     };
     storage::VisitPins { pins: pins.iter().map(pin).collect() }.encode_to_vec()
 }

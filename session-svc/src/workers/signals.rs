@@ -2,18 +2,19 @@
 //! and live visits counted by a slow walk.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use shared::id::{ComponentId, TenantId};
+use shared::id::TenantId;
 use shared::time::Time;
 use uuid::Uuid;
 
-use crate::domain::visit::{Pins, Route};
+use crate::domain::signal::Counted;
+use crate::domain::visit::Arm;
 use crate::rpc::App;
-use crate::store::signal;
 use crate::store::signal::scan::{self, Visits};
+use crate::store::signal::sum;
 
 /// How often what was written since is added up.
 pub const ADD_INTERVAL: Duration = Duration::from_millis(500);
@@ -38,10 +39,11 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
     let mut db = app.db.connection().await?;
     let mut added = 0;
     for _ in 0..ADD_BATCHES {
-        let enrolments = signal::add_enrolments(&mut db, ADD_BATCH).await?;
-        let outcomes = signal::add_outcomes(&mut db, ADD_BATCH).await?;
-        added += (enrolments + outcomes).unsigned_abs();
-        if enrolments < ADD_BATCH && outcomes < ADD_BATCH {
+        let enrolments = sum::add_enrolments(&mut db, ADD_BATCH).await?;
+        let redeals = sum::add_redeals(&mut db, ADD_BATCH).await?;
+        let outcomes = sum::add_outcomes(&mut db, ADD_BATCH).await?;
+        added += (enrolments + redeals + outcomes).unsigned_abs();
+        if enrolments.max(redeals).max(outcomes) < ADD_BATCH {
             break;
         }
     }
@@ -51,23 +53,20 @@ pub async fn add_up(app: &App) -> sqlx::Result<u64> {
 /// Forgets sums that nobody asks for.
 pub async fn forget_signals(app: &App) -> sqlx::Result<u64> {
     let forgotten =
-        signal::forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
+        sum::forget(&mut *app.db.connection().await?, app.clock.now() - KEPT, FORGET_BATCH).await?;
     Ok(forgotten.unsigned_abs())
 }
 
-/// Counts live visits while rollouts are under way.
+/// Counts live visits while rollouts are under way, or their last visits are waited for.
 pub struct Scanner {
     holder: Uuid,
     walk: Mutex<Option<Walk>>,
 }
 
-/// The routes of a tenant that have a rollout.
-type Rolling = Vec<(ComponentId, Arc<Route>)>;
-
 /// Where a walk is, and what it counted.
 struct Walk {
     /// Those that are left; the last one is walked over.
-    tenants: Vec<(TenantId, Rolling)>,
+    tenants: Vec<(TenantId, Vec<(Counted, Visits)>)>,
     after: Uuid,
     counted: Vec<Visits>,
 }
@@ -84,15 +83,15 @@ impl Scanner {
         let now = app.clock.now();
         // Where the pass does not get to its end, or another replica walks by now, it begins anew.
         let walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let rolling = app.routes.rolling();
-        if rolling.is_empty() {
+        let asked = app.routes.counted();
+        if asked.is_empty() {
             return Ok(0);
         }
         let mut db = app.db.connection().await?;
         if !scan::hold(&mut db, self.holder, now, now + SCAN_LEASE).await? {
             return Ok(0);
         }
-        let mut walk = walk.unwrap_or_else(|| Walk::new(rolling, now));
+        let mut walk = walk.unwrap_or_else(|| Walk::new(asked, now));
         while began.elapsed() < SCAN_TIME {
             if !walk.step(&mut db, now).await? {
                 scan::save(&mut db, &walk.counted).await?;
@@ -105,42 +104,36 @@ impl Scanner {
 }
 
 impl Walk {
-    fn new(rolling: HashMap<TenantId, Rolling>, began_at: Time) -> Self {
-        let none = |tenant: &TenantId, route: &Route| {
-            let rollout = route.rollout.as_ref()?.id;
-            Some(Visits { tenant: tenant.clone(), rollout, canary: 0, control: 0, counted_at: began_at })
+    fn new(asked: HashMap<TenantId, Vec<Counted>>, began_at: Time) -> Self {
+        let begin = |(tenant, asked): (TenantId, Vec<Counted>)| {
+            let none = |counted: Counted| {
+                let (tenant, rollout) = (tenant.clone(), counted.rollout);
+                (counted, Visits { tenant, rollout, canary: 0, control: 0, counted_at: began_at })
+            };
+            let asked = asked.into_iter().map(none).collect();
+            (tenant, asked)
         };
-        let routes = rolling
-            .iter()
-            .flat_map(|(tenant, routes)| routes.iter().map(move |(_, route)| (tenant, route)));
-        let counted = routes.filter_map(|(tenant, route)| none(tenant, route)).collect();
-        Self { tenants: rolling.into_iter().collect(), after: Uuid::nil(), counted }
+        Self { tenants: asked.into_iter().map(begin).collect(), after: Uuid::nil(), counted: vec![] }
     }
 
     /// False at the end.
     async fn step(&mut self, db: &mut sqlx::PgConnection, now: Time) -> sqlx::Result<bool> {
-        let Some((tenant, rolling)) = self.tenants.last() else { return Ok(false) };
+        let Some((tenant, asked)) = self.tenants.last_mut() else { return Ok(false) };
         let step = scan::step(db, tenant, self.after, SCAN_STEP, now).await?;
         for (pins, count) in &step.visits {
-            for (component, route) in rolling {
-                add(&mut self.counted, component, route, pins, *count);
+            for (counted, visits) in &mut *asked {
+                match counted.side(pins) {
+                    Some(Arm::Canary) => visits.canary += count,
+                    Some(Arm::Control) => visits.control += count,
+                    None => {}
+                }
             }
         }
         if step.reached.is_none() {
+            self.counted.extend(asked.drain(..).map(|(_, visits)| visits));
             self.tenants.pop();
         }
         self.after = step.reached.unwrap_or_default();
         Ok(true)
-    }
-}
-
-/// By the release alone: a visit from before the rollout is on the old one as those are that it left there.
-fn add(counted: &mut [Visits], component: &ComponentId, route: &Route, pins: &Pins, count: i64) {
-    let (Some(pin), Some(rollout)) = (pins.get(component), &route.rollout) else { return };
-    let Some(visits) = counted.iter_mut().find(|visits| visits.rollout == rollout.id) else { return };
-    if pin.release == rollout.release {
-        visits.canary += count;
-    } else if Some(&pin.release) == route.stable.as_ref() {
-        visits.control += count;
     }
 }

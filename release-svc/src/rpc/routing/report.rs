@@ -20,6 +20,7 @@ use crate::rpc::App;
 use crate::store;
 use crate::store::route::Applied;
 use crate::store::signal::{Interest, Place, Source, Visits};
+use crate::store::task::Awaited;
 
 /// Rollouts and kills that a report names at most.
 const REPORTED_MAX: usize = 100;
@@ -27,6 +28,8 @@ const COUNTS_MAX: usize = 1000;
 /// Longest name of a source or an epoch.
 const NAME_MAX: usize = 128;
 const REASON_MAX: usize = 1000;
+/// Rollouts whose last visits are asked for at once.
+const AWAITED_MAX: i64 = 1000;
 /// Highest index of a step.
 const STEP_MAX: i32 = 32;
 
@@ -116,6 +119,18 @@ fn instant(field: &str, time: Option<Timestamp>) -> Result<Time, Refusal> {
     from_proto(required(field, time)?).ok_or_else(|| Refusal::field(field, "must be an instant"))
 }
 
+impl From<&Awaited> for pb::AwaitedVisits {
+    fn from(awaited: &Awaited) -> Self {
+        Self {
+            tenant: awaited.tenant.clone(),
+            component: awaited.component.clone(),
+            rollout_id: awaited.rollout.to_string(),
+            release_id: awaited.release.to_string(),
+            previous_release_id: awaited.previous.map(|id| id.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
 impl App {
     pub(super) async fn report_applied(
         &self,
@@ -180,8 +195,10 @@ impl App {
         store::signal::upsert_counts(&mut tx, &source, &signals.counts).await?;
         store::signal::upsert_visits(&mut tx, &source, &signals.visits).await?;
         let ended_rollout_ids = signals.rollouts.iter().map(|(_, id)| id.to_string()).collect();
+        let awaited = store::task::list_awaited(&mut tx, &source, self.clock.now(), AWAITED_MAX).await?;
         tx.commit().await?;
-        Ok(pb::ReportSignalsResponse { ended_rollout_ids })
+        let awaited = awaited.iter().map(Into::into).collect();
+        Ok(pb::ReportSignalsResponse { ended_rollout_ids, awaited })
     }
 
     pub(super) async fn report_kills(

@@ -2,6 +2,8 @@ use super::*;
 use proptest::prelude::*;
 use shared::time::at;
 
+mod dealing;
+
 const STABLE: u128 = 1;
 const CANARY: u128 = 2;
 
@@ -150,7 +152,7 @@ fn next_again(visit: &Visit, routing: &Routing<'_>) -> Visit {
 #[test]
 fn of_a_visit_that_ends_while_held_only_what_ended_changes() {
     let (ended, other): (ComponentId, ComponentId) = ("api".parse().unwrap(), shop());
-    let pin = |n| Pin { release: release(n), arm: None };
+    let pin = |n| Pin { release: release(n), arm: None, dealt_step: None };
     let pins = Pins::from([(ended.clone(), pin(CANARY)), (other.clone(), pin(5))]);
     let visit = Visit { pins, ..Visit::default() };
     let gone = Arc::new(Route { ended: vec![release(CANARY).id], ..rolled_back() });
@@ -209,7 +211,7 @@ fn who_is_let_go_while_another_rollout_runs_is_no_control_of_the_old_one_and_mov
         Route { rollout: Some(next), withdrawn: vec![release(CANARY).id], ..route(0, false) }
     };
     let kept = with(&next(false), true, |r| keep(session(1), &visit, false, r));
-    assert_eq!(kept.pins[&shop()], Pin { release: release(STABLE), arm: None });
+    assert_eq!(kept.pins[&shop()], Pin { release: release(STABLE), arm: None, dealt_step: None });
     let moved = with(&next(true), true, |r| keep(session(1), &visit, false, r));
     assert_eq!(served(&moved), Some(release(3).id));
     assert_eq!(with(&next(true), true, |r| keep(session(1), &moved, false, r)), moved);
@@ -239,7 +241,7 @@ fn only_whom_chance_dealt_an_arm_is_a_unit() {
     };
     for (bps, arm) in [(10_000, Arm::Canary), (1, Arm::Control)] {
         let dealt = first(1, &step(4, bps));
-        assert_eq!(dealt.units, [Unit { rollout: rollout(9, 0).id, step: 4, arm }]);
+        assert_eq!(dealt.units, [Unit { rollout: rollout(9, 0).id, step: 4, arm, is_all_sessions: false }]);
     }
     let none = |next: Next| assert_eq!(next.units, []);
     none(first(1, &step(0, 0)));

@@ -10,8 +10,7 @@ use shared::time::Time;
 use sqlx::PgConnection;
 use tonic::Request;
 
-use crate::domain::signal::{Guard, book};
-use crate::domain::visit::Pins;
+use crate::domain::signal::Guard;
 use crate::routes::RouteTable;
 use crate::rpc::App;
 use crate::{store, workers};
@@ -27,16 +26,10 @@ pub(crate) async fn record(
     now: Time,
 ) -> sqlx::Result<bool> {
     let asking = routes.asking(tenant, guard.as_str());
-    let pins = if asking.iter().any(|asking| asking.is_all_sessions) {
-        store::signal::pins(db, tenant, session).await?.unwrap_or_default()
-    } else {
-        Pins::new()
-    };
-    let bookings: Vec<_> = asking.iter().filter_map(|asking| book(asking, &pins)).collect();
-    if bookings.is_empty() {
+    if asking.is_empty() {
         return Ok(false);
     }
-    Ok(store::signal::record(db, tenant, session, guard, &bookings, now).await? > 0)
+    Ok(store::signal::record(db, tenant, session, guard, &asking, now).await? > 0)
 }
 
 impl App {

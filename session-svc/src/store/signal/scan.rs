@@ -9,7 +9,8 @@ use uuid::Uuid;
 use crate::domain::visit::Pins;
 use crate::store::{corrupt, visit};
 
-const COUNTS_MAX: i64 = 100_000;
+/// Counts read at once.
+const PAGE: i64 = 10_000;
 
 /// Takes the scan, or keeps it; false while another replica has it.
 #[tracing::instrument(name = "db.scan.hold", skip_all)]
@@ -131,11 +132,29 @@ pub async fn save(db: &mut PgConnection, visits: &[Visits]) -> sqlx::Result<()> 
 }
 
 /// What the last scans found.
-#[tracing::instrument(name = "db.scan.list", skip_all)]
 pub async fn list(db: &mut PgConnection) -> sqlx::Result<Vec<Visits>> {
+    let mut visits = vec![];
+    loop {
+        let read = page(db, visits.last()).await?;
+        if read.is_empty() {
+            return Ok(visits);
+        }
+        visits.extend(read);
+    }
+}
+
+/// Those after one of them.
+#[tracing::instrument(name = "db.scan.list", skip_all)]
+async fn page(db: &mut PgConnection, after: Option<&Visits>) -> sqlx::Result<Vec<Visits>> {
     let rows = sqlx::query!(
-        "select tenant_id, rollout_id, canary, control, counted_at from session.visit_counts limit $1",
-        COUNTS_MAX
+        "select tenant_id, rollout_id, canary, control, counted_at
+        from session.visit_counts
+        where $1::text is null or (tenant_id, rollout_id) > ($1, $2::uuid)
+        order by tenant_id, rollout_id
+        limit $3",
+        after.map(|visits| visits.tenant.as_str()),
+        after.map(|visits| visits.rollout.uuid()),
+        PAGE,
     )
     .fetch_all(db)
     .await?;
