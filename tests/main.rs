@@ -148,7 +148,11 @@ mod rollout_control;
 #[cfg(test)]
 mod rollout_killed;
 #[cfg(test)]
+mod rollout_properties;
+#[cfg(test)]
 mod rollout_signal;
+#[cfg(test)]
+mod rollout_trail;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]
@@ -177,6 +181,8 @@ mod touchpoint;
 mod trust_properties;
 #[cfg(test)]
 mod visit;
+#[cfg(test)]
+mod visit_properties;
 #[cfg(test)]
 mod webhook;
 #[cfg(test)]
