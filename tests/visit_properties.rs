@@ -174,6 +174,8 @@ impl World {
     /// One release-svc is killed, and comes back where it was; the session-svc that follows it is told to stop, as visits that
     /// have just begun are not written at once.
     async fn restart(&mut self) {
+        // It answers, so that it is not stopped as it starts.
+        self.come(1).await;
         let (session, release) = self.replicas.take().unwrap();
         let (session_at, release_at) = (session.address, release.address);
         drop(release);
