@@ -157,7 +157,11 @@ mod rollout_hold;
 #[cfg(test)]
 mod rollout_killed;
 #[cfg(test)]
+mod rollout_properties;
+#[cfg(test)]
 mod rollout_signal;
+#[cfg(test)]
+mod rollout_trail;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]
@@ -188,6 +192,8 @@ mod touchpoint;
 mod trust_properties;
 #[cfg(test)]
 mod visit;
+#[cfg(test)]
+mod visit_properties;
 #[cfg(test)]
 mod webhook;
 #[cfg(test)]

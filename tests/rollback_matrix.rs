@@ -180,7 +180,7 @@ async fn assert_nobody_works(fleet: &Fleet, cells: &[Cell]) {
 async fn every_state_goes_back(hindrance: Hindrance) {
     let fleet = Fleet::start(None).await;
     let mut cells = Vec::new();
-    // What has succeeded is taken back with what needs it in a test of its own.
+    // What needs a release that has succeeded does not go back with it yet.
     let is_asked = |at: &At| hindrance != Hindrance::Dependant || *at != At::Succeeded;
     for at in EVERYWHERE.into_iter().filter(is_asked) {
         cells.push(Cell::bring(&fleet, at, hindrance).await);
