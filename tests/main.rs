@@ -139,9 +139,11 @@ mod replicas;
 mod request_id;
 #[cfg(test)]
 mod retention;
+mod retire;
+#[cfg(test)]
+mod rollback_ground;
 #[cfg(test)]
 mod rollback_matrix;
-mod retire;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]

@@ -9,20 +9,23 @@ use super::{StepCounts, real};
 /// would take longer.
 const CONCENTRATION: f64 = 100.0;
 
-/// `ln` of the Bayes factor. Every step is tried against its own share, with a prior of its own: under the plan each factor
-/// is expected to stay as it is with every unit, whichever step that is in, and so does their product.
+/// `ln` of the Bayes factor of the step that is furthest off. Every step is tried against its own share, with a prior of its
+/// own. A unit may be dealt anew in the next step, where its arm goes by the one before, so the factors are no independent
+/// ones to be multiplied. Instead the nth step has 1/(n(n+1)) of alpha, which add up to no more than all of it however many
+/// come.
 pub fn ln_mismatch(counts: &[StepCounts]) -> f64 {
     let of = |step: &StepCounts| {
-        step.share().map_or(0.0, |share| {
-            let shares = [share, 1.0 - share];
-            ln_bayes_factor(
-                [step.canary.units, step.control.units],
-                shares,
-                shares.map(|p| CONCENTRATION * p),
-            )
-        })
+        let share = step.share()?;
+        let shares = [share, 1.0 - share];
+        let units = [step.canary.units, step.control.units];
+        Some(ln_bayes_factor(units, shares, shares.map(|p| CONCENTRATION * p)))
     };
-    counts.iter().map(of).sum()
+    let nth = (1_u32..).map(f64::from);
+    let tried = counts.iter().filter_map(of).zip(nth);
+    tried
+        .map(|(ln_factor, n)| ln_factor - (n * (n + 1.0)).ln())
+        .reduce(f64::max)
+        .unwrap_or(0.0)
 }
 
 /// Of units in arms against their shares, by the prior's parameters.

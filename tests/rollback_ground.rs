@@ -1,0 +1,58 @@
+//! What was rolled out with success is taken back with all that stands on it: what needs it goes back first, whoever owns
+//! it, and the answer names it.
+
+use shared::issuer::Grant;
+use shared::pb::release as pb;
+use shared::pb::release::{RolloutMode, RolloutState};
+
+use crate::dependency::{need, needing, ship, start};
+use crate::harness::shop::{create_component, get_rollout, rollback};
+use crate::harness::{Answer as _, Caller, Stack, person};
+
+/// `ground` 1.1 for everyone, after 1.0, and somebody else's `house` on it, of which 1.0 serves everyone; `steps` are those
+/// of its 1.1.
+async fn build(steps: &[i32]) -> (Stack, Caller, pb::Rollout, pb::Rollout) {
+    let (stack, caller) = start(&["ground"]).await;
+    let builder = stack.caller(&Grant { groups: vec!["builders".to_owned()], ..person("bob") });
+    let owner_groups = vec!["builders".to_owned()];
+    let house = pb::Component { component: "house".to_owned(), owner_groups, ..Default::default() };
+    create_component(&builder, house).await;
+    ship(&caller, "ground", "1.0", &[]).await;
+    ship(&builder, "house", "1.0", &[]).await;
+    let ground = ship(&caller, "ground", "1.1", &[]).await;
+    let house = ship(&builder, "house", "1.1", steps).await;
+    let mut request = needing("house", vec![need("ground", "", ">=1.1")]);
+    let component = request.component.as_mut().unwrap();
+    component.owner_groups = vec!["builders".to_owned()];
+    assert_eq!(builder.catalog().update_component(request).await.answer().warnings, Vec::<String>::new());
+    (stack, caller, ground, house)
+}
+
+#[tokio::test]
+async fn a_rollout_on_it_that_is_under_way_goes_back_first() {
+    let (_stack, caller, ground, house) = build(&[1000]).await;
+    assert_eq!(house.state(), RolloutState::Running);
+    let answer = caller.rollouts().roll_back_rollout(rollback(&ground)).await.answer();
+    let back = answer.rollout.unwrap();
+    assert_eq!((back.state(), &back.rollback_of), (RolloutState::RolledBack, &ground.rollout_id));
+    let cascaded: Vec<_> = answer.cascaded.iter().map(|it| (it.rollout_id.as_str(), it.state())).collect();
+    assert_eq!(cascaded, [(house.rollout_id.as_str(), RolloutState::RolledBack)]);
+    let house = get_rollout(&caller, &house).await;
+    assert_eq!((house.state(), house.exposure_bps), (RolloutState::RolledBack, 0));
+}
+
+#[tokio::test]
+async fn a_rollout_on_it_that_has_succeeded_is_taken_back_first() {
+    let (_stack, caller, ground, house) = build(&[]).await;
+    assert_eq!(house.state(), RolloutState::Succeeded);
+    let answer = caller.rollouts().roll_back_rollout(rollback(&ground)).await.answer();
+    let back = answer.rollout.unwrap();
+    assert_eq!((back.state(), &back.rollback_of), (RolloutState::RolledBack, &ground.rollout_id));
+    let cascaded: Vec<_> = answer
+        .cascaded
+        .iter()
+        .map(|it| (it.component.as_str(), it.mode(), it.rollback_of.as_str(), it.state()))
+        .collect();
+    let house = (house.rollout_id.as_str(), RolloutState::RolledBack);
+    assert_eq!(cascaded, [("house", RolloutMode::Rollback, house.0, house.1)]);
+}
