@@ -226,6 +226,10 @@ impl World {
         for waiting in self.rollouts().await.iter().filter(|it| it.state() == RolloutState::Waiting) {
             let release_id = waiting.release_id.clone();
             self.vote(&pb::Release { release_id, ..Default::default() }).await;
+            // Made before the last rollback, it is a person's to let go.
+            let (rollout_id, reason) = (waiting.rollout_id.clone(), "it is another one".to_owned());
+            let request = pb::LiftHoldRequest { rollout_id, reason, ..Default::default() };
+            self.fleet.boss.rollouts().lift_hold(request).await.answer();
             eventually("what waits to begin", || async {
                 (self.fleet.get(waiting).await.state() != RolloutState::Waiting).then_some(())
             })

@@ -67,7 +67,7 @@ pub(crate) async fn assert_trail(fleet: &Fleet, rollouts: &[pb::Rollout]) -> BTr
     let events = list_all(&fleet.author).await;
     let told: Vec<_> = events
         .iter()
-        .filter(|event| event.kind.starts_with("rollout."))
+        .filter(|event| event.kind.starts_with("rollout.") && event.kind != "rollout.hold_lifted")
         .map(Told::of)
         .collect();
     i2_at_most_one_is_under_way_and_one_waits(&told);

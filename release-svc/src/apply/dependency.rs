@@ -175,8 +175,7 @@ async fn cascade(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> Res
         let of = (component, stable);
         return Ok(dependency::cascade(of, &edges, environment, &serving, &BTreeMap::new()));
     };
-    let began_at = rollout.started_at;
-    let came = store::dependency::came_since(db, tenant, &named(&edges), environment, began_at).await?;
+    let came = store::dependency::came_since(db, tenant, &named(&edges), environment, id).await?;
     let version = |served: &ServedRelease| served.version.parse::<Version>();
     let previous = rollout.previous.as_ref().map(version).transpose();
     let previous =

@@ -350,13 +350,13 @@ pub fn conflicts(
         .collect()
 }
 
-/// What serves everyone by a rollout that began after the one that is taken back, so that what it replaced has served beside
-/// what comes back.
+/// What serves everyone, in the place of another one, by a rollout that began after the one that is taken back: what it
+/// replaced has served beside what comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Came {
     pub rollout: RolloutId,
-    /// What its own rollback brings back, if anything.
-    pub before: Option<Version>,
+    /// What its own rollback brings back.
+    pub before: Version,
 }
 
 /// What the rollback of a component means to those that depend on it.
@@ -388,7 +388,7 @@ pub fn cascade(
                 continue;
             };
             let came = came.get(dependant);
-            let left = came.map_or(served.stable.as_ref(), |came| came.before.as_ref());
+            let left = came.map(|came| &came.before).or(served.stable.as_ref());
             if (served.canary.is_some() || came.is_some()) && back.insert(dependant.clone()) {
                 queue.push((dependant, left));
             }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
-use shared::time::Time;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -221,36 +220,42 @@ pub async fn serving(
     Ok(serving)
 }
 
-/// Of the named components, those that serve everyone in an environment by a rollout that began later.
+/// Of the named components, those that serve everyone in an environment by a rollout that began after this one and replaced
+/// something.
 #[tracing::instrument(name = "db.dependency.came_since", skip_all)]
 pub async fn came_since(
     db: &mut PgConnection,
     tenant: &TenantId,
     components: &[String],
     environment: &EnvironmentId,
-    began_at: Time,
+    after: RolloutId,
 ) -> sqlx::Result<BTreeMap<ComponentId, Came>> {
     let rows = sqlx::query!(
         r#"select distinct on (route.component) route.component as "component: ComponentId",
-            rollout.rollout_id as "rollout_id: RolloutId", previous_semver
+            rollout.rollout_id as "rollout_id: RolloutId", previous_semver as "previous_semver!"
         from release.routes route
         join release.rollouts rollout using (tenant_id, component, environment)
         where tenant_id = $1 and component = any($2) and environment = $3
             and rollout.release_id = route.stable_release_id and rollout.mode = 'FORWARD' and rollout.state = 'SUCCEEDED'
-            and rollout.started_at > $4
-        order by route.component, seq desc
+            and previous_semver is not null
+            and (rollout.started_at, rollout.seq) > (
+                select started_at, seq from release.rollouts where tenant_id = $1 and rollout_id = $4
+            )
+        order by route.component, rollout.seq desc
         limit cardinality($2)"#,
         tenant.as_str(),
         components,
         environment.as_str(),
-        began_at,
+        after.uuid(),
     )
     .fetch_all(db)
     .await?;
     let came = rows.into_iter().map(|row| {
         let broken = |_| corrupt("rollouts", "previous_semver", &row.rollout_id);
-        let before = row.previous_semver.map(|text| text.parse().map_err(broken)).transpose()?;
-        Ok((row.component, Came { rollout: row.rollout_id, before }))
+        Ok((
+            row.component,
+            Came { rollout: row.rollout_id, before: row.previous_semver.parse().map_err(broken)? },
+        ))
     });
     came.collect()
 }

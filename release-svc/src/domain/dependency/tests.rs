@@ -197,14 +197,14 @@ fn what_came_to_everyone_on_the_ground_that_goes_goes_back_to_what_was_there_bef
         ("desk", Some("3.0"), None),
         ("mail", Some("1.0"), None),
     ]);
-    let came = |number, before: Option<&str>| Came {
+    let came = |number, before: &str| Came {
         rollout: RolloutId::from_uuid(uuid::Uuid::from_u128(number)),
-        before: before.map(version),
+        before: version(before),
     };
     let since = BTreeMap::from([
-        (name("pay"), came(1, None)),
-        (name("shop"), came(2, Some("1.0"))),
-        (name("mail"), came(3, Some("0.9"))),
+        (name("pay"), came(1, "1.0")),
+        (name("shop"), came(2, "1.0")),
+        (name("mail"), came(3, "0.9")),
     ]);
     let ledger = (&name("ledger"), Some(&version("1.0")));
     let cascade = cascade(ledger, &edges, &place("prod"), &serving, &since);
@@ -212,7 +212,11 @@ fn what_came_to_everyone_on_the_ground_that_goes_goes_back_to_what_was_there_bef
     let succeeded =
         [(name("pay"), since[&name("pay")].rollout), (name("shop"), since[&name("shop")].rollout)];
     assert_eq!(cascade.succeeded, BTreeMap::from(succeeded));
-    let unmet = ["desk needs ledger ^2, and ledger is 1.0", "shop needs pay ^2, and pay is not there"];
+    let unmet = [
+        "desk needs ledger ^2, and ledger is 1.0",
+        "pay needs ledger ^2, and ledger is 1.0",
+        "shop needs pay ^2, and pay is 1.0",
+    ];
     let mut found = sentences(&cascade.unmet);
     found.sort();
     assert_eq!(found, unmet);
