@@ -1,5 +1,5 @@
 -- Rollouts that assign all sessions deal to those that are enrolled again in each step: the later deals, beside the first one in
--- session.enrolments. The previous binary knows of the first ones only, and books under these.
+-- session.enrolments. The previous binary knows of the first ones only.
 
 create table session.redeals (
     tenant_id text not null,

@@ -128,7 +128,7 @@ pub(crate) async fn warnings(
 }
 
 /// Locks the component of a rollout that is about to go back with those that have to go back before it; says which those
-/// are, and in sentences what will not hold. Nothing of this refuses.
+/// are, and in sentences what will not hold. Nothing of this refuses: where what others need cannot be read, it goes back alone.
 ///
 /// Who they are is read before they are locked, and again under the locks: as nobody starts a dependant without the
 /// lock of what it needs, those that are found then are all. Others than are locked need locks in the order of names,
@@ -142,11 +142,11 @@ pub(crate) async fn lock_cascade(
     let mut names = BTreeSet::from([rollout.component.to_string()]);
     let mut rounds = 0;
     loop {
-        let seen = cascade(db, tenant, rollout.id).await?;
+        let seen = readable(cascade(db, tenant, rollout.id).await, environment)?.0;
         names.extend(seen.before.iter().map(ToString::to_string));
         let mut locking = db.begin().await?;
         store::component::lock_named(&mut locking, tenant, &Vec::from_iter(names.clone())).await?;
-        let mut found = cascade(&mut locking, tenant, rollout.id).await?;
+        let (mut found, unread) = readable(cascade(&mut locking, tenant, rollout.id).await, environment)?;
         let missed: Vec<_> = found.before.extract_if(.., |name| !names.contains(name.as_str())).collect();
         rounds += 1;
         if !missed.is_empty() && rounds < LOCKING_ROUNDS {
@@ -158,8 +158,24 @@ pub(crate) async fn lock_cascade(
             .iter()
             .map(|name| format!("{name} was just started in {environment} and goes on"));
         let unmet = found.unmet.iter().map(|unmet| format!("{unmet} in {environment}"));
-        let warnings = unmet.chain(missed).collect();
+        let warnings = unmet.chain(missed).chain(unread).collect();
         return Ok((found, warnings));
+    }
+}
+
+/// A row that is corrupt, or a newer version's, is told of instead.
+fn readable(
+    found: Result<Cascade, Failure>,
+    environment: &EnvironmentId,
+) -> Result<(Cascade, Option<String>), Failure> {
+    match found {
+        Ok(cascade) => Ok((cascade, None)),
+        Err(Failure::Storage(error @ (sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }))) => {
+            let text = format!("what depends on it in {environment} cannot be read and stays: {error}");
+            tracing::error!(%error, "dependants of what is rolled back cannot be read");
+            Ok((Cascade::default(), Some(text)))
+        }
+        Err(failure) => Err(failure),
     }
 }
 

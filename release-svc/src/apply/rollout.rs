@@ -16,7 +16,7 @@ use super::{expect_written, look, release, task, tell};
 use crate::domain::blocker::Blocker;
 use crate::domain::hold::Hold;
 use crate::domain::release::{Ending, Quarantine, Release};
-use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
+use crate::domain::rollout::{self, Cause, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
 use crate::store::rollout::live::Which;
@@ -49,7 +49,8 @@ pub(crate) async fn rollout(
         Mode::Forward => None,
         Mode::Rollback { of } => Some(of.to_string()),
     };
-    let harm = rollout.harms.last().filter(|harm| harm.at == rollout.state.since());
+    let is_harm = matches!(&rollout.state, State::Paused { pause, .. } if pause.cause == Cause::Harm);
+    let harm = rollout.harms.last().filter(|harm| is_harm || harm.at == rollout.state.since());
     let data = json!({
         "rollout_id": rollout.id.to_string(),
         "mode": rollout.mode.name(),
@@ -83,10 +84,6 @@ async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Resu
             Some(decision) => release(db, actor, &decision, serde_json::Map::new()).await,
             None => Ok(()),
         },
-        State::RollingBack { .. } => match Hold::of(rollout) {
-            Some(hold) => Ok(store::hold::upsert(db, &actor.tenant, &hold).await?),
-            None => Ok(()),
-        },
         State::RolledBack { .. } => settle(db, actor, id, Ending::RolledBack).await,
         State::Succeeded { .. } => {
             settle(db, actor, id, Ending::Superseded).await?;
@@ -100,6 +97,7 @@ async fn follow(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Resu
         State::Waiting { .. }
         | State::Paused { .. }
         | State::Draining { .. }
+        | State::RollingBack { .. }
         | State::RollbackFailed { .. }
         | State::Cancelled { .. }
         | State::Superseded { .. } => Ok(()),
@@ -254,6 +252,8 @@ pub(crate) async fn roll_back(
     } else {
         back(db, actor, rollout, reason).await?
     };
+    let hold = Hold::of(&rollout, actor.now);
+    store::hold::upsert(db, tenant, &hold).await?;
     Ok(Back { rollout, cascaded, warnings })
 }
 

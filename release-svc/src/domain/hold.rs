@@ -6,7 +6,7 @@ use shared::time::Time;
 
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::release::Release;
-use crate::domain::rollout::{Rollout, State};
+use crate::domain::rollout::Rollout;
 
 /// A component that was rolled back in an environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,16 +21,15 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// What a rollout leaves behind as it begins to go back.
-    pub fn of(rollout: &Rollout) -> Option<Self> {
-        let State::RollingBack { since, .. } = rollout.state else { return None };
-        Some(Self {
+    /// What a rollout leaves behind that goes back.
+    pub fn of(rollout: &Rollout, now: Time) -> Self {
+        Self {
             component: rollout.component.clone(),
             environment: rollout.environment.clone(),
             rollout: rollout.id,
             version: rollout.release.version.clone(),
-            since,
-        })
+            since: now,
+        }
     }
 
     /// How it holds a release back, unless that was made afterwards.

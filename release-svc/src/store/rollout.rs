@@ -58,7 +58,8 @@ fn state_of(row: &mut Row) -> Option<State> {
     let kind_of = |name: &String| Kind::ALL.into_iter().find(|kind| kind.name() == name);
     Some(match (row.state.as_str(), reason, row.ended_at) {
         ("WAITING", None, None) => {
-            State::Waiting { since, reasons: row.waiting_for.iter().map(kind_of).collect::<Option<_>>()? }
+            // A newer version may know of more.
+            State::Waiting { since, reasons: row.waiting_for.iter().filter_map(kind_of).collect() }
         }
         ("RUNNING", None, None) => State::Running { phase: phase_of(row.phase.as_deref())?, since },
         ("PAUSED", None, None) => State::Paused {

@@ -97,10 +97,11 @@ pub async fn list_interests(
     let interests = rows.into_iter().map(|row| {
         let id = row.rollout_id;
         let interest = if row.is_live {
-            let plan: Plan = serde_json::from_str(&row.plan).map_err(|_| corrupt("rollouts", "plan", &id))?;
-            let steps =
-                usize::try_from(row.steps).map_err(|_| corrupt("rollouts", "step_exposures_bps", &id))?;
-            Interest::All(Scope { steps, guards: plan.guards })
+            match (serde_json::from_str::<Plan>(&row.plan), usize::try_from(row.steps)) {
+                (Ok(plan), Ok(steps)) => Interest::All(Scope { steps, guards: plan.guards }),
+                // What cannot be read keeps back no report of the others.
+                _ => Interest::Visits,
+            }
         } else if row.is_waited_for {
             Interest::Visits
         } else {

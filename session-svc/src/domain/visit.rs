@@ -249,7 +249,8 @@ impl Routing<'_> {
         let dealt_step = pin.dealt_by(rollout.id);
         let Assigned { pin: assigned, unit } =
             self.assign(session, route, Some(&pin), dealt_step.is_some(), left);
-        let unit = unit.filter(|unit| dealt_step != Some(unit.step));
+        // A replica that lags behind deals nothing anew.
+        let unit = unit.filter(|unit| dealt_step.is_none_or(|dealt| dealt < unit.step));
         let canary = assigned.filter(|assigned| matches!(assigned.arm, Some((_, Arm::Canary))));
         let dealt_step = unit.as_ref().map(|unit| unit.step).or(pin.dealt_step);
         Assigned { pin: Some(canary.unwrap_or(Pin { dealt_step, ..pin })), unit }
@@ -305,7 +306,8 @@ impl Routing<'_> {
         let &Rollout { id, step, is_all_sessions, .. } = rollout;
         let unit = by_chance.then_some(Unit { rollout: id, step, arm, is_all_sessions });
         let dealt_before = before.and_then(|pin| pin.dealt_by(id));
-        let dealt_step = if by_chance && is_all_sessions { Some(step) } else { dealt_before };
+        let dealt_step =
+            if by_chance && is_all_sessions { dealt_before.max(Some(step)) } else { dealt_before };
         let pin = if is_canary {
             Some(Pin { release: rollout.release.clone(), arm: Some((id, arm)), dealt_step })
         } else {

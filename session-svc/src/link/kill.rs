@@ -1,7 +1,6 @@
 //! Which releases were stopped here, told to release-svc until it takes note.
 //!
-//! Each is told by itself, and beside the reports of rollouts: one that release-svc refuses, or takes long over, keeps back
-//! nothing else.
+//! Each is told by itself, and beside the reports of rollouts: one that release-svc refuses keeps back no other.
 
 use std::convert::Infallible;
 
@@ -10,7 +9,7 @@ use shared::pb::release as pb;
 use shared::time::to_proto;
 use tonic::{Code, Request, Status};
 
-use super::{Broken, CALL_LIMIT, Client, INTERVAL, INTERVAL_MAX};
+use super::{Broken, CALL_LIMIT, Client, INTERVAL};
 use crate::domain::kill::Kill;
 use crate::rpc::App;
 use crate::store;
@@ -33,21 +32,15 @@ impl<'a> Kills<'a> {
     /// Tells until dropped. What was not taken is told again, after a while.
     pub(super) async fn run(mut self) -> Infallible {
         loop {
-            let pause = match self.pass().await {
-                Ok(true) => INTERVAL,
-                Ok(false) => INTERVAL_MAX,
-                Err(broken) => {
-                    tracing::warn!(reason = %broken, "stopped releases were not told of; they will be");
-                    INTERVAL
-                }
-            };
-            tokio::time::sleep(pause).await;
+            if let Err(broken) = self.pass().await {
+                tracing::warn!(reason = %broken, "stopped releases were not told of; they will be");
+            }
+            tokio::time::sleep(INTERVAL).await;
         }
     }
 
-    /// Whether all were taken.
-    async fn pass(&mut self) -> Result<bool, Broken> {
-        let (mut last, mut are_taken) = (None, true);
+    async fn pass(&mut self) -> Result<(), Broken> {
+        let mut last = None;
         loop {
             let mut db = self.app.db.connection().await?;
             let kills = store::kill::unreported(&mut db, last.as_ref(), BATCH).await?;
@@ -63,11 +56,10 @@ impl<'a> Kills<'a> {
                     Err(status) => {
                         let (code, text) = (status.code(), status.message());
                         tracing::error!(%tenant, release = %kill.release, ?code, text, "a kill was not taken");
-                        are_taken = false;
                     }
                 }
             }
-            let Some(read_last) = kills.into_iter().next_back() else { return Ok(are_taken) };
+            let Some(read_last) = kills.into_iter().next_back() else { return Ok(()) };
             last = Some(read_last);
         }
     }

@@ -110,7 +110,7 @@ fn section(
         method: format!(
             "One release-svc with {} components of {} releases each and {} rollouts under way, each with a guard and counts of its \
              visits. The controller passes once a second; counted is all that release-svc and PostgreSQL use of the processors in {PASSES} \
-             s in which nobody calls, so no pass takes more. Then {WATCHERS} clients watch the routes and {CHANGES} rollouts are rolled back one by one, each \
+             s in which nobody calls, so a pass takes no more on average. Then {WATCHERS} clients watch the routes and {CHANGES} rollouts are rolled back one by one, each \
              timed from before the call until each client has the new route. Then calls, with the clients gone, {CALLS_PER_SECOND} a \
              second in an open loop, each of another component.",
             count(catalogue.components),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -153,20 +154,23 @@ async fn visits(
     bought: &Arc<Vec<bool>>,
     lowered: u32,
 ) -> Outcome<Replayed> {
-    let mut done = 0;
+    let (mut done, orders) = (0, Arc::new(AtomicI64::new(0)));
     loop {
         let (first, last) = (done, (done + BATCH).min(bought.len()));
         let (from, storefront, bought_by) = (first as u64, storefront.clone(), Arc::clone(bought));
+        let placed = Arc::clone(&orders);
         let call = move |Turn { worker, number }| {
-            let (storefront, bought) = (storefront.clone(), Arc::clone(&bought_by));
+            let (storefront, bought, placed) =
+                (storefront.clone(), Arc::clone(&bought_by), Arc::clone(&placed));
             async move {
                 let number = from + number;
                 let visit = storefront.visit(worker).await?;
                 let is_canary = visit.pins.iter().any(|pin| pin.arm() == Arm::Canary);
-                // The same rows are lost in every run.
+                // A row's draw is the same in every run.
                 let is_lost = is_canary && StdRng::seed_from_u64(number).random_range(0..100) < lowered;
                 if bought[usize::try_from(number)?] && !is_lost {
                     storefront.buy(worker, &visit.session_token, number).await?;
+                    placed.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
             }
@@ -174,22 +178,21 @@ async fn visits(
         load::each((last - first) as u64, IN_FLIGHT, call).await?;
         done = last;
         let counted = Instant::now();
-        let guard = until("the counts of these visits", async || {
-            let report = pipeline
-                .rollout(0, rollout.rollout_id.clone())
-                .await?
-                .report
-                .unwrap_or_default();
-            let guard = report.guards.into_iter().next().ok_or("no guard in the report")?;
-            let units = |arm: &Option<ArmReport>| arm.map_or(0, |arm| arm.units);
-            let all = i64::try_from(done)?;
-            Ok((units(&guard.control) + units(&guard.canary) >= all).then_some(guard))
+        let (units, guard) = until("the counts of these visits", async || {
+            let answer = pipeline.rollout(0, rollout.rollout_id.clone()).await?;
+            let guard = answer.report.unwrap_or_default().guards.into_iter().next();
+            let guard = guard.ok_or("no guard in the report")?;
+            let [units, outcomes] = [|arm: &ArmReport| arm.units, |arm: &ArmReport| arm.outcomes]
+                .map(|of| [&guard.control, &guard.canary].into_iter().flatten().map(of).sum::<i64>());
+            let is_all = units >= i64::try_from(done)? && outcomes >= orders.load(Ordering::Relaxed);
+            let is_over = answer.rollout.unwrap_or_default().state() != RolloutState::Running;
+            Ok((is_all || is_over).then_some((units, guard)))
         })
         .await?;
         let is_harm = guard.verdict() == Said::Harm;
         if is_harm || done == bought.len() {
             let back = if is_harm { Some(is_back(pipeline, rollout, counted).await?) } else { None };
-            return Ok(Replayed { lowered, visits: done as u64, guard, back });
+            return Ok(Replayed { lowered, visits: units.unsigned_abs(), guard, back });
         }
     }
 }

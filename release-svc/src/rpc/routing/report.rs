@@ -30,6 +30,8 @@ const NAME_MAX: usize = 128;
 const REASON_MAX: usize = 1000;
 /// Rollouts whose last visits are asked for at once.
 const AWAITED_MAX: i64 = 1000;
+/// Most that is counted of anything: sums of as many sources as there can be stay within an i64.
+const COUNT_MAX: i64 = 1 << 40;
 /// Highest index of a step.
 const STEP_MAX: i32 = 32;
 
@@ -71,7 +73,7 @@ impl Signals {
         for (i, pb::SignalCount { step, is_canary, guard, count }) in counts.into_iter().enumerate() {
             let field = |name: &str| format!("rollouts[{at}].counts[{i}].{name}");
             let step = within(&field("step"), step, 0, STEP_MAX)?;
-            let count = within(&field("count"), count, 0, i64::MAX)?;
+            let count = within(&field("count"), count, 0, COUNT_MAX)?;
             if !guard.is_empty() {
                 parse::<Name>(&field("guard"), &guard)?;
             }
@@ -110,8 +112,8 @@ fn parse_visits(field: &str, visits: pb::VisitCounts) -> Result<Visits, Refusal>
     let pb::VisitCounts { count_time, canary, control } = visits;
     Ok(Visits {
         counted_at: instant(&format!("{field}.count_time"), count_time)?,
-        canary: within(&format!("{field}.canary"), canary, 0, i64::MAX)?,
-        control: within(&format!("{field}.control"), control, 0, i64::MAX)?,
+        canary: within(&format!("{field}.canary"), canary, 0, COUNT_MAX)?,
+        control: within(&format!("{field}.control"), control, 0, COUNT_MAX)?,
     })
 }
 

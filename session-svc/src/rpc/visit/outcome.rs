@@ -12,7 +12,7 @@ use tonic::Request;
 
 use crate::domain::signal::Guard;
 use crate::routes::RouteTable;
-use crate::rpc::App;
+use crate::rpc::{App, overtaken};
 use crate::{store, workers};
 
 /// Books an outcome of a session, in the transaction of what came about; true if a rollout counts it. Where none asks for it,
@@ -45,6 +45,10 @@ impl App {
         // What its visit makes the session comes before what becomes of it.
         if let Some(touch) = self.touches.peek(tenant, id).filter(|touch| touch.visit.is_some()) {
             workers::flush_batch(self, &[&touch]).await?;
+            // Somebody else writes the session just now.
+            if self.touches.peek(tenant, id).is_some_and(|touch| touch.visit.is_some()) {
+                return Err(overtaken());
+            }
         }
         let mut work = match self.begin(call).await? {
             Begun::Fresh(work) => work,
