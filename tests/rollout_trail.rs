@@ -183,13 +183,14 @@ pub(crate) async fn assert_counts(fleet: &Fleet, sent: &Counts, known: &Counts, 
     for (of, count) in &stored {
         assert!(sent.get(of).is_some_and(|sent| count <= sent), "{of:?} is {count}");
     }
-    let is_live = |id: &str| {
+    // Of guards that the plan lacks nothing is counted.
+    let is_counted = |id: &str, guard: &str| {
         let states = [RolloutState::Running, RolloutState::Paused];
-        rollouts
-            .iter()
-            .any(|rollout| rollout.rollout_id == id && states.contains(&rollout.state()))
+        let of_it = rollouts.iter().find(|rollout| rollout.rollout_id == id).unwrap();
+        let mut guards = of_it.plan.iter().flat_map(|plan| &plan.guards);
+        states.contains(&of_it.state()) && (guard.is_empty() || guards.any(|it| it.name == guard))
     };
-    for (of, count) in known.iter().filter(|(of, _)| is_live(&of.0)) {
+    for (of, count) in known.iter().filter(|((id, _, guard), _)| is_counted(id, guard)) {
         assert!(stored.get(of).is_some_and(|stored| stored >= count), "{of:?} was told to be {count}");
     }
 }
