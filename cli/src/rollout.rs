@@ -44,6 +44,9 @@ See also: `tandem ship`, which starts one; `tandem release explain`.";
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 const CONFIRM_POLL: Duration = Duration::from_millis(200);
 
+/// What brought a release to everyone, or was taken back.
+const CAME_ABOUT: [RolloutState; 2] = [RolloutState::Succeeded, RolloutState::RolledBack];
+
 /// States that something comes after.
 pub(crate) const NOT_FINAL: [RolloutState; 6] = [
     RolloutState::Waiting,
@@ -126,9 +129,9 @@ pub(crate) struct List {
 pub(crate) struct Which {
     /// The rollout, `rlo_...`, or its component
     name: String,
-    /// Only the component's in this environment
-    #[arg(long, value_name = "NAME")]
-    environment: Option<String>,
+    /// Where the component's is
+    #[arg(long, default_value = ENVIRONMENT, value_name = "NAME")]
+    environment: String,
     #[command(flatten)]
     common: Common,
 }
@@ -218,22 +221,22 @@ async fn show_list(list: List) -> Result<(), Error> {
     Ok(())
 }
 
-/// The rollout of that id, or the component's newest one that is not final, else its newest.
+/// The rollout of that id, or the component's newest one of which anything can be done: one that visits may be on, else one
+/// that waits, else the last that came about.
 async fn find(clients: &mut ReleaseClients, which: &Which) -> Result<Rollout, Error> {
     let Which { name, environment, common: _ } = which;
     if name.starts_with("rlo_") {
         return Ok(get(clients, name).await?.rollout.unwrap_or_default());
     }
-    let place = environment.clone().unwrap_or_default();
-    for states in [&NOT_FINAL[..], &[]] {
-        if let Some(rollout) = ship::newest_rollout(clients, name, &place, states).await? {
+    let (waiting, under_way) = NOT_FINAL.split_at(1);
+    for states in [under_way, waiting, &CAME_ABOUT, &[]] {
+        if let Some(rollout) = ship::newest_rollout(clients, name, environment, states).await? {
             return Ok(rollout);
         }
     }
     let request = GetComponentRequest { component: name.clone() };
     clients.catalog.get_component(request).await?;
-    let place = if place.is_empty() { place } else { format!(" in {place}") };
-    Err(Error::Failed(format!("{name} has no rollout{place}")))
+    Err(Error::Failed(format!("{name} has no rollout in {environment}")))
 }
 
 async fn get(clients: &mut ReleaseClients, rollout_id: &str) -> Result<GetRolloutResponse, Error> {

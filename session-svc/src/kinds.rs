@@ -50,7 +50,10 @@ pub const KINDS: &[Kind] = &[
     ("session.elevation_redeemed", "A session's leave for an action was used."),
     ("session.pin_held", "A caller holds the visit of a session on its releases for a while."),
     ("session.pin_released", "A caller holds the visit of a session no longer."),
-    ("session.pinned", "A new visit of a session has other releases than the one before."),
+    (
+        "session.pinned",
+        "A visit of a session has other pins than before: other releases, or an arm that a rollout dealt anew.",
+    ),
     ("session.revoked", "A session was ended before its time."),
     ("session.rotated", "A session's token was replaced by a new one."),
     ("session.token_used", "A rotated token was first used; the one before it is good no longer."),

@@ -1,4 +1,4 @@
-//! Where, when and of what a page was measured.
+//! Where, when and of what rows were measured.
 
 use std::path::Path;
 use std::process::Command;
@@ -27,14 +27,18 @@ pub(crate) fn facts(folder: &Path) -> Outcome<Vec<(&'static str, String)>> {
         ("memory", format!("{:.1} GiB", f64::from(kib) / f64::from(1 << 20))),
         ("kernel", std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned()),
         ("file system of the data", file_system.lines().last().unwrap_or_default().to_owned()),
-        ("commit", commit()),
         ("profile", profile.to_owned()),
-        ("measured", Clock::system().now().format("%Y-%m-%d %H:%M UTC").to_string()),
     ])
 }
 
+/// When, of what and by which command something was measured that has just ended.
+pub(crate) fn measured() -> String {
+    let now = Clock::system().now().format("%Y-%m-%d %H:%M UTC");
+    format!("Measured {now} of commit {} by `{}`.", commit(), command())
+}
+
 /// The command of this run, as it would be typed again elsewhere.
-pub(crate) fn command() -> String {
+fn command() -> String {
     let mut command = "cargo bench -p tests".to_owned();
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let mut is_first = true;

@@ -105,7 +105,6 @@ async fn measure(cli: Cli) -> Outcome<()> {
         .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md").into());
     let all = Row::value_variants();
     let rows = if cli.rows.is_empty() { all } else { &cli.rows };
-    let left_out: Vec<_> = all.iter().filter(|row| !rows.contains(row)).map(|row| row.name()).collect();
     let stand = Stand::open(plan, cli.folder, &cli.shared_buffers).await?;
     let mut sections = vec![];
     for row in rows {
@@ -118,7 +117,7 @@ async fn measure(cli: Cli) -> Outcome<()> {
         }
         sections.push(section);
     }
-    page::write(&out, &stand, &sections, &left_out).await?;
+    page::write(&out, &stand, &sections).await?;
     stand.close().await;
     note(&format!("wrote {}", out.display()));
     sections.into_iter().try_for_each(|section| section.map(drop))

@@ -1,5 +1,5 @@
-//! The page of one run: the machine, and for every row its goal, what was measured, and whether that meets it. It holds
-//! nothing that was not measured in that run.
+//! The page: the machine, and for every row its goal, what was measured, when and of which commit, and whether that meets it.
+//! A run writes the rows that it measured anew, and leaves the others as an earlier one on this machine wrote them.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,6 +7,9 @@ use std::path::Path;
 use crate::rounds::{Measure, Measured, Rounds, Spread};
 use crate::stand::Stand;
 use crate::{Outcome, machine};
+
+/// Title of a row that could not be measured.
+const FAILED: &str = "A row that failed";
 
 /// One row of the page.
 pub(crate) struct Section {
@@ -127,32 +130,61 @@ fn times(Spread { median, min, max }: Spread) -> String {
     format!("{median:.2}x [{min:.2}-{max:.2}]")
 }
 
-/// Writes the page of these rows.
-pub(crate) async fn write(
-    path: &Path,
-    stand: &Stand,
-    rows: &[Outcome<Section>],
-    left_out: &[String],
-) -> Outcome<()> {
-    let mut text = head(stand, left_out).await?;
+/// Writes the page with these rows in the place of their earlier ones.
+pub(crate) async fn write(path: &Path, stand: &Stand, rows: &[Outcome<Section>]) -> Outcome<()> {
+    let mut text = head(stand).await?;
+    let machine = machine_lines(&text);
+    let earlier = std::fs::read_to_string(path).unwrap_or_default();
+    let is_comparable = !is_trial(stand) && machine_lines(&earlier) == machine;
+    let mut sections = if is_comparable { sections(&earlier) } else { vec![] };
     for row in rows {
-        match row {
-            Ok(section) => section.write(&mut text),
+        let (title, section) = match row {
+            Ok(section) => (section.title.to_owned(), section.text()),
             Err(error) => {
-                let error = error.to_string();
-                let first = error.lines().next().unwrap_or_default();
-                let _ = writeln!(text, "\n## A row that failed\n\n{first}");
+                let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+                (FAILED.to_owned(), format!("\n## {FAILED}\n\n{first}\n"))
             }
+        };
+        match sections.iter_mut().find(|(known, _)| *known == title && title != FAILED) {
+            Some((_, known)) => *known = section,
+            None => sections.push((title, section)),
         }
     }
+    text.extend(sections.into_iter().map(|(_, section)| section));
     std::fs::write(path, text)?;
     Ok(())
 }
 
+/// What says whether two runs were made on the same machine.
+fn machine_lines(page: &str) -> Vec<&str> {
+    page.lines()
+        .filter(|line| line.starts_with("| processors ") || line.starts_with("| memory "))
+        .collect()
+}
+
+/// Titles and texts of a page's rows, but for those that failed.
+fn sections(page: &str) -> Vec<(String, String)> {
+    let parts = page.split("\n## ").skip(1);
+    let named = parts.filter_map(|part| {
+        let (title, _) = part.split_once('\n')?;
+        (title != FAILED).then(|| (title.to_owned(), format!("\n## {}\n", part.trim_end())))
+    });
+    named.collect()
+}
+
+/// Whether the run only tries the tool.
+fn is_trial(stand: &Stand) -> bool {
+    cfg!(debug_assertions) || stand.plan.quick
+}
+
 impl Section {
-    fn write(&self, text: &mut String) {
+    fn text(&self) -> String {
         let Self { title, goal, method, body, verdicts } = self;
-        let _ = writeln!(text, "\n## {title}\n\nGoal: {goal}.\n\n{method}\n\n{}", body.trim_end());
+        let mut text = format!(
+            "\n## {title}\n\nGoal: {goal}.\n\n{method}\n\n{}\n\n{}\n",
+            machine::measured(),
+            body.trim_end()
+        );
         if !verdicts.is_empty() {
             text.push('\n');
         }
@@ -164,34 +196,29 @@ impl Section {
             };
             let _ = writeln!(text, "- {what}{verdict}");
         }
+        text
     }
 }
 
-async fn head(stand: &Stand, left_out: &[String]) -> Outcome<String> {
-    let plan = stand.plan;
-    let mut text = format!(
-        "# Benchmarks\n\n\
-         Written by `{}`; nothing on this page was edited, or measured at another time. Client, servers and PostgreSQL share \
-         the machine, so compare figures with each other, not with another machine's.\n\n\
-         Every comparison runs its variants in turn, {} rounds of {:?} each; ratios are medians of the rounds' ratios, with \
+async fn head(stand: &Stand) -> Outcome<String> {
+    let mut text = "# Benchmarks\n\n\
+         Written by `cargo bench -p tests`, row by row: each says by which command it was measured, when, and of which commit. \
+         Nothing on this page was edited. Client, servers and PostgreSQL share the machine, so compare figures with each other, not \
+         with another machine's.\n\n\
+         Every comparison runs its variants in turn, in as many rounds and for as long each as the command says (5 and 2 s if it does \
+         not); ratios are medians of the rounds' ratios, with \
          the least and the greatest. The first variant runs twice a round, and its ratio to itself is the noise. CPU is that \
          of the process and all below it, with what is left to do when the load has ended, divided by the calls. A run beside \
          which other programs used more than 5 % of a processor is made again, three times at most, and counted as disturbed \
          if that did not help. The load is a closed loop over eight connections, if nothing else is said.\n\n\
          The servers run with everything on: identity, limits (the caller's rate is counted, and set so high that it is never \
-         reached), metrics, workers, and traces of 1 % of calls, which go to a collector in the load tool.\n\n",
-        machine::command(),
-        plan.rounds,
-        plan.time
-    );
-    if cfg!(debug_assertions) || plan.quick {
+         reached), metrics, workers, and traces of 1 % of calls, which go to a collector in the load tool.\n\n"
+        .to_owned();
+    if is_trial(stand) {
         text.push_str(
             "**This run only tried the tool**, on an unoptimized build or with little data: its figures and verdicts mean \
              nothing.\n\n",
         );
-    }
-    if !left_out.is_empty() {
-        let _ = writeln!(text, "Rows that this run left out: {}.\n", left_out.join(", "));
     }
     text.push_str("| | |\n|---|---|\n");
     for (name, value) in machine::facts(&stand.folder.0)? {

@@ -87,7 +87,11 @@ fn share(rollout: &Rollout) -> String {
 }
 
 fn previous(rollout: &Rollout) -> &str {
-    if rollout.previous_version.is_empty() { "nothing" } else { &rollout.previous_version }
+    match (rollout.previous_version.as_str(), rollout.state()) {
+        ("", RolloutState::Waiting) => "-",
+        ("", _) => "nothing",
+        (version, _) => version,
+    }
 }
 
 /// Everything about it that helps to decide whether it goes on.
@@ -115,7 +119,8 @@ pub(super) fn lines(rollout: &Rollout, report: &RolloutReport, now: Time) -> Vec
     let visits = visits(rollout, report);
     if !visits.is_empty() {
         let counted = report.visits.iter().find_map(|count| count.count_time);
-        tell(format!("live visits: {visits} (counted {})", instant(counted)));
+        let what = if rollout.end_time.is_some() { "visits when last counted" } else { "live visits" };
+        tell(format!("{what}: {visits} (counted {})", instant(counted)));
     }
     for line in guards(rollout, report) {
         tell(line);

@@ -3,7 +3,9 @@
 
 use std::process::ExitCode;
 
-use shared::pb::release::{Guard, ListRolloutsRequest, Rollout, RolloutState, StartRolloutRequest};
+use shared::pb::release::{
+    Guard, ListRolloutsRequest, Rollout, RolloutState, StartRolloutRequest, StepPhase,
+};
 
 use super::{ENVIRONMENT, Plan, WAITS, request_id};
 use crate::client::ReleaseClients;
@@ -119,7 +121,9 @@ pub(super) fn tell(rollout: &Rollout, environment: &str, shell: &Shell) -> Resul
             term::say(format_args!("{component} {version} is on {share} of visits in {environment}"));
             follow();
             let goes_on = rollout.plan.as_ref().is_some_and(|plan| plan.min_bake.is_some());
-            if goes_on {
+            if rollout.phase() == StepPhase::Deploying {
+                term::say(format_args!("next: an executor in {environment} makes room for it"));
+            } else if goes_on {
                 term::say("next: it goes on by itself");
             } else {
                 term::say(format_args!("next: {}", of("advance", "")));
