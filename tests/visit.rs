@@ -22,7 +22,9 @@ pub(crate) async fn start() -> (Stack, Router, Caller) {
     let router = Router::start(&stack).await;
     stack.session = Some(stack.session_svc(&router.linked()));
     let caller = stack.caller(&person("ada"));
-    let session_policy = Some(pb::SessionPolicy { visit_gap: Some(seconds(300)), ..Default::default() });
+    // Visits end after five minutes, sessions not: the touches of a replica that is killed are lost with it.
+    let (visit_gap, idle_timeout) = (Some(seconds(300)), Some(seconds(86_400)));
+    let session_policy = Some(pb::SessionPolicy { visit_gap, idle_timeout, ..Default::default() });
     create_touchpoint(&caller, pb::Touchpoint { session_policy, ..web() }).await;
     router.send(stable()).await;
     (stack, router, caller)
