@@ -56,3 +56,22 @@ async fn a_rollout_on_it_that_has_succeeded_is_taken_back_first() {
     let house = (house.rollout_id.as_str(), RolloutState::RolledBack);
     assert_eq!(cascaded, [("house", RolloutMode::Rollback, house.0, house.1)]);
 }
+
+/// A row that is corrupt, or of a newer version, keeps nothing from going back but itself.
+#[tokio::test]
+async fn what_stands_on_it_and_cannot_be_read_is_named_and_stays() {
+    for (steps, state) in [(&[1000][..], "RUNNING"), (&[], "SUCCEEDED")] {
+        let (stack, caller, ground, house) = build(steps).await;
+        let newer =
+            "update release.rollouts set plan = '{\"guards\":7}' where rollout_id = $1::uuid returning state";
+        let id = house.rollout_id.trim_start_matches("rlo_");
+        let mut db = stack.database.connect().await;
+        let had: String = sqlx::query_scalar(newer).bind(id).fetch_one(&mut db).await.unwrap();
+        assert_eq!(had, state);
+        let answer = caller.rollouts().roll_back_rollout(rollback(&ground)).await.answer();
+        assert_eq!(answer.rollout.unwrap().state(), RolloutState::RolledBack);
+        assert_eq!(answer.cascaded, []);
+        let named = |text: &String| text.starts_with("house cannot be read in ");
+        assert!(answer.warnings.iter().any(named), "{:?}", answer.warnings);
+    }
+}

@@ -143,6 +143,9 @@ async fn a_guard_that_observes_does_nothing_but_say_so_for_ever() {
         (found.step == 1 && found.harms.len() == 1).then_some(())
     })
     .await;
+    let noted = "select count(*) from release.events where kind = 'rollout.harm_found' \
+                 and data::jsonb ->> 'finding' like '20 of 100 visits on the new release%'";
+    assert_eq!(stack.database.count(noted).await, 1, "and the trail has it");
 }
 
 #[tokio::test]
@@ -172,7 +175,8 @@ async fn visits_that_are_dealt_wrongly_are_judged_by_nobody() {
     tell(&stack, told(&rollout, ("a", "1"), counts([1000, 1000], [200, 40]))).await;
     assert_eq!(report(&caller, &rollout).await.verdict(), Verdict::SampleRatioMismatch);
     eventually("the note of it", || async {
-        let noted = "select count(*) from release.rollouts where mismatched_at is not null";
+        let noted = "select count(*) from release.rollouts join release.events on kind = 'rollout.mismatch_found' \
+                     and data::jsonb ->> 'version' = '1.1' where mismatched_at is not null";
         (stack.database.count(noted).await == 1).then_some(())
     })
     .await;

@@ -65,11 +65,9 @@ impl Told {
 pub(crate) async fn assert_trail(fleet: &Fleet, rollouts: &[pb::Rollout]) -> BTreeSet<String> {
     fleet.assert_trail_holds().await;
     let events = list_all(&fleet.author).await;
-    let told: Vec<_> = events
-        .iter()
-        .filter(|event| event.kind.starts_with("rollout.") && event.kind != "rollout.hold_lifted")
-        .map(Told::of)
-        .collect();
+    let of_rollouts = events.iter().filter(|event| event.kind.starts_with("rollout."));
+    let (told, beside): (Vec<_>, Vec<_>) =
+        of_rollouts.map(Told::of).partition(|told| told.data["to"].is_string());
     i2_at_most_one_is_under_way_and_one_waits(&told);
     routes_rise(&told);
     for rollout in rollouts {
@@ -78,9 +76,10 @@ pub(crate) async fn assert_trail(fleet: &Fleet, rollouts: &[pb::Rollout]) -> BTr
         each_follows_the_one_before(&of_it, rollout);
         i3_exposure_rises_to_its_step_and_goes_back_for_good(&of_it, rollout);
         no_step_is_skipped_without_a_reason(&of_it, rollout);
-        i15_harm_stays_and_a_person_without_part_clears_it(&of_it, rollout);
+        let noted = beside.iter().filter(|told| told.rollout == rollout.rollout_id);
+        i15_harm_is_told_and_stays_and_a_person_without_part_clears_it(&of_it, noted, rollout);
     }
-    told.into_iter().map(|told| told.kind).collect()
+    told.into_iter().chain(beside).map(|told| told.kind).collect()
 }
 
 fn i2_at_most_one_is_under_way_and_one_waits(told: &[Told]) {
@@ -148,14 +147,15 @@ fn no_step_is_skipped_without_a_reason(told: &[&Told], rollout: &pb::Rollout) {
     }
 }
 
-fn i15_harm_stays_and_a_person_without_part_clears_it(told: &[&Told], rollout: &pb::Rollout) {
-    let guards: BTreeSet<_> = told
-        .iter()
-        .map(|told| told.text("guard"))
-        .filter(|guard| !guard.is_empty())
-        .collect();
+fn i15_harm_is_told_and_stays_and_a_person_without_part_clears_it<'a>(
+    told: &[&'a Told],
+    noted: impl Iterator<Item = &'a Told>,
+    rollout: &pb::Rollout,
+) {
+    let guards = told.iter().copied().chain(noted).map(|told| told.text("guard"));
+    let guards: BTreeSet<_> = guards.filter(|guard| !guard.is_empty()).collect();
     let found: BTreeSet<_> = rollout.harms.iter().map(|harm| harm.guard.as_str()).collect();
-    assert!(guards.is_subset(&found), "{guards:?} of {rollout:?}");
+    assert_eq!(guards, found, "{rollout:?}");
     for harm in &rollout.harms {
         let is_by_another = harm.cleared_by.ends_with("|boss") && !harm.clear_reason.is_empty();
         assert!(harm.cleared_by.is_empty() || is_by_another, "{harm:?}");

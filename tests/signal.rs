@@ -8,13 +8,13 @@ use shared::pb::session as pb;
 use shared::pb::session::Arm;
 use tonic::Code;
 
-use crate::harness::router::{moving, rolled_back, rolling, rollout_id, with_rollout};
+use crate::harness::router::{Router, moving, rolled_back, rolling, rollout_id, with_rollout};
 use crate::harness::shop::{
     add_line, begin_checkout, complete_checkout, create_session, create_session_with_pins, owner, pin,
-    request_id, session_id, validate,
+    request_id, session_id, validate, validate_strong,
 };
 use crate::harness::{Answer as _, Caller, eventually};
-use crate::visit::{by_id, by_token, served, start};
+use crate::visit::{by_id, by_token, hold, served, start};
 
 /// So many sessions that begin now, and their arms.
 async fn sessions(caller: &Caller, count: usize) -> Vec<(String, Arm)> {
@@ -190,6 +190,30 @@ async fn what_a_visit_was_dealt_that_is_not_written_yet_is_not_lost_when_it_is_d
     let dealt = "select count(*) from session.redeals join session.enrolments using (tenant_id, session_id, rollout_id) \
                  where redeals.step = 1 and enrolments.step = 0";
     assert_eq!(stack.database.count(dealt).await, 1);
+}
+
+/// Nobody was answered what a replica dealt and another one had dealt by then.
+#[tokio::test]
+async fn what_was_dealt_by_a_visit_that_another_replica_replaced_is_no_unit() {
+    let (stack, router, here) = start().await;
+    let ahead = Router::start(&stack).await;
+    let replica = stack.session_svc(&ahead.linked());
+    let there = here.at_session(&replica);
+    let early = [create_session(&here).await.1, create_session(&here).await.1, create_session(&here).await.1];
+    stack.advance(TimeDelta::minutes(6));
+    // The replicas are at different steps, as they may be for a moment.
+    router.send(at_step(0, rolling(1, &[]))).await;
+    ahead.send(at_step(1, rolling(10_000, &[]))).await;
+    let mut replaced = 0;
+    for token in &early {
+        add_line(&here, token, "85123A", 1).await;
+        replaced += i64::from(pin(&validate_strong(&there, token).await.pins).1 == Arm::Canary);
+        here.visits().hold_pin(hold(by_token(token), 60)).await.answer();
+    }
+    let dealt = "select count(*) from session.enrolments where step = 1";
+    assert!(replaced > 0, "the first replica wrote before the other one was asked, each time");
+    assert_eq!(stack.database.count(dealt).await, replaced);
+    assert_eq!(stack.database.count("select count(*) from session.redeals").await, 0);
 }
 
 #[tokio::test]

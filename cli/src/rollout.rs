@@ -15,7 +15,7 @@ use shared::time::Clock;
 use crate::client::ReleaseClients;
 use crate::error::Error;
 use crate::output::{self, Output};
-use crate::release::Common;
+use crate::release::{Common, explain};
 use crate::ship::{self, ENVIRONMENT};
 use crate::term;
 
@@ -255,6 +255,15 @@ async fn show_one(which: &Which) -> Result<(), Error> {
     let (rollout, report) = (rollout.unwrap_or_default(), report.unwrap_or_default());
     for line in show::lines(&rollout, &report, Clock::system().now()) {
         term::say(line);
+    }
+    if rollout.state() == RolloutState::Waiting {
+        let blockers = explain::ask(&mut clients, &rollout.release_id, &rollout.environment)
+            .await?
+            .blockers;
+        term::say("  waits, because");
+        for blocker in &blockers {
+            term::say(format_args!("    {}", explain::sentence(blocker, &rollout.release_id)));
+        }
     }
     Ok(())
 }

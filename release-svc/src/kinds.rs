@@ -53,6 +53,11 @@ pub const KINDS: &[Kind] = &[
     ("rollout.cancelled", "A rollout was given up before anybody was exposed."),
     ("rollout.draining", "Every new visit gets the release; visits on the old one are waited for."),
     ("rollout.exposed", "An executor made room for a step, and visits are put on it."),
+    (
+        "rollout.harm_found",
+        "A guard found harm that leads to nothing by itself, as it only observes, or nobody is exposed further.",
+    ),
+    ("rollout.mismatch_found", "Visits are not dealt to the releases as planned: no guard can tell."),
     ("rollout.paused", "A rollout stays at its exposure."),
     ("rollout.hold_lifted", "A person let releases go out again that were made before a rollback."),
     ("rollout.resolved", "A person looked after a rollback that had failed."),

@@ -182,6 +182,11 @@ pub struct View {
 }
 
 impl View {
+    /// Whether release-svc was heard of within the lease.
+    pub const fn may_expose(&self) -> bool {
+        self.may_expose
+    }
+
     /// Decides about pins of a tenant's visits.
     pub fn with<T>(
         &self,

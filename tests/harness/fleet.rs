@@ -285,7 +285,7 @@ impl Fleet {
     pub(crate) async fn assert_told_once(&self, rollout: &pb::Rollout) {
         let mut db = self.stack.database.connect().await;
         let sql = "select version = (select count(*) from release.events where subject = $1 and kind like 'rollout.%'
-                and kind <> 'rollout.hold_lifted')
+                and data::jsonb ? 'to')
             from release.rollouts where 'rlo_' || replace(rollout_id::text, '-', '') = $1";
         let is_told: bool = sqlx::query_scalar(sql)
             .bind(&rollout.rollout_id)

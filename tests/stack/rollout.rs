@@ -50,6 +50,13 @@ async fn a_rollout_goes_step_by_step_and_back_by_command() {
     assert_eq!((code, output.trim()), (Some(0), first));
     let (code, output) = of("start", &asked);
     assert!(code == Some(1) && output.contains("EARLIER_ROLLOUT"), "{output}");
+    for command in ["create", "submit"] {
+        let (code, output) = run(&stack, &["release", command, "kiosk", "1.2"]);
+        assert_eq!(code, Some(0), "{output}");
+    }
+    let waiting = json(&stack, &["rollout", "start", "kiosk", "1.2", "--wait", "--json"]);
+    let (_, output) = run(&stack, &["rollout", "show", waiting["rolloutId"].as_str().expect("an id")]);
+    assert!(output.contains("waits, because\n    EARLIER_ROLLOUT rlo_"), "{output}");
 
     let (code, output) = of("advance", &[]);
     assert!(code == Some(0) && output.contains("50% of visits"), "{output}");

@@ -18,7 +18,7 @@ use crate::term;
 pub(super) async fn run(named: &Named, environment: &str) -> Result<(), Error> {
     let mut clients = named.common.clients(false)?;
     let release = find(&mut clients, named).await?;
-    let answer = ask(&mut clients, &release, environment).await?;
+    let answer = ask(&mut clients, &release.release_id, environment).await?;
     if named.common.output.json {
         return output::json("tandem.release.v1.ExplainReleaseResponse", &answer);
     }
@@ -46,10 +46,10 @@ pub(super) async fn run(named: &Named, environment: &str) -> Result<(), Error> {
 /// Everything that keeps it.
 pub(crate) async fn ask(
     clients: &mut ReleaseClients,
-    release: &Release,
+    release_id: &str,
     environment: &str,
 ) -> Result<ExplainReleaseResponse, Error> {
-    let (release_id, environment) = (release.release_id.clone(), environment.to_owned());
+    let (release_id, environment) = (release_id.to_owned(), environment.to_owned());
     let request = ExplainReleaseRequest { release_id, environment };
     Ok(clients.releases.explain_release(request).await?.into_inner())
 }

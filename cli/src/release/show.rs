@@ -256,7 +256,7 @@ async fn waits(clients: &mut ReleaseClients, release: &Release) -> Result<(), Er
     if !is_waiting {
         return Ok(());
     }
-    let blockers = explain::ask(clients, release, "").await?.blockers;
+    let blockers = explain::ask(clients, &release.release_id, "").await?.blockers;
     if !blockers.is_empty() {
         term::say("  waits, because");
         explain::tell(&blockers, release, "    ");

@@ -30,7 +30,7 @@ pub(super) async fn tell(
     shell: &Shell,
     address: SocketAddr,
 ) -> Result<(), Error> {
-    let blockers = explain::ask(clients, release, environment).await?.blockers;
+    let blockers = explain::ask(clients, &release.release_id, environment).await?.blockers;
     term::say(format_args!("{} {} waits, because", release.component, release.version));
     explain::tell(&blockers, release, "  ");
     let rules = rules(clients, release).await?;

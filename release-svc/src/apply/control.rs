@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use super::dependency::{self, Locked};
 use super::exposure::{Increase, Passage};
 use super::observation::{self, Seen};
-use super::rollout::{Holds, back, confirm, is_applied};
+use super::rollout::{Holds, back, confirm, is_applied, note};
 use super::{go_on, holds_begin, holds_increase, look, rollout as transition};
 use crate::domain::blocker::{self, Blocker};
 use crate::domain::rollout::control::{Next, decide, look_again};
@@ -38,7 +38,7 @@ struct Due {
     next: Next,
 }
 
-/// Whether what raises exposure waits for those who hold its locks.
+/// Whether something waits for those who hold its locks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Patience {
     None,
@@ -55,25 +55,36 @@ pub(crate) struct Controller<'a> {
 
 impl Controller<'_> {
     /// Takes every rollout as far as it goes now; says how many transitions that were. What takes exposure away or keeps it
-    /// comes before what raises it, of all rollouts, and what raises it passes over whatever somebody else has locked.
+    /// comes before what raises it, of all rollouts. Nothing waits long for what somebody else has locked, but for what takes
+    /// exposure away, once all that nobody has locked is done.
     pub(crate) async fn pass(&self) -> sqlx::Result<u64> {
         let mut due = self.due().await?;
         due.sort_by_key(|due| due.next.urgency());
-        let raises = due.partition_point(|due| !due.next.raises());
-        if due.len() > raises + RAISES_MAX {
+        let mut raising = due.split_off(due.partition_point(|due| !due.next.raises()));
+        if raising.len() > RAISES_MAX {
             // By chance, so that those that cannot be raised keep none of the others from it for ever.
             let chance = usize::from(u16::from_be_bytes(self.entropy.bytes()));
-            let count = due.len() - raises;
-            due[raises..].rotate_left(chance % count);
-            due.truncate(raises + RAISES_MAX);
+            let count = raising.len();
+            raising.rotate_left(chance % count);
+            raising.truncate(RAISES_MAX);
         }
-        let mut count = 0;
-        for Due { tenant, id, next } in due {
-            match self.drive(&tenant, id, &next, Patience::None).await {
+        let (protected, locked) = self.drive_all(due, Patience::None).await?;
+        let (waited_for, _) = self.drive_all(locked, Patience::Some).await?;
+        let (raised, _) = self.drive_all(raising, Patience::None).await?;
+        Ok(protected + waited_for + raised)
+    }
+
+    /// Goes on with each; says how many transitions that were, and of which somebody else held the locks.
+    async fn drive_all(&self, all: Vec<Due>, patience: Patience) -> sqlx::Result<(u64, Vec<Due>)> {
+        let (mut count, mut locked) = (0, Vec::new());
+        for due in all {
+            let Due { tenant, id, next } = &due;
+            match self.drive(tenant, *id, next, patience).await {
                 Ok(moves) => count += moves,
                 Err(Failure::Storage(error)) if is_away(&error) => return Err(error),
                 Err(Failure::Storage(error)) if is_locked(&error) => {
-                    tracing::debug!(%tenant, rollout = %id, "rollout left to the next pass, as somebody holds its locks");
+                    tracing::debug!(%tenant, rollout = %id, "rollout left alone, as somebody holds its locks");
+                    locked.push(due);
                 }
                 // What is wrong with one does not keep the others from going on.
                 Err(failure) => {
@@ -81,7 +92,7 @@ impl Controller<'_> {
                 }
             }
         }
-        Ok(count)
+        Ok((count, locked))
     }
 
     /// The same for one rollout that something has just happened to.
@@ -133,7 +144,7 @@ impl Controller<'_> {
             let actor =
                 Actor { tenant: tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
             let mut tx = self.db.begin(None).await?;
-            if seen.raises() && patience == Patience::None {
+            if patience == Patience::None {
                 store::rollout::live::hurry(&mut tx).await?;
             }
             let is_done = self.carry_out(&mut tx, &actor, id, &seen).await?;
@@ -187,8 +198,7 @@ impl Controller<'_> {
                 rollout.pause(Pause { cause, principal, reason, at: now })?
             }
             (Next::Note(harms, is_mismatch), None) => {
-                let noted = rollout.with_findings(harms, is_mismatch, now);
-                return Ok(store::rollout::live::update_findings(db, tenant, &noted).await?);
+                return note(db, actor, rollout, &harms, is_mismatch).await;
             }
             (Next::Bake, None) if is_applied(db, actor, &rollout).await? => Some(rollout.bake(now)?),
             (Next::Succeed, None) => Some(rollout.succeed(now)?),

@@ -163,20 +163,25 @@ pub(crate) async fn lock_cascade(
     }
 }
 
-/// A row that is corrupt, or a newer version's, is told of instead.
+/// What cannot be read is told of instead.
 fn readable(
     found: Result<Cascade, Failure>,
     environment: &EnvironmentId,
 ) -> Result<(Cascade, Option<String>), Failure> {
     match found {
         Ok(cascade) => Ok((cascade, None)),
-        Err(Failure::Storage(error @ (sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }))) => {
+        Err(Failure::Storage(error)) if is_unreadable(&error) => {
             let text = format!("what depends on it in {environment} cannot be read and stays: {error}");
             tracing::error!(%error, "dependants of what is rolled back cannot be read");
             Ok((Cascade::default(), Some(text)))
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// Whether a row is corrupt, or a newer version's.
+pub(super) const fn is_unreadable(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. })
 }
 
 /// What has succeeded goes back to what it replaced, as does what came after it; what is under way leaves what is there.
@@ -199,27 +204,54 @@ async fn cascade(db: &mut PgConnection, tenant: &TenantId, id: RolloutId) -> Res
     Ok(dependency::cascade((component, previous.as_ref()), &edges, environment, &serving, &came))
 }
 
-/// Rolls back what has to go back before a rollout does, under its locks; says what that was.
+/// Rolls back what has to go back before a rollout does, under its locks; says what that was, and in sentences what cannot be
+/// read and so stays.
 pub(crate) async fn roll_back_first(
     db: &mut PgConnection,
     actor: &Actor,
     cascade: &Cascade,
     cause: &Rollout,
     entropy: &Entropy,
-) -> Result<Vec<Rollout>, Failure> {
-    let (tenant, environment) = (&actor.tenant, &cause.environment);
+) -> Result<(Vec<Rollout>, Vec<String>), Failure> {
+    let environment = &cause.environment;
     let reason = format!("{} {} is rolled back ({})", cause.component, cause.release.version, cause.id);
-    let mut rolled_back = Vec::new();
+    let (mut rolled_back, mut left) = (Vec::new(), Vec::new());
     for component in &cascade.before {
-        if let Some(id) = cascade.succeeded.get(component) {
-            let Some(rollout) = store::rollout::lock(db, tenant, *id).await? else { continue };
-            rolled_back.extend(super::rollout::take_back(db, actor, &rollout, &reason, entropy).await?);
+        let mut part = db.begin().await?;
+        let done = if let Some(id) = cascade.succeeded.get(component) {
+            take_back(&mut part, actor, *id, &reason, entropy).await
         } else {
-            rolled_back
-                .extend(super::rollout::back_under_way(db, actor, (component, environment), &reason).await?);
+            let of = (component, environment);
+            let back = super::rollout::back_under_way(&mut part, actor, of, &reason).await;
+            back.map(Vec::from_iter)
+        };
+        match done {
+            Ok(done) => {
+                part.commit().await?;
+                rolled_back.extend(done);
+            }
+            Err(Failure::Storage(error)) if is_unreadable(&error) => {
+                part.rollback().await?;
+                tracing::error!(%error, %component, "a dependant of what is rolled back cannot be read");
+                left.push(format!("{component} cannot be read in {environment} and stays: {error}"));
+            }
+            Err(failure) => return Err(failure),
         }
     }
-    Ok(rolled_back)
+    Ok((rolled_back, left))
+}
+
+async fn take_back(
+    db: &mut PgConnection,
+    actor: &Actor,
+    id: RolloutId,
+    reason: &str,
+    entropy: &Entropy,
+) -> Result<Vec<Rollout>, Failure> {
+    match store::rollout::lock(db, &actor.tenant, id).await? {
+        Some(rollout) => super::rollout::take_back(db, actor, &rollout, reason, entropy).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 /// In which order to roll out, and what would not hold afterwards.

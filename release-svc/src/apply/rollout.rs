@@ -243,7 +243,8 @@ pub(crate) async fn roll_back(
         return Ok(Back { rollout, cascaded: Vec::new(), warnings: Vec::new() });
     }
     warnings.extend(warn_of_previous(db, actor, &rollout).await?);
-    let mut cascaded = dependency::roll_back_first(db, actor, &cascade, &rollout, entropy).await?;
+    let (mut cascaded, left) = dependency::roll_back_first(db, actor, &cascade, &rollout, entropy).await?;
+    warnings.extend(left);
     let rollout = if has_succeeded {
         let mut taken = take_back(db, actor, &rollout, &reason, entropy).await?;
         let last = taken.pop();
@@ -304,6 +305,39 @@ pub(super) async fn take_back(
     Ok(upper.into_iter().chain([back]).collect())
 }
 
+/// Keeps what guards found of a locked rollout that leads to no transition of it; false if it is another one by now.
+pub(super) async fn note(
+    db: &mut PgConnection,
+    actor: &Actor,
+    found: Rollout,
+    harms: &[Harm],
+    is_mismatch: bool,
+) -> Result<bool, Failure> {
+    let noted = found.with_findings(harms.to_vec(), is_mismatch, actor.now);
+    if !store::rollout::live::update_findings(db, &actor.tenant, &noted).await? {
+        return Ok(false);
+    }
+    let data = |guard: Option<&Harm>| {
+        json!({
+            "rollout_id": noted.id.to_string(),
+            "component": noted.component.as_str(),
+            "environment": noted.environment.as_str(),
+            "release_id": noted.release.id.to_string(),
+            "version": noted.release.version,
+            "step": noted.step,
+            "guard": guard.map(|harm| harm.guard.as_str()),
+            "finding": guard.map(|harm| harm.finding.as_str()),
+        })
+    };
+    for harm in harms {
+        tell(db, actor, "rollout.harm_found", noted.id.to_string(), data(Some(harm))).await?;
+    }
+    if is_mismatch {
+        tell(db, actor, "rollout.mismatch_found", noted.id.to_string(), data(None)).await?;
+    }
+    Ok(true)
+}
+
 /// Whether the release of a rollout that has succeeded serves everyone, by it.
 async fn serves(db: &mut PgConnection, actor: &Actor, rollout: &Rollout) -> Result<bool, Failure> {
     let Rollout { component, environment, release, .. } = rollout;
@@ -323,7 +357,15 @@ async fn warn_of_previous(
         let text = format!("{component} had no release before; visits that begin get none");
         return Ok(Some(text));
     };
-    let release = store::release::find(db, &actor.tenant, previous.id).await?;
+    let release = match store::release::find(db, &actor.tenant, previous.id).await {
+        Err(error) if dependency::is_unreadable(&error) => {
+            return Ok(Some(format!(
+                "whether {component} {}, which serves from now on, is quarantined cannot be read: {error}",
+                previous.version
+            )));
+        }
+        found => found?,
+    };
     let quarantine = release.and_then(|release| release.quarantine);
     Ok(quarantine.map(|quarantine| {
         let (version, reason) = (&previous.version, quarantine.reason);

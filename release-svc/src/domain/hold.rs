@@ -1,6 +1,7 @@
 //! What a rollback leaves behind: releases that were made before it may have what it was for, and pipelines start things again
 //! by themselves, so none of them begins in that environment until a person says so. What is made afterwards is not held.
 
+use chrono::SecondsFormat;
 use shared::id::{ComponentId, EnvironmentId, RolloutId};
 use shared::time::Time;
 
@@ -40,7 +41,7 @@ impl Hold {
             subject: rollout.to_string(),
             description: format!(
                 "{component} {version} was rolled back in {environment} at {}, after {} was made",
-                since.to_rfc3339(),
+                since.to_rfc3339_opts(SecondsFormat::Secs, true),
                 release.version
             ),
             lifted_by: "LiftHold by a person, or a release made since".to_owned(),

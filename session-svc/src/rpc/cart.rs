@@ -316,7 +316,7 @@ impl App {
             if !store::visit::hold(&mut tx, tenant, id, cart.id, &seen.stored, visit).await? {
                 return Err(overtaken());
             }
-            self.enrol(&mut tx, tenant, id, &[], visit.started_at).await?;
+            self.enrol(&mut tx, (tenant, id), &seen.stored, &[], visit.started_at).await?;
         }
         if let (Some(guard), Some(session)) = (guard, lets_go.or_else(|| shopper.session_id())) {
             record(&self.routes, &mut tx, tenant, session, &guard, intent.now).await?;

@@ -172,16 +172,18 @@ impl App {
         Ok(if begins { visit } else { session.visit.clone() })
     }
 
-    /// Writes what was dealt to a session by the visit that is being written, and by those before it that were not.
+    /// Writes what was dealt to a session by the visit that is being written in the place of `stored`, and by those before it
+    /// that were not. What was dealt by a visit that another replica has replaced is nothing that anybody saw.
     pub(super) async fn enrol(
         &self,
         tx: &mut Tx,
-        tenant: &TenantId,
-        session: SessionId,
+        (tenant, session): (&TenantId, SessionId),
+        stored: &Visit,
         units: &[Unit],
         at: Time,
     ) -> sqlx::Result<()> {
         let begun = self.touches.peek(tenant, session).and_then(|touch| touch.visit);
+        let begun = begun.filter(|begun| begun.stored == *stored);
         let pending = begun.map(|begun| begun.units).unwrap_or_default();
         let deals = pending.iter().chain(units).map(|unit| Deal { tenant, session, unit, at });
         store::signal::enrol(tx, &deals.collect::<Vec<_>>()).await

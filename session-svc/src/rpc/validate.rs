@@ -294,7 +294,7 @@ impl App {
             self.load_kills().await?;
             return Ok(false);
         }
-        self.enrol(&mut tx, tenant, id, &next.units, now).await?;
+        self.enrol(&mut tx, (tenant, id), &next.stored, &next.units, now).await?;
         OUTBOX.append(&mut tx, &pinned(tenant, id, now)).await?;
         tx.commit().await?;
         self.touches.moved(tenant, id);

@@ -103,7 +103,7 @@ impl App {
         if !store::visit::hold_pin(&mut work.tx, tenant, id, (until, &reason), stored, &visit).await? {
             return Err(overtaken());
         }
-        self.enrol(&mut work.tx, tenant, id, &[], visit.started_at).await?;
+        self.enrol(&mut work.tx, (tenant, id), stored, &[], visit.started_at).await?;
         work.tell("session.pin_held", id.to_string(), json!({"reason": reason, "hold_end_time": until}));
         let (pins, hold_end_time) = (pins_to_proto(&visit.pins), Some(to_proto(until)));
         let answer = work.answer(pb::HoldPinResponse { pins, hold_end_time }).await?;

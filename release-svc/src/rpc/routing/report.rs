@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use chrono::SecondsFormat;
 use prost_types::Timestamp;
 use shared::edge::Deadline;
 use shared::id::{ComponentId, EnvironmentId, ReleaseId, RolloutId, TenantId};
@@ -219,7 +220,10 @@ impl App {
             let principal = text_of(&field("principal"), principal, 1, NAME_MAX * 4)?;
             let reason = text_of(&field("reason"), reason, 1, REASON_MAX)?;
             let killed_at = instant(&field("kill_time"), kill_time)?;
-            let reason = format!("stopped by session services at {}: {reason}", killed_at.to_rfc3339());
+            let reason = format!(
+                "stopped by session services at {}: {reason}",
+                killed_at.to_rfc3339_opts(SecondsFormat::Secs, true)
+            );
             let actor = Actor { tenant, principal, now: self.clock.now() };
             self.take_back_killed(&actor, &environment, &component, release, reason).await?;
         }

@@ -2,7 +2,7 @@
 
 use shared::id::{RolloutId, TenantId};
 use shared::time::Time;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::store::corrupt;
@@ -124,12 +124,15 @@ pub struct Sum {
     pub count: i64,
 }
 
-/// The sums that release-svc has not asked to end, those of a rollout together and in order.
+/// The sums that release-svc has not asked to end, those of a rollout together and in order, all of one moment: units that
+/// are counted and outcomes that are not yet would look better than they are.
 pub async fn counts(db: &mut PgConnection) -> sqlx::Result<Vec<Sum>> {
+    let mut reading = db.begin_with("begin isolation level repeatable read, read only").await?;
     let mut counts = vec![];
     loop {
-        let read = page(db, counts.last()).await?;
+        let read = page(&mut reading, counts.last()).await?;
         if read.is_empty() {
+            reading.rollback().await?;
             return Ok(counts);
         }
         counts.extend(read);
