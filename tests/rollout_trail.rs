@@ -76,8 +76,8 @@ pub(crate) async fn assert_trail(fleet: &Fleet, rollouts: &[pb::Rollout]) -> BTr
         each_follows_the_one_before(&of_it, rollout);
         i3_exposure_rises_to_its_step_and_goes_back_for_good(&of_it, rollout);
         no_step_is_skipped_without_a_reason(&of_it, rollout);
-        let noted = beside.iter().filter(|told| told.rollout == rollout.rollout_id);
-        i15_harm_is_told_and_stays_and_a_person_without_part_clears_it(&of_it, noted, rollout);
+        let of_beside = beside.iter().filter(|told| told.rollout == rollout.rollout_id);
+        i15_harm_is_told_once_and_stays_and_a_person_without_part_clears_it(&of_it, of_beside, rollout);
     }
     told.into_iter().chain(beside).map(|told| told.kind).collect()
 }
@@ -147,14 +147,14 @@ fn no_step_is_skipped_without_a_reason(told: &[&Told], rollout: &pb::Rollout) {
     }
 }
 
-fn i15_harm_is_told_and_stays_and_a_person_without_part_clears_it<'a>(
-    told: &[&'a Told],
-    noted: impl Iterator<Item = &'a Told>,
+fn i15_harm_is_told_once_and_stays_and_a_person_without_part_clears_it<'a>(
+    told: &[&Told],
+    beside: impl Iterator<Item = &'a Told>,
     rollout: &pb::Rollout,
 ) {
-    let guards = told.iter().copied().chain(noted).map(|told| told.text("guard"));
-    let guards: BTreeSet<_> = guards.filter(|guard| !guard.is_empty()).collect();
-    let found: BTreeSet<_> = rollout.harms.iter().map(|harm| harm.guard.as_str()).collect();
+    let harms = beside.filter(|told| told.kind == "rollout.harm_found");
+    let guards: Vec<_> = harms.map(|told| told.text("guard")).collect();
+    let found: Vec<_> = rollout.harms.iter().map(|harm| harm.guard.as_str()).collect();
     assert_eq!(guards, found, "{rollout:?}");
     for harm in &rollout.harms {
         let is_by_another = harm.cleared_by.ends_with("|boss") && !harm.clear_reason.is_empty();

@@ -260,7 +260,9 @@ async fn show_one(which: &Which) -> Result<(), Error> {
         let blockers = explain::ask(&mut clients, &rollout.release_id, &rollout.environment)
             .await?
             .blockers;
-        term::say("  waits, because");
+        if !blockers.is_empty() {
+            term::say("  waits, because");
+        }
         for blocker in &blockers {
             term::say(format_args!("    {}", explain::sentence(blocker, &rollout.release_id)));
         }

@@ -7,7 +7,7 @@ use shared::id::{ApprovalId, EnvironmentId};
 use shared::mutation::Actor;
 use shared::status::{Failure, Reason, Refusal};
 use shared::time::Time;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::domain::break_glass::BreakGlass;
 use crate::domain::component::{Component, DataScope, Environment};
@@ -37,6 +37,30 @@ pub(crate) fn expect_written(is_written: bool) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Refusal::new(Reason::ConcurrentChange, "another change was in the way; try again").into())
+}
+
+/// Whether a row is corrupt, or a newer version's.
+const fn is_unreadable(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. })
+}
+
+/// Ends a part of a rollback. Where a row of it cannot be read, the part is left out, and the rollback goes on without it.
+async fn if_readable<T>(
+    part: Transaction<'_, Postgres>,
+    done: Result<T, Failure>,
+) -> Result<Result<T, sqlx::Error>, Failure> {
+    match done {
+        Ok(done) => {
+            part.commit().await?;
+            Ok(Ok(done))
+        }
+        Err(Failure::Storage(error)) if is_unreadable(&error) => {
+            part.rollback().await?;
+            tracing::error!(%error, "a part of a rollback is left out, as a row cannot be read");
+            Ok(Err(error))
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 async fn tell(

@@ -55,7 +55,7 @@ pub const KINDS: &[Kind] = &[
     ("rollout.exposed", "An executor made room for a step, and visits are put on it."),
     (
         "rollout.harm_found",
-        "A guard found harm that leads to nothing by itself, as it only observes, or nobody is exposed further.",
+        "A guard found harm of a rollout for the first time; what that leads to is told by itself.",
     ),
     ("rollout.mismatch_found", "Visits are not dealt to the releases as planned: no guard can tell."),
     ("rollout.paused", "A rollout stays at its exposure."),

@@ -44,9 +44,9 @@ impl Touches {
                 let touch = touch.get_mut();
                 touch.seen_at = touch.seen_at.max(now);
                 if let Some(mut begun) = visit {
-                    // The database still has what it had before the first of these, and none of their units.
-                    if let Some(before) = touch.visit.take() {
-                        begun.stored = before.stored;
+                    // Of several that came after what the row has, none of the units are written. One that came after
+                    // something else was replaced by another replica.
+                    if let Some(before) = touch.visit.take().filter(|before| before.stored == begun.stored) {
                         begun.units.splice(0..0, before.units);
                     }
                     touch.visit = Some(begun);

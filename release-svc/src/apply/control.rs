@@ -9,12 +9,12 @@ use shared::mutation::Actor;
 use shared::secret::Entropy;
 use shared::status::{Failure, is_away};
 use shared::time::{Clock, Time};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::dependency::{self, Locked};
 use super::exposure::{Increase, Passage};
 use super::observation::{self, Seen};
-use super::rollout::{Holds, back, confirm, is_applied, note};
+use super::rollout::{Holds, back, confirm, is_applied, note, with_harm};
 use super::{go_on, holds_begin, holds_increase, look, rollout as transition};
 use crate::domain::blocker::{self, Blocker};
 use crate::domain::rollout::control::{Next, decide, look_again};
@@ -61,6 +61,7 @@ impl Controller<'_> {
         let mut due = self.due().await?;
         due.sort_by_key(|due| due.next.urgency());
         let mut raising = due.split_off(due.partition_point(|due| !due.next.raises()));
+        let going_on = due.split_off(due.partition_point(|due| due.next.protects()));
         if raising.len() > RAISES_MAX {
             // By chance, so that those that cannot be raised keep none of the others from it for ever.
             let chance = usize::from(u16::from_be_bytes(self.entropy.bytes()));
@@ -68,10 +69,14 @@ impl Controller<'_> {
             raising.rotate_left(chance % count);
             raising.truncate(RAISES_MAX);
         }
-        let (protected, locked) = self.drive_all(due, Patience::None).await?;
-        let (waited_for, _) = self.drive_all(locked, Patience::Some).await?;
-        let (raised, _) = self.drive_all(raising, Patience::None).await?;
-        Ok(protected + waited_for + raised)
+        let (mut count, mut locked) = self.drive_all(due, Patience::None).await?;
+        locked.retain(|due| matches!(due.next, Next::RollBack(..)));
+        for (due, patience) in
+            [(locked, Patience::Some), (going_on, Patience::None), (raising, Patience::None)]
+        {
+            count += self.drive_all(due, patience).await?.0;
+        }
+        Ok(count)
     }
 
     /// Goes on with each; says how many transitions that were, and of which somebody else held the locks.
@@ -79,10 +84,10 @@ impl Controller<'_> {
         let (mut count, mut locked) = (0, Vec::new());
         for due in all {
             let Due { tenant, id, next } = &due;
-            match self.drive(tenant, *id, next, patience).await {
+            match Box::pin(self.drive(tenant, *id, next, patience)).await {
                 Ok(moves) => count += moves,
                 Err(Failure::Storage(error)) if is_away(&error) => return Err(error),
-                Err(Failure::Storage(error)) if is_locked(&error) => {
+                Err(Failure::Storage(error)) if is_locked(&error) && patience == Patience::None => {
                     tracing::debug!(%tenant, rollout = %id, "rollout left alone, as somebody holds its locks");
                     locked.push(due);
                 }
@@ -140,7 +145,9 @@ impl Controller<'_> {
     ) -> Result<u64, Failure> {
         let mut next = Some(first.clone());
         let mut moves = 0;
-        while let Some(seen) = next.filter(|_| moves < MOVES_MAX) {
+        // In a pass what raises exposure has its turn once everything else is done.
+        let is_due = |next: &Next| first.raises() || !next.raises() || patience == Patience::Some;
+        while let Some(seen) = next.filter(|next| moves < MOVES_MAX && is_due(next)) {
             let actor =
                 Actor { tenant: tenant.clone(), principal: "system".to_owned(), now: self.clock.now() };
             let mut tx = self.db.begin(None).await?;
@@ -194,7 +201,7 @@ impl Controller<'_> {
             }
             (Next::Pause(cause, reason, harm), None) => {
                 let principal = actor.principal.clone();
-                let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
+                let rollout = with_harm(db, actor, rollout, harm).await?;
                 rollout.pause(Pause { cause, principal, reason, at: now })?
             }
             (Next::Note(harms, is_mismatch), None) => {
@@ -291,7 +298,10 @@ impl Controller<'_> {
         let (is_harm, id) = (harm.is_some(), rollout.release.id);
         super::roll_back(db, actor, rollout, (reason.clone(), harm), self.entropy).await?;
         if is_harm {
-            super::quarantine(db, actor, id, reason).await?;
+            let mut part = db.begin().await?;
+            let done = super::quarantine(&mut part, actor, id, reason).await;
+            // Nobody new is exposed to it, in any case.
+            drop(super::if_readable(part, done).await?);
         }
         Ok(true)
     }

@@ -11,6 +11,8 @@ use shared::status::{Failure, Reason, Refusal};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
+use super::rollout::back_under_way;
+use super::{if_readable, is_unreadable};
 use crate::domain::blocker::{Blocker, Kind};
 use crate::domain::component::Environment;
 use crate::domain::dependency::{self, Cascade, Edge, Serving, Unmet};
@@ -145,7 +147,7 @@ pub(crate) async fn lock_cascade(
         let seen = readable(cascade(db, tenant, rollout.id).await, environment)?.0;
         names.extend(seen.before.iter().map(ToString::to_string));
         let mut locking = db.begin().await?;
-        store::component::lock_named(&mut locking, tenant, &Vec::from_iter(names.clone())).await?;
+        store::component::lock_names(&mut locking, tenant, &Vec::from_iter(names.clone())).await?;
         let (mut found, unread) = readable(cascade(&mut locking, tenant, rollout.id).await, environment)?;
         let missed: Vec<_> = found.before.extract_if(.., |name| !names.contains(name.as_str())).collect();
         rounds += 1;
@@ -177,11 +179,6 @@ fn readable(
         }
         Err(failure) => Err(failure),
     }
-}
-
-/// Whether a row is corrupt, or a newer version's.
-pub(super) const fn is_unreadable(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. })
 }
 
 /// What has succeeded goes back to what it replaced, as does what came after it; what is under way leaves what is there.
@@ -222,20 +219,17 @@ pub(crate) async fn roll_back_first(
             take_back(&mut part, actor, *id, &reason, entropy).await
         } else {
             let of = (component, environment);
-            let back = super::rollout::back_under_way(&mut part, actor, of, &reason).await;
-            back.map(Vec::from_iter)
+            let back = back_under_way(&mut part, actor, of, &reason).await;
+            back.map(|back| (Vec::from_iter(back), None))
         };
-        match done {
-            Ok(done) => {
-                part.commit().await?;
+        match if_readable(part, done).await? {
+            Ok((done, warning)) => {
                 rolled_back.extend(done);
+                left.extend(warning);
             }
-            Err(Failure::Storage(error)) if is_unreadable(&error) => {
-                part.rollback().await?;
-                tracing::error!(%error, %component, "a dependant of what is rolled back cannot be read");
+            Err(error) => {
                 left.push(format!("{component} cannot be read in {environment} and stays: {error}"));
             }
-            Err(failure) => return Err(failure),
         }
     }
     Ok((rolled_back, left))
@@ -247,10 +241,10 @@ async fn take_back(
     id: RolloutId,
     reason: &str,
     entropy: &Entropy,
-) -> Result<Vec<Rollout>, Failure> {
+) -> Result<(Vec<Rollout>, Option<String>), Failure> {
     match store::rollout::lock(db, &actor.tenant, id).await? {
         Some(rollout) => super::rollout::take_back(db, actor, &rollout, reason, entropy).await,
-        None => Ok(Vec::new()),
+        None => Ok((Vec::new(), None)),
     }
 }
 

@@ -1,22 +1,22 @@
 //! Transitions of rollouts, and what holds them back. The caller has locked the rollout's component; for what raises exposure
 //! also what that needs.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::auth::Authenticator;
 use shared::id::{ApprovalId, ComponentId, EnvironmentId, ReleaseId, RolloutId, WindowOverrideId};
 use shared::mutation::Actor;
 use shared::secret::Entropy;
 use shared::status::Failure;
 use shared::telemetry;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::dependency::{self, Locked};
 use super::exposure::{self, Increase, Passage};
-use super::{expect_written, look, release, task, tell};
+use super::{expect_written, if_readable, is_unreadable, look, release, task, tell};
 use crate::domain::blocker::Blocker;
 use crate::domain::hold::Hold;
 use crate::domain::release::{Ending, Quarantine, Release};
-use crate::domain::rollout::{self, Cause, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
+use crate::domain::rollout::{self, Decision, Harm, Mode, Phase, Rollout, ServedRelease, State};
 use crate::domain::route::Route;
 use crate::store;
 use crate::store::rollout::live::Which;
@@ -49,8 +49,6 @@ pub(crate) async fn rollout(
         Mode::Forward => None,
         Mode::Rollback { of } => Some(of.to_string()),
     };
-    let is_harm = matches!(&rollout.state, State::Paused { pause, .. } if pause.cause == Cause::Harm);
-    let harm = rollout.harms.last().filter(|harm| is_harm || harm.at == rollout.state.since());
     let data = json!({
         "rollout_id": rollout.id.to_string(),
         "mode": rollout.mode.name(),
@@ -66,7 +64,6 @@ pub(crate) async fn rollout(
         "step": rollout.step,
         "exposure_bps": rollout.exposure_bps,
         "reason": reason,
-        "guard": harm.map(|harm| harm.guard.as_str()),
         "route_revision": next.as_ref().map_or(route.revision, |next| next.revision),
         "window_override_ids": overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "approval_id": rollout.approval.map(|id| id.to_string()),
@@ -228,7 +225,7 @@ pub(crate) async fn roll_back(
     let (cascade, mut warnings) = dependency::lock_cascade(db, tenant, rollout).await?;
     let locked = store::rollout::lock(db, tenant, rollout.id).await?;
     let rollout = locked.ok_or_else(|| Failure::Bug(format!("rollout {} is gone", rollout.id)))?;
-    let rollout = harm.into_iter().fold(rollout, Rollout::with_harm);
+    let rollout = with_harm(db, actor, rollout, harm).await?;
     let has_succeeded = matches!(rollout.state, State::Succeeded { .. });
     if has_succeeded && !serves(db, actor, &rollout).await? {
         let Rollout { component, environment, release, .. } = &rollout;
@@ -246,9 +243,10 @@ pub(crate) async fn roll_back(
     let (mut cascaded, left) = dependency::roll_back_first(db, actor, &cascade, &rollout, entropy).await?;
     warnings.extend(left);
     let rollout = if has_succeeded {
-        let mut taken = take_back(db, actor, &rollout, &reason, entropy).await?;
+        let (mut taken, left) = take_back(db, actor, &rollout, &reason, entropy).await?;
         let last = taken.pop();
         cascaded.extend(taken);
+        warnings.extend(left);
         last.ok_or_else(|| Failure::Bug(format!("rollout {} was not taken back", rollout.id)))?
     } else {
         back(db, actor, rollout, reason).await?
@@ -267,7 +265,7 @@ pub(super) async fn back(
 ) -> Result<Rollout, Failure> {
     let Some(decision) = taken.clone().roll_back(reason, actor.now) else { return Ok(taken) };
     rollout(db, actor, &decision, &[]).await?;
-    confirm(db, actor, decision.rollout).await
+    confirm_readable(db, actor, decision.rollout).await
 }
 
 /// The same for what is under way of a locked component, if anything is.
@@ -287,22 +285,47 @@ pub(super) async fn back_under_way(
 }
 
 /// Takes back what a locked rollout brought, which has succeeded and serves, after what is under way on top of it, which
-/// has no ground to stand on; the last of the rollouts is the one that does it.
+/// has no ground to stand on; the last of the rollouts is the one that does it. Says if what is under way cannot be read and
+/// so goes on.
 pub(super) async fn take_back(
     db: &mut PgConnection,
     actor: &Actor,
     succeeded: &Rollout,
     reason: &str,
     entropy: &Entropy,
-) -> Result<Vec<Rollout>, Failure> {
+) -> Result<(Vec<Rollout>, Option<String>), Failure> {
     let Rollout { component, environment, release, .. } = succeeded;
     let why = format!("{component} {} is rolled back", release.version);
-    let upper = back_under_way(db, actor, (component, environment), &why).await?;
+    let mut part = db.begin().await?;
+    let upper = back_under_way(&mut part, actor, (component, environment), &why).await;
+    let (upper, warning) = match if_readable(part, upper).await? {
+        Ok(upper) => (upper, None),
+        Err(error) => {
+            let text = format!(
+                "what is under way of {component} in {environment} cannot be read and goes on: {error}"
+            );
+            (None, Some(text))
+        }
+    };
     let id = RolloutId::new(actor.now, entropy.bytes());
     let decision = succeeded.take_back(id, reason.to_owned(), actor.principal.clone(), actor.now);
     rollout(db, actor, &decision, &[]).await?;
-    let back = confirm(db, actor, decision.rollout).await?;
-    Ok(upper.into_iter().chain([back]).collect())
+    let back = confirm_readable(db, actor, decision.rollout).await?;
+    Ok((upper.into_iter().chain([back]).collect(), warning))
+}
+
+/// The rollout with the harm that leads to its next transition, which is told where it is new.
+pub(super) async fn with_harm(
+    db: &mut PgConnection,
+    actor: &Actor,
+    rollout: Rollout,
+    harm: Option<Harm>,
+) -> Result<Rollout, Failure> {
+    let Some(harm) = harm.filter(|harm| rollout.harms.iter().all(|known| known.guard != harm.guard)) else {
+        return Ok(rollout);
+    };
+    tell(db, actor, "rollout.harm_found", rollout.id.to_string(), finding(&rollout, Some(&harm))).await?;
+    Ok(rollout.with_harm(harm))
 }
 
 /// Keeps what guards found of a locked rollout that leads to no transition of it; false if it is another one by now.
@@ -317,25 +340,26 @@ pub(super) async fn note(
     if !store::rollout::live::update_findings(db, &actor.tenant, &noted).await? {
         return Ok(false);
     }
-    let data = |guard: Option<&Harm>| {
-        json!({
-            "rollout_id": noted.id.to_string(),
-            "component": noted.component.as_str(),
-            "environment": noted.environment.as_str(),
-            "release_id": noted.release.id.to_string(),
-            "version": noted.release.version,
-            "step": noted.step,
-            "guard": guard.map(|harm| harm.guard.as_str()),
-            "finding": guard.map(|harm| harm.finding.as_str()),
-        })
-    };
     for harm in harms {
-        tell(db, actor, "rollout.harm_found", noted.id.to_string(), data(Some(harm))).await?;
+        tell(db, actor, "rollout.harm_found", noted.id.to_string(), finding(&noted, Some(harm))).await?;
     }
     if is_mismatch {
-        tell(db, actor, "rollout.mismatch_found", noted.id.to_string(), data(None)).await?;
+        tell(db, actor, "rollout.mismatch_found", noted.id.to_string(), finding(&noted, None)).await?;
     }
     Ok(true)
+}
+
+fn finding(of: &Rollout, harm: Option<&Harm>) -> Value {
+    json!({
+        "rollout_id": of.id.to_string(),
+        "component": of.component.as_str(),
+        "environment": of.environment.as_str(),
+        "release_id": of.release.id.to_string(),
+        "version": of.release.version,
+        "step": of.step,
+        "guard": harm.map(|harm| harm.guard.as_str()),
+        "finding": harm.map(|harm| harm.finding.as_str()),
+    })
 }
 
 /// Whether the release of a rollout that has succeeded serves everyone, by it.
@@ -358,7 +382,7 @@ async fn warn_of_previous(
         return Ok(Some(text));
     };
     let release = match store::release::find(db, &actor.tenant, previous.id).await {
-        Err(error) if dependency::is_unreadable(&error) => {
+        Err(error) if is_unreadable(&error) => {
             return Ok(Some(format!(
                 "whether {component} {}, which serves from now on, is quarantined cannot be read: {error}",
                 previous.version
@@ -387,6 +411,13 @@ pub(super) async fn confirm(
     }
     rollout(db, actor, &decision, &[]).await?;
     Ok(decision.rollout)
+}
+
+/// As [`confirm`]; but a release that cannot be read keeps nothing from going back.
+async fn confirm_readable(db: &mut PgConnection, actor: &Actor, taken: Rollout) -> Result<Rollout, Failure> {
+    let mut part = db.begin().await?;
+    let done = confirm(&mut part, actor, taken.clone()).await;
+    Ok(if_readable(part, done).await?.unwrap_or(taken))
 }
 
 /// Whether every session service acts on a rollout's route, and will until this transaction ends.

@@ -139,6 +139,24 @@ pub async fn lock_named(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
+/// As [`lock_named`], whatever else is in their rows.
+#[tracing::instrument(name = "db.component.lock_names", skip_all)]
+pub async fn lock_names(db: &mut PgConnection, tenant: &TenantId, names: &[String]) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"select component
+        from release.components
+        where tenant_id = $1 and component = any($2)
+        order by component collate "C"
+        limit cardinality($2)
+        for no key update"#,
+        tenant.as_str(),
+        names,
+    )
+    .fetch_all(db)
+    .await
+    .map(drop)
+}
+
 /// Locks the component that the release is of. None where there is no such release.
 #[tracing::instrument(name = "db.component.lock_of_release", skip_all)]
 pub async fn lock_of_release(

@@ -69,6 +69,11 @@ impl Next {
         matches!(self, Self::Begin | Self::Expose | Self::Advance)
     }
 
+    /// Whether it takes exposure away or keeps it where it is.
+    pub const fn protects(&self) -> bool {
+        self.urgency() < 2
+    }
+
     /// In which order things are done, from 0: what takes exposure away before all else, and what raises it last.
     pub const fn urgency(&self) -> u8 {
         match self {

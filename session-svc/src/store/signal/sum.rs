@@ -124,8 +124,8 @@ pub struct Sum {
     pub count: i64,
 }
 
-/// The sums that release-svc has not asked to end, those of a rollout together and in order, all of one moment: units that
-/// are counted and outcomes that are not yet would look better than they are.
+/// The sums that release-svc has not asked to end, those of a rollout together and in order, all of one moment: a later page
+/// would have outcomes of units that an earlier one had not.
 pub async fn counts(db: &mut PgConnection) -> sqlx::Result<Vec<Sum>> {
     let mut reading = db.begin_with("begin isolation level repeatable read, read only").await?;
     let mut counts = vec![];
