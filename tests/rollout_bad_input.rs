@@ -8,7 +8,7 @@ use shared::time::{Clock, to_proto};
 use tonic::Code;
 
 use crate::audit::list_all;
-use crate::harness::shop::{get_rollout, roll_back};
+use crate::harness::shop::{create_release, get_rollout, roll_back, start as rollout_of, submit};
 use crate::harness::{Answer as _, Caller, ENVIRONMENT, Options, Service, Stack, eventually, person, system};
 use crate::rollout_control::{baked, reaches, resume, ship_by, span, start};
 
@@ -70,6 +70,16 @@ async fn an_executor_that_vanishes_is_waited_for_until_the_deadline_of_the_step(
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_deadline_that_the_bake_time_outlasts_is_refused() {
+    let (_stack, caller) = start().await;
+    let release = submit(&caller, &create_release(&caller, "1.1").await).await;
+    let plan = pb::RolloutPlan { step_deadline: baked().min_bake, ..baked() };
+    let request = pb::StartRolloutRequest { plan: Some(plan), ..rollout_of(&release, &[1000]) };
+    let refused = caller.rollouts().start_rollout(request).await;
+    refused.refused(Code::InvalidArgument, "FIELD_INVALID");
 }
 
 /// Visits on what a rollout replaces, as counted so many seconds after the start of the test; each count once.

@@ -129,7 +129,8 @@ pub(crate) fn sentence(status: &Status) -> String {
     let blockers = details
         .precondition_failure()
         .into_iter()
-        .flat_map(|failure| &failure.violations);
+        .flat_map(|failure| &failure.violations)
+        .filter(|blocker| blocker.description != status.message());
     lines.extend(
         blockers.map(|blocker| format!("  {} {}: {}", blocker.r#type, blocker.subject, blocker.description)),
     );

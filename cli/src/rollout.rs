@@ -37,7 +37,8 @@ Examples:
   tandem rollout list storefront --state rolled_back --json
   tandem rollout resolve rlo_01a2069747dc7d6282a6459e52cdca40 --reason 'that host is off' --sub alice
 
-NAME is a component, for its newest rollout that is not final, else its newest; or a rollout's `rlo_...`.
+NAME is a rollout's `rlo_...`, or a component: its newest rollout that visits may be on, else one that waits, else the last
+that succeeded or was rolled back.
 See also: `tandem ship`, which starts one; `tandem release explain`.";
 
 /// How long session services are waited for to confirm a rollback.
@@ -188,6 +189,7 @@ async fn start(asked: Start) -> Result<(), Error> {
     };
     let request = plan.request(release_id, environment, wait);
     let answer = clients.rollouts.start_rollout(request).await?;
+    plan.tell_own();
     outcome(&answer.into_inner().rollout.unwrap_or_default(), common.output)
 }
 

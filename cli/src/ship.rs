@@ -1,14 +1,15 @@
 //! `tandem ship`: create, submit and start in one go. Each step looks at what is there first and has a request id derived
 //! from what it asks for, so that running the command again goes on where it stopped.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use shared::pb::common::Reason;
 use shared::pb::release::{
-    AssignmentPolicy, CreateReleaseRequest, GetApprovalPolicyRequest, GetComponentRequest, GetReleaseRequest,
-    GovernanceProfile, Guard, Release, ReleaseRef, ReleaseState, Rollout, SubmitReleaseRequest,
-    UpdateReleaseRequest, get_release_request,
+    AssignmentPolicy, CreateReleaseRequest, GetApprovalPolicyRequest, GetComponentRequest,
+    GetEnvironmentRequest, GetReleaseRequest, GovernanceProfile, Guard, Release, ReleaseRef, ReleaseState,
+    Rollout, SubmitReleaseRequest, UpdateReleaseRequest, get_release_request,
 };
 use shared::secret::sha256;
 
@@ -78,6 +79,22 @@ pub(crate) struct Plan {
     pub(crate) bake: Option<Duration>,
 }
 
+impl Plan {
+    /// Whether its steps and guards make sense, as the service would ask.
+    fn check(&self) -> Result<(), Error> {
+        if !self.steps.is_sorted_by(|one, next| one < next) {
+            return Err(Error::Unusable(
+                "--canary: shares must rise from step to step, such as 10%,50%".to_owned(),
+            ));
+        }
+        let names: BTreeSet<_> = self.guards.iter().map(|guard| &guard.name).collect();
+        if names.len() < self.guards.len() {
+            return Err(Error::Unusable("--guard: each name may be given once".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// How far it came.
 pub(crate) enum Shipped {
     /// The release needs evidence or votes first.
@@ -131,10 +148,24 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
                 ));
             }
             if is_new {
+                tell_own(&plan.guards);
                 tell_governance(&mut releases, component, &shell, address).await?;
             }
             rollout::tell(&rollout, environment, &shell)
         }
+    }
+}
+
+/// A name that is not counted from carts may be meant, or a slip.
+pub(crate) fn tell_own(guards: &[Guard]) {
+    for guard in guards
+        .iter()
+        .filter(|guard| !["checkout", "purchase"].contains(&guard.name.as_str()))
+    {
+        term::note(format_args!(
+            "{} is an outcome of your own: `RecordOutcome` has to tell of it",
+            guard.name
+        ));
     }
 }
 
@@ -144,9 +175,14 @@ pub(crate) async fn ship(
     plan: &Plan,
     say: impl Fn(String),
 ) -> Result<Shipped, Error> {
-    let mut release = match find(clients, plan).await? {
-        Some(release) => rewrite(clients, plan, release).await?,
-        None => create(clients, plan, &say).await?,
+    let mut release = if let Some(release) = find(clients, plan).await? {
+        rewrite(clients, plan, release).await?
+    } else {
+        // What is written stays, also where its rollout is refused.
+        plan.check()?;
+        let environment = plan.environment.clone();
+        clients.catalog.get_environment(GetEnvironmentRequest { environment }).await?;
+        create(clients, plan, &say).await?
     };
     if release.state() == ReleaseState::Draft {
         release = submit(clients, release).await?;

@@ -47,7 +47,8 @@ async fn a_rollout_goes_step_by_step_and_back_by_command() {
     let asked = ["1.1", "--steps", "10%,50%", "--guard", "checkout", "--guard", "slow:pause"];
     let (code, output) = of("start", &asked);
     let first = "kiosk 1.1 in local: 10% of visits, the rest on 1.0 (step 1 of 10%, 50%, 100%)";
-    assert_eq!((code, output.trim()), (Some(0), first));
+    let own = "slow is an outcome of your own: `RecordOutcome` has to tell of it";
+    assert_eq!((code, output.trim()), (Some(0), format!("{first}\n{own}").as_str()));
     let (code, output) = of("start", &asked);
     assert!(code == Some(1) && output.contains("EARLIER_ROLLOUT"), "{output}");
     for command in ["create", "submit"] {
@@ -116,6 +117,16 @@ async fn what_has_succeeded_is_followed_to_its_end_and_taken_back() {
 async fn ship_passes_guards_on_and_says_how_to_follow() {
     let stack = Observed::stack();
     prepare(&stack, "stall").await;
+    for (more, what) in [
+        (&["--canary", "50%,10%"][..], "shares must rise"),
+        (&["--canary", "10%", "--guard", "checkout", "--guard", "checkout:pause"], "may be given once"),
+        (&["--environment", "elsewhere"], "ENVIRONMENT_NOT_FOUND"),
+    ] {
+        let (code, output) = run(&stack, &[&["ship", "stall", "1.2"], more].concat());
+        assert!(code != Some(0) && output.contains(what), "{output}");
+    }
+    let (_, output) = run(&stack, &["release", "show", "stall", "1.2"]);
+    assert!(output.contains("RELEASE_NOT_FOUND"), "nothing is written: {output}");
     let shipped = ["ship", "stall", "1.1", "--canary", "10%", "--guard", "checkout", "--bake", "10m"];
     let (code, output) = run(&stack, &shipped);
     assert!(code == Some(0) && output.contains("rollout watch stall"), "{output}");

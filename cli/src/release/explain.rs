@@ -86,13 +86,26 @@ fn given(votes: &[Vote]) -> Option<String> {
     }
 }
 
+/// Rpcs by the commands that call them.
+const COMMANDS: [(&str, &str); 3] = [
+    ("SkipStep", "`tandem rollout skip`"),
+    ("ResumeRollout", "`tandem rollout resume`"),
+    ("LiftHold", "`tandem rollout lift`"),
+];
+
+fn by_command(text: &str) -> String {
+    COMMANDS
+        .iter()
+        .fold(text.to_owned(), |text, (rpc, command)| text.replace(rpc, command))
+}
+
 /// Names what it is about, unless that is what is asked about itself.
 pub(crate) fn sentence(blocker: &Blocker, about_id: &str) -> String {
     let Blocker { r#type: kind, subject, description, lifted_by, next_open_time } = blocker;
     let about = if subject == about_id { String::new() } else { format!(" {subject}") };
     let mut text = format!("{kind}{about}: {description}.");
     if !lifted_by.is_empty() {
-        let _ = write!(text, " Lifted by {lifted_by}.");
+        let _ = write!(text, " Lifted by {}.", by_command(lifted_by));
     }
     if next_open_time.is_some() {
         let _ = write!(text, " Opens {}.", instant(*next_open_time));

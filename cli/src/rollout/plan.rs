@@ -7,6 +7,7 @@ use shared::pb::release::{
 };
 
 use crate::percent::Percent;
+use crate::ship;
 use crate::token::duration;
 
 /// How a new release reaches its visits.
@@ -73,6 +74,11 @@ impl Plan {
             wait,
             request_id: String::new(),
         }
+    }
+
+    /// Says which guards are nobody's but the caller's.
+    pub(super) fn tell_own(&self) {
+        ship::tell_own(&self.guards);
     }
 
     fn in_full(&self) -> RolloutPlan {

@@ -125,6 +125,19 @@ pub(super) fn lines(rollout: &Rollout, report: &RolloutReport, now: Time) -> Vec
     for line in guards(rollout, report) {
         tell(line);
     }
+    let is_running = rollout.state() == RolloutState::Running;
+    let counted = |arm: Option<ArmReport>| arm.is_some_and(|arm| arm.units > 0);
+    let is_counted = |guard: &GuardReport| counted(guard.canary) || counted(guard.control);
+    if is_running && !report.guards.is_empty() && !report.guards.iter().any(is_counted) {
+        let what = &rollout.component;
+        tell(format!(
+            "no visit was counted yet: only those count that begin at a touchpoint with {what} among its components"
+        ));
+    }
+    let goes_on = rollout.plan.as_ref().is_some_and(|plan| plan.min_bake.is_some());
+    if is_running && !goes_on && report.blockers.is_empty() && rollout.phase() == StepPhase::Baking {
+        tell("waits for a person: `tandem rollout advance`".to_owned());
+    }
     if !report.blockers.is_empty() {
         tell("waits, because".to_owned());
     }

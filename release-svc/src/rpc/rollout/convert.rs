@@ -174,9 +174,17 @@ pub(super) fn parse_plan(plan: Option<pb::RolloutPlan>) -> Result<Plan, Refusal>
         pb::RollbackPolicy::Unspecified | pb::RollbackPolicy::Migrate => RollbackPolicy::Migrate,
         pb::RollbackPolicy::End => RollbackPolicy::End,
     };
+    let min_bake = parse_span("plan.min_bake", min_bake)?;
+    let step_deadline = parse_span("plan.step_deadline", step_deadline)?;
+    if step_deadline.is_some() && step_deadline <= min_bake {
+        return Err(Refusal::field(
+            "plan.step_deadline",
+            "must be longer than min_bake, which is waited for in any case",
+        ));
+    }
     Ok(Plan {
-        min_bake: parse_span("plan.min_bake", min_bake)?,
-        step_deadline: parse_span("plan.step_deadline", step_deadline)?,
+        min_bake,
+        step_deadline,
         at_deadline,
         guards: guard::parse(guards)?,
         rollback_policy,
