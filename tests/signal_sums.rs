@@ -6,7 +6,7 @@ use session_svc::store::signal::{scan, source};
 use shared::pb::session::{Arm, Verdict};
 use uuid::Uuid;
 
-use crate::harness::router::{moving, rolling, rollout_id, stable, with_rollout};
+use crate::harness::router::{Router, moving, rolling, rollout_id, stable, with_rollout};
 use crate::harness::shop::{create_session, validate};
 use crate::harness::{Stack, eventually};
 use crate::signal::record;
@@ -113,4 +113,37 @@ async fn no_sum_is_left_out_however_many_there_are() {
     assert!(counts.is_sorted_by_key(key));
     let visits = scan::list(&mut db).await.unwrap();
     assert_eq!(visits.iter().map(|visits| visits.canary).sum::<i64>(), 50_015_001);
+}
+
+/// Who holds the walk over visits, once somebody does.
+async fn walker(stack: &Stack) -> Uuid {
+    let held = "select scan_holder from session.signal_source where scan_held_until > $1";
+    eventually("somebody who walks", async || {
+        let mut db = stack.database.connect().await;
+        sqlx::query_scalar(held)
+            .bind(stack.now())
+            .fetch_optional(&mut db)
+            .await
+            .unwrap()
+    })
+    .await
+}
+
+/// It may walk for rollouts that are over, of which it has not heard.
+#[tokio::test]
+async fn a_replica_that_does_not_hear_of_release_svc_leaves_the_walk_to_another_one() {
+    let (stack, cut_off, caller) = start().await;
+    cut_off.send(rolling(10_000, &[])).await;
+    create_session(&caller).await;
+    let first = walker(&stack).await;
+    let router = Router::start(&stack).await;
+    let _replica = stack.session_svc(&router.linked());
+    router.send(rolling(10_000, &[])).await;
+    cut_off.fall_silent(true);
+    stack.advance(TimeDelta::minutes(6));
+    // Whoever comes first after the lease of the one before has it.
+    for _ in 0..5 {
+        stack.advance(TimeDelta::minutes(1));
+        assert_ne!(walker(&stack).await, first);
+    }
 }

@@ -14,7 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use crate::harness::{Pids, Stack, channel};
-use crate::process::{Stopped, eventually, is_running, parent, poll, signal};
+use crate::process::{self, Stopped, eventually, is_running, parent, poll, signal};
 
 /// `up` waits 0.5 s before it starts a service again; recovery of PostgreSQL takes a moment.
 const BACK_LIMIT: Duration = Duration::from_secs(20);
@@ -24,6 +24,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 const STILL_SERVING: Duration = Duration::from_millis(3_900);
 const TURNS_LIMIT: Duration = Duration::from_secs(6);
 const REPLAY_LIMIT: Duration = Duration::from_secs(90);
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
 fn every_acknowledged_write_survives_kill_9_of_both_services_and_of_postgresql() {
@@ -84,6 +85,51 @@ fn service_that_is_told_to_stop_under_load_drains_and_is_started_again() {
         assert!(stack.log("up.err").contains(&told), "{name}-svc did not end with exit code 0");
     }
     replay.finish();
+}
+
+/// What waits begins, what is watched goes on, what is paused stays, and what goes back is back, whoever saw to it before.
+#[test]
+fn rollouts_are_where_they_were_after_kill_9_of_release_svc_and_go_on() {
+    let stack = Stack::start("rollouts", &[]);
+    let run = |command: &[&str]| process::run(&mut stack.tandem(command), COMMAND_LIMIT);
+    let done = |command: &[&str]| {
+        let output = run(command);
+        assert!(output.status.success(), "{command:?}: {}", process::said(&output));
+    };
+    let reach = |state: &str| {
+        let newest = || {
+            let listed: Value =
+                serde_json::from_slice(&run(&["rollout", "list", "storefront", "--json"]).stdout).ok()?;
+            Some(listed[0]["state"].as_str()?.trim_start_matches("ROLLOUT_STATE_").to_owned())
+        };
+        let reached = poll(BACK_LIMIT, || (newest()? == state).then_some(()));
+        assert!(reached.is_some(), "it is {:?} and not {state}", newest());
+    };
+    let kill = || {
+        let before = stack.running();
+        signal("KILL", before.release);
+        changed(&stack, before, |pids| pids.release);
+    };
+    for version in ["1.1", "1.2"] {
+        done(&["release", "create", "storefront", version]);
+        done(&["release", "submit", "storefront", version]);
+    }
+    done(&["rollout", "start", "storefront", "1.1", "--steps", "50%", "--bake", "2s"]);
+    run(&["rollout", "start", "storefront", "1.2", "--steps", "50%", "--wait"]);
+    reach("WAITING");
+    kill();
+    reach("RUNNING");
+    kill();
+    reach("RUNNING");
+    done(&["rollout", "pause", "storefront", "--reason", "somebody calls"]);
+    kill();
+    reach("PAUSED");
+    done(&["rollout", "resume", "storefront", "--reason", "it was nothing", "--sub", "alice"]);
+    kill();
+    reach("RUNNING");
+    done(&["rollout", "back", "storefront", "--reason", "loses orders"]);
+    kill();
+    reach("ROLLED_BACK");
 }
 
 /// The watchdog between `up` and PostgreSQL stands still meanwhile, so that `up` hears of the death only afterwards.
