@@ -77,10 +77,11 @@ impl Service {
             if let Some(running) = &mut self.running
                 && let Ok(Some(status)) = running.child.try_wait()
             {
+                let said = self.log.tail();
+                let remedy = remedy(&said);
                 let what = format!(
-                    "{}-svc did not start; it ended with {status} and said:\n{}",
-                    self.name,
-                    self.log.tail()
+                    "{}-svc did not start; it ended with {status} and said:\n{said}{remedy}",
+                    self.name
                 );
                 // Its own exit code says whether trying again would help.
                 return Err(if status.code() == Some(2) {
@@ -237,5 +238,30 @@ pub(super) async fn wait_for_lock(file: &File, path: &Path) -> Result<(), Error>
             return Err(Error::Unusable(format!("a process of an earlier run still writes {path}: stop it")));
         }
         tokio::time::sleep(LOCK_POLL).await;
+    }
+}
+
+/// What helps against what a service ended with.
+fn remedy(said: &str) -> &'static str {
+    // In sqlx's words: a migration was edited, or is one of a later build.
+    if said.contains("was previously applied but") {
+        "\nThe data is of another build of Tandem: `tandem up --fresh` forgets it, --data-dir names another folder"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::migrate::MigrateError;
+
+    use super::*;
+
+    #[test]
+    fn data_of_another_build_has_a_way_out() {
+        for error in [MigrateError::VersionMismatch(1), MigrateError::VersionMissing(99)] {
+            assert!(remedy(&error.to_string()).contains("--fresh"), "{error}");
+        }
+        assert_eq!(remedy("no space left on device"), "");
     }
 }
